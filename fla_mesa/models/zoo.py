@@ -1,0 +1,1 @@
+"""Architectures of the comparison by name, and the sizes they come in."""
