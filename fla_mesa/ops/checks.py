@@ -68,7 +68,9 @@ def _check_states(names: tuple[str, str], h_kk: object, h_kv: object, N: int, q:
     for name, h in zip(names, (h_kk, h_kv), strict=True):
         assert isinstance(h, torch.Tensor)
         if h.dtype not in (torch.float32, torch.float64):
-            raise TypeError(f"{name} must be float32 or float64, since a state of 16 bits is not good enough; got {_describe(h)}")
+            raise TypeError(
+                f"{name} must be float32 or float64, since a state of 16 bits is not good enough; got {_describe(h)}"
+            )
 
 
 def _check_boundaries(name: str, cu_seqlens: object, B: int, T: int) -> None:
@@ -117,7 +119,9 @@ def check_chunk(
         _check_boundaries("cu_seqlens_cpu", cu_seqlens_cpu, B, T)
         assert isinstance(cu_seqlens_cpu, torch.Tensor)
         if cu_seqlens_cpu.device.type != "cpu" or len(cu_seqlens_cpu) != N + 1:
-            raise ValueError(f"cu_seqlens_cpu must be a copy of cu_seqlens, {N + 1} entries, on the CPU; got {_describe(cu_seqlens_cpu)}")
+            raise ValueError(
+                f"cu_seqlens_cpu must be a copy of cu_seqlens, {N + 1} entries, on the CPU; got {_describe(cu_seqlens_cpu)}"
+            )
     if (h_kk_init is None) != (h_kv_init is None):
         given, missing = ("h_kv_init", "h_kk_init") if h_kk_init is None else ("h_kk_init", "h_kv_init")
         raise ValueError(f"h_kk_init and h_kv_init come together or not at all; got {given} without {missing}")

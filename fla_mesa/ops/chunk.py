@@ -36,7 +36,10 @@ class _ChunkMesaNet(torch.autograd.Function):
         if do is None:
             do = torch.zeros_like(v)
         if dh_kk is not None or dh_kv is not None:
-            N, H, K = (len(do) if ctx.options["cu_seqlens"] is None else len(ctx.options["cu_seqlens"]) - 1), *k.shape[2:]
+            N, H, K = (
+                (len(do) if ctx.options["cu_seqlens"] is None else len(ctx.options["cu_seqlens"]) - 1),
+                *k.shape[2:],
+            )
             dh_kk = x.new_zeros(N, H, K, K) if dh_kk is None else dh_kk
             dh_kv = x.new_zeros(N, H, K, v.shape[-1]) if dh_kv is None else dh_kv
         with torch.autocast(k.device.type, enabled=False):
@@ -109,7 +112,9 @@ def chunk_mesa_net(
     if isinstance(q, torch.Tensor) and torch.is_autocast_enabled(q.device.type):
         dtype = torch.get_autocast_dtype(q.device.type)
         q, k, v = (x.to(dtype) if isinstance(x, torch.Tensor) and x.is_floating_point() else x for x in (q, k, v))
-    check_chunk(q, k, v, g, beta, lamb, h_kk_init, h_kv_init, max_CG_iteration, cg_tolerance, cu_seqlens, cu_seqlens_cpu)
+    check_chunk(
+        q, k, v, g, beta, lamb, h_kk_init, h_kv_init, max_CG_iteration, cg_tolerance, cu_seqlens, cu_seqlens_cpu
+    )
     chosen = choose_backend(backend, q.device)
     if use_qk_l2norm_in_kernel:
         q, k = l2_normalize(q), l2_normalize(k)

@@ -75,7 +75,9 @@ def chunk_backward(
     asked = (x * problem.entry_decay(everything)).mT @ torch.cat([-y, do], -1)
     final = None
     if dh_kk is not None and dh_kv is not None:
-        final = torch.cat([norm[:, :, None] * dh_kk.to(dtype).mT * norm[:, None, :], norm[:, :, None] * dh_kv.to(dtype)], -1)
+        final = torch.cat(
+            [norm[:, :, None] * dh_kk.to(dtype).mT * norm[:, None, :], norm[:, :, None] * dh_kv.to(dtype)], -1
+        )
     decay = problem.a[:, -1].exp().to(dtype)
     adjoints = scan_adjoints(tiles, asked, decay, final)
 

@@ -39,7 +39,9 @@ def chunk_forward(
         operator = problem.operator(group, inner, states[..., :K])
         x[group], iterations[group], residual[group] = conjugate_gradients(operator, b[group], max_steps, tolerance)
         scores = torch.bmm(x[group], problem.k[group].mT).mul_(inner)
-        torch.baddbmm(torch.bmm(x[group] * problem.entry_decay(group), states[..., K:]), scores, problem.v[group], out=o[group])
+        torch.baddbmm(
+            torch.bmm(x[group] * problem.entry_decay(group), states[..., K:]), scores, problem.v[group], out=o[group]
+        )
     join = problem.tiles.join
     h_kk, h_kv = nonfinite.mark_states(*problem.last_states())
     return ChunkForward(

@@ -16,7 +16,9 @@ class Nonfinite:
         cu_seqlens: Boundaries of packed sequences, or None.
     """
 
-    def __init__(self, k: torch.Tensor, v: torch.Tensor, g: torch.Tensor, beta: torch.Tensor, cu_seqlens: torch.Tensor | None):
+    def __init__(
+        self, k: torch.Tensor, v: torch.Tensor, g: torch.Tensor, beta: torch.Tensor, cu_seqlens: torch.Tensor | None
+    ):
         # One pass over the data; a sum that overflows by itself is no harm, the search below then finds nothing.
         # A gate of 0 has g = -inf: that one is no fault.
         self.found = not bool(torch.isfinite(k.sum() + v.sum() + g.nan_to_num(neginf=0).sum() + beta.sum()))
@@ -41,7 +43,12 @@ class Nonfinite:
         if not self.found:
             return k, v, g, beta
         head = self.bad_head
-        return k.masked_fill(head[..., None], 0), v.masked_fill(self.bad, 0), g.masked_fill(head, 0), beta.masked_fill(head, 0)
+        return (
+            k.masked_fill(head[..., None], 0),
+            v.masked_fill(self.bad, 0),
+            g.masked_fill(head, 0),
+            beta.masked_fill(head, 0),
+        )
 
     def mark(self, x: torch.Tensor, channels: bool = False) -> torch.Tensor:
         """``x [B, T, H, ...]`` with NaN where it depends on a fault, by value channel where x has those."""
@@ -55,6 +62,9 @@ class Nonfinite:
         if not self.found:
             return h_kk, h_kv
         last = slice(-1, None) if self.cu_seqlens is None else self.cu_seqlens[1:].to(h_kk.device, torch.long) - 1
-        head, channel = self._touched(self.bad_head)[:, last], self._touched(self.bad)[:, last]  # [B, 1, H], or [1, N, H]
+        head, channel = (
+            self._touched(self.bad_head)[:, last],
+            self._touched(self.bad)[:, last],
+        )  # [B, 1, H], or [1, N, H]
         head, channel = head.flatten(0, 1), channel.flatten(0, 1)
         return h_kk.masked_fill(head[..., None, None], torch.nan), h_kv.masked_fill(channel[..., None, :], torch.nan)

@@ -43,7 +43,7 @@ class Problem:
         h_kv_init: torch.Tensor | None,
         cu_seqlens: torch.Tensor | None,
     ):
-        B, T, H, K = k.shape
+        B, T, H, _ = k.shape
         longest = T if cu_seqlens is None else int(cu_seqlens.diff().max())
         self.tiles = tiles = Tiles(B, T, H, min(CHUNK_SIZE, longest), cu_seqlens, k.device)
         self.dtype = torch.float64 if k.dtype == torch.float64 else torch.float32
@@ -56,7 +56,9 @@ class Problem:
         initial = None
         if h_kk_init is not None and h_kv_init is not None:
             h_kk_init, h_kv_init = h_kk_init.to(self.dtype), h_kv_init.to(self.dtype)
-            initial = torch.cat([self.unit[:, :, None] * h_kk_init * self.unit[:, None, :], self.unit[:, :, None] * h_kv_init], -1)
+            initial = torch.cat(
+                [self.unit[:, :, None] * h_kk_init * self.unit[:, None, :], self.unit[:, :, None] * h_kv_init], -1
+            )
         update = (self.k * self.exit_weight(slice(None))).mT @ torch.cat([self.k, self.v], -1)
         self.states = scan_states(tiles, update, self.a[:, -1].exp().to(self.dtype), initial)
 

@@ -23,7 +23,9 @@ class Tiles:
         device: Where the tensors are.
     """
 
-    def __init__(self, batch: int, time: int, heads: int, size: int, cu_seqlens: torch.Tensor | None, device: torch.device):
+    def __init__(
+        self, batch: int, time: int, heads: int, size: int, cu_seqlens: torch.Tensor | None, device: torch.device
+    ):
         self.batch, self.time, self.heads, self.size = batch, time, heads, size
         self.packed = cu_seqlens is not None
         lengths = [time] if cu_seqlens is None else cu_seqlens.diff().tolist()
