@@ -49,7 +49,13 @@ def _restore(x: Tensor, mean: Tensor | None, rstd: Tensor) -> Tensor:
 
 
 def _backward(
-    dy: Tensor, x_hat: Tensor, rstd: Tensor, weight: Tensor | None, bias: Tensor | None, is_rms: bool, num_groups: int = 1
+    dy: Tensor,
+    x_hat: Tensor,
+    rstd: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    is_rms: bool,
+    num_groups: int = 1,
 ):
     """-> dx, dweight, dbias in the precision of dy"""
     D = dy.shape[-1]

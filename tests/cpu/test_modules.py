@@ -152,7 +152,11 @@ def power_gate(x):
         (activations.swiglu, lambda x, y: F.silu(x) * y, [(3, 8)] * 2),
         (activations.powglu, lambda x, y: power_gate(x) * y, [(3, 8)] * 2),
         (activations.swiglu_linear, lambda x, y, w, b: F.linear(F.silu(x) * y, w, b), [(3, 8), (3, 8), (5, 8), (5,)]),
-        (activations.powglu_linear, lambda x, y, w, b: F.linear(power_gate(x) * y, w, b), [(3, 8), (3, 8), (5, 8), (5,)]),
+        (
+            activations.powglu_linear,
+            lambda x, y, w, b: F.linear(power_gate(x) * y, w, b),
+            [(3, 8), (3, 8), (5, 8), (5,)],
+        ),
     ],
     ids=["sigmoid", "swish", "logsigmoid", "swiglu", "powglu", "swiglu_linear", "powglu_linear"],
 )
@@ -194,7 +198,9 @@ def test_convolution(lengths, state, activation):
 
     def reference(x, w, b, r, *h):
         parts = list(x) if lengths is None else x[0].split(lengths)
-        ys, states = zip(*[conv(p, w, b, h[0][n] if h else None, bool(activation)) for n, p in enumerate(parts)], strict=True)
+        ys, states = zip(
+            *[conv(p, w, b, h[0][n] if h else None, bool(activation)) for n, p in enumerate(parts)], strict=True
+        )
         y = torch.stack(ys) if lengths is None else torch.cat(ys)[None]
         return y + r, torch.stack(states)
 
@@ -311,7 +317,9 @@ def test_cross_entropy(reduction, options):
         smoothing = options.get("label_smoothing", 0.0)
         loss = F.cross_entropy(z, target, ignore_index=ignored, reduction="none", label_smoothing=smoothing) + z_loss
         count = {"mean": (target != ignored).sum(), "sum": 1}
-        return (loss, z_loss) if reduction == "none" else (loss.sum() / count[reduction], z_loss.sum() / count[reduction])
+        return (
+            (loss, z_loss) if reduction == "none" else (loss.sum() / count[reduction], z_loss.sum() / count[reduction])
+        )
 
     logits = torch.randn(7, V)
     close(module(logits, target)[1] + 1, reference(logits.to(f64))[1] + 1)
