@@ -4,7 +4,6 @@
 
 g is nothing, one number a head, or one for each key channel. Chunkwise, G = sum of g over the chunk so far, h0 the state before
 the chunk:   o_t = scale * ( (exp(G_t) q_t)' h0 + sum_{s <= t} A_ts v_s ),   A_ts = sum_i q_ti k_si exp(G_ti - G_si)
-Only differences G_t - G_s <= 0 are ever exponentiated, so no gate is too steep.
 """
 
 from __future__ import annotations
@@ -13,10 +12,10 @@ import warnings
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from fla.ops import gla, simple_gla
 from fla.ops.utils import cumsum
 
+from fla_mesa.cpu.chunkwise import decay_mask, recurrence, scores
 from fla_mesa.cpu.packing import Chunks
 from fla_mesa.cpu.precision import up, without_autocast
 from fla_mesa.cpu.registry import stand_in
@@ -24,34 +23,10 @@ from fla_mesa.cpu.registry import stand_in
 Tensor = torch.Tensor
 
 # Tokens a chunk. With gates by channel the scores cost more per pair of tokens.
-CHUNK, CHUNK_BY_CHANNEL = 64, 32
+CHUNK, CHUNK_BY_CHANNEL = 32, 32
 
 
 # ---------------------------------------------------------------------------- shared with the delta rules
-
-
-def decay_mask(G: Tensor) -> Tensor:
-    """G `[..., C]` -> exp(G_t - G_s) for s <= t, else 0: `[..., C, C]`"""
-    future = torch.full(G.shape[-1:] * 2, -torch.inf, dtype=G.dtype).triu(1)
-    return (G[..., :, None] - G[..., None, :] + future).exp()
-
-
-def decayed_scores(left: Tensor, k: Tensor, G: Tensor) -> Tensor:
-    """left `[..., C, K]`, k and G `[..., C, K]` -> sum_i left_ti k_si exp(G_ti - G_si) for s <= t, else 0: `[..., C, C]`
-
-    The exponential of each difference is split at a row between t and s, G_t - G_m and G_m - G_s, into two factors <= 1: the
-    lower left quarter is one matrix product around the middle row, the two quarters on the diagonal are halved again.
-    """
-    C = k.shape[-2]
-    if C == 1:
-        return (left * k).sum(-1, keepdim=True)
-    left_hi, k_lo = left[..., C // 2 :, :], k[..., : C // 2, :]
-    (G_lo, G_hi) = G.unflatten(-2, (2, C // 2)).unbind(-3)
-    middle = G_lo[..., -1:, :]
-    across = (left_hi * (G_hi - middle).exp()) @ (k_lo * (middle - G_lo).exp()).mT
-    halves = decayed_scores(*(x.unflatten(-2, (2, C // 2)) for x in (left, k, G)))
-    upper, lower = halves.unbind(-3)
-    return torch.cat([F.pad(upper, (0, C // 2)), torch.cat([across, lower], -1)], -2)
 
 
 def state_in(state: Tensor | None, v_first: bool) -> Tensor | None:
@@ -129,32 +104,22 @@ def linear_attention(
 
 
 def _chunkwise(chunks: Chunks, q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, h0: Tensor) -> tuple[Tensor, Tensor]:
+    G, (q_in,), k_out, decay = through_gates(g, k, q)
+    (A,) = scores(G, k, q)
+    return recurrence(chunks.counts, A, q_in, k_out, decay, v, None, h0)
+
+
+def through_gates(g: Tensor | None, k: Tensor, *reading: Tensor):
+    """-> G; `reading` as seen from before the chunk, exp(G) * x; k as seen from after it, exp(G_C - G) * k; exp(G_C) for the state"""
     if g is None:
-        scores, q_in, k_out, decay = (q @ k.mT).tril(), q, k, None
-    elif g.ndim == k.ndim:
-        G = g.cumsum(-2)
-        scores = decayed_scores(q, k, G)
-        q_in, k_out, decay = q * G.exp(), k * (G[..., -1:, :] - G).exp(), G[..., -1, :].exp()[..., None]
-    else:
-        G = g.cumsum(-1)
-        scores = (q @ k.mT) * decay_mask(G)
-        q_in, k_out = q * G.exp()[..., None], k * (G[..., -1:] - G).exp()[..., None]
-        decay = G[..., -1].exp()[..., None, None]
-    before, state = scan(chunks, k_out.mT @ v, decay, h0)
-    return scores @ v + q_in @ before, state
-
-
-def scan(chunks: Chunks, update: Tensor, decay: Tensor | None, h0: Tensor) -> tuple[Tensor, Tensor]:
-    """h <- decay * h + update over the chunks `[M, H, K, V]` of each sequence -> states before each chunk, final states"""
-    before, finished, h = [], [], h0
-    decays = [None] * len(chunks.counts) if decay is None else decay.split(chunks.counts)
-    for u, d in zip(update.split(chunks.counts), decays, strict=True):
-        if len(u) < len(h):
-            finished.append(h[len(u) :])
-            h = h[: len(u)]
-        before.append(h)
-        h = torch.add(h, u) if d is None else torch.addcmul(u, h, d)
-    return torch.cat(before) if before else update, torch.cat([h, *reversed(finished)])
+        return None, reading, k, None
+    G = g.cumsum(2)
+    last = G[:, :, -1:]
+    by_channel = g.ndim == k.ndim
+    opening, closing = G.exp(), (last - G).exp()
+    if not by_channel:
+        opening, closing, last = opening[..., None], closing[..., None], last[..., None]
+    return G, tuple(x * opening for x in reading), k * closing, last.exp().mT
 
 
 def _steps(chunks: Chunks, q, k, v, g, gk, gv, h: Tensor) -> tuple[Tensor, Tensor]:
