@@ -24,9 +24,11 @@ class MesaNetBlock(GradientCheckpointingLayer):
     def __init__(self, config: MesaNetConfig, layer_idx: int):
         super().__init__()
         self.attn_norm = _norm(config)
-        self.attn = get_attention(config=config, layer_idx=layer_idx)
-        if self.attn is None:
-            self.attn = MesaNet(
+        attention = get_attention(config=config, layer_idx=layer_idx)
+        self.attn: nn.Module = (
+            attention
+            if attention is not None
+            else MesaNet(
                 hidden_size=config.hidden_size,
                 num_heads=config.num_heads,
                 head_dim=config.head_dim,
@@ -43,6 +45,7 @@ class MesaNetBlock(GradientCheckpointingLayer):
                 gamma_cap=config.gamma_cap,
                 cg_tolerance=config.cg_tolerance,
             )
+        )
         self.mlp_norm = _norm(config)
         self.mlp = GatedMLP(
             hidden_size=config.hidden_size,
