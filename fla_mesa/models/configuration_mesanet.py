@@ -230,11 +230,12 @@ class MesaNetConfig(AttentionConfigBase, PreTrainedConfig):
         super().__init__(tie_word_embeddings=tie_word_embeddings, **kwargs)  # pyright: ignore[reportCallIssue]
 
     @classmethod
-    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any):
-        """As in transformers; a dictionary of fla's ``mesa_net`` is translated first."""
-        if config_dict.get("model_type") == FlaMesaNetConfig.model_type:
-            config_dict = _from_fla(config_dict)
-        return super().from_dict(config_dict, **kwargs)
+    def get_config_dict(cls, pretrained_model_name_or_path, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        """As in transformers; what fla's ``mesa_net`` saved is translated."""
+        config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        return (
+            _from_fla(config_dict) if config_dict.get("model_type") == FlaMesaNetConfig.model_type else config_dict
+        ), kwargs
 
 
 def _from_fla(config_dict: dict[str, Any]) -> dict[str, Any]:
