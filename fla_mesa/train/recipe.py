@@ -76,6 +76,7 @@ class Run:
             folder.check_same(self.folder, stored, self.description)
         self.checkpoint = self._find_checkpoint(stored)
         self.trainer = self._make_trainer()
+        self.metrics: dict[str, Any] = {}  # what metrics.json holds, once trained
 
     def _open_folder(self) -> dict | None:
         if self.settings.resume or self.arguments.resume_from_checkpoint:
@@ -146,7 +147,8 @@ class Run:
                 with stop.training():
                     trainer.train(resume_from_checkpoint=str(self.checkpoint) if self.checkpoint else None)
             final = trainer.evaluate(self.splits.validation, metric_key_prefix="final")
-            return self._save(final)
+            self.metrics = self._save(final)
+        return self.metrics
 
     def _begin(self) -> None:
         """The first writing: from here on the folder is this run's."""

@@ -10,6 +10,7 @@ from torch import nn
 from torch.utils.data import Dataset
 from transformers import PreTrainedModel, ProgressCallback, Trainer, default_data_collator
 from transformers.trainer_callback import PrinterCallback
+from transformers.utils import logging
 
 from fla_mesa.data import Splits
 from fla_mesa.train import folder
@@ -85,6 +86,16 @@ class RecipeTrainer(Trainer):
         super().log(logs, start_time)
         if any(name.endswith("loss") and not math.isfinite(value) for name, value in logs.items()):
             raise Diverged(self.state.global_step)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        """As the Trainer's, without a progress bar for each file."""
+        shown = logging.is_progress_bar_enabled()
+        logging.disable_progress_bar()
+        try:
+            super()._save(output_dir, state_dict)
+        finally:
+            if shown:
+                logging.enable_progress_bar()
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         if not torch.isfinite(self._tr_loss):
