@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from numbers import Integral, Real
+import numpy as np
 
 
 def check_int(task: str, field: str, value: object, low: int, high: int | None = None) -> None:
     """`value` is an integer with low <= value (<= high)."""
     allowed = f"an integer >= {low}" if high is None else f"an integer in [{low}, {high}]"
-    if isinstance(value, bool) or not isinstance(value, Integral):
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
         raise ValueError(f"{task}: {field} must be {allowed}, got {value!r}")
     if value < low or (high is not None and value > high):
         raise ValueError(f"{task}: {field} must be {allowed}, got {value!r}")
@@ -16,7 +16,7 @@ def check_int(task: str, field: str, value: object, low: int, high: int | None =
 
 def check_share(task: str, field: str, value: object) -> None:
     """`value` is a real number in [0, 1)."""
-    if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= value < 1:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
         raise ValueError(f"{task}: {field} must be a number in [0, 1), got {value!r}")
 
 

@@ -100,8 +100,9 @@ class FuzzyInContextRecall(Task):
         keys[np.arange(slots + 1) > count[:, None]] = -1
         return self._lay_out(split, keys, value_of_key, key_tokens, value_tokens)
 
-    def _lay_out(self, split: str, keys: np.ndarray, value_of_key: np.ndarray, key_tokens: np.ndarray,
-                 value_tokens: np.ndarray) -> Rows:
+    def _lay_out(
+        self, split: str, keys: np.ndarray, value_of_key: np.ndarray, key_tokens: np.ndarray, value_tokens: np.ndarray
+    ) -> Rows:
         """Write the pairs `keys` [n, m] (-1: none) one after the other, flush right."""
         n, m = keys.shape
         values = np.take_along_axis(value_of_key, np.maximum(keys, 0), axis=1)

@@ -23,6 +23,7 @@ Token ids are bytes (symbol 256 is the byte tokenizer's special token, unused he
 from __future__ import annotations
 
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -31,21 +32,34 @@ import numpy as np
 from fla_mesa.data.synthetic.checks import check_choice, check_int
 from fla_mesa.data.synthetic.task import IGNORE, Rows, Task
 
-_ADJECTIVES = """amber ancient bitter blue brave bright broken calm clever cold copper crimson curious dark distant dusty
-early empty faded famous fierce gentle golden grey hidden hollow honest humble icy idle ivory jolly late little lonely
-loud lucky mellow misty modest narrow noble odd pale patient plain proud quick quiet rapid restless rusty sandy secret
-shy silent silver slow small solemn steady stormy strange sunny tall tender thirsty tidy tiny vivid warm weary wild
-wooden young""".split()
-_NOUNS = """anchor apple barn basket bell boat bridge candle canyon castle cellar chair cliff cloud compass corner cottage
-creek desert door drum engine falcon feather fence ferry field forest fountain garden gate glacier hammer harbour hill
-horse island kettle ladder lamp lantern lemon letter library market meadow mill mirror mountain needle oak orchard otter
-owl painter paper pebble piano pilot pocket pond raven river road rope sailor shadow shelf ship stone table tailor tower
-train tunnel valley violin wagon wall window""".split()
-_VERBS = """admired avoided carried circled crossed drew faced followed found guarded left met missed moved painted passed
-reached remembered saw sought studied touched turned watched""".split()
-_PLACES = """after lunch|at dawn|at night|before the storm|behind the hill|by the shore|during the winter|every morning
-|for many years|in the rain|near the border|on the way home|once a week|since the spring|under the old bridge
-|without a word""".replace("\n", "").split("|")
+_VOCABULARY = {
+    "adjective": (
+        "amber ancient bitter blue brave bright broken calm clever cold copper crimson curious dark distant "
+        "dusty early empty faded famous fierce gentle golden grey hidden hollow honest humble icy idle ivory "
+        "jolly late little lonely loud lucky mellow misty modest narrow noble odd pale patient plain proud "
+        "quick quiet rapid restless rusty sandy secret shy silent silver slow small solemn steady stormy "
+        "strange sunny tall tender thirsty tidy tiny vivid warm weary wild wooden young "
+    ),
+    "noun": (
+        "anchor apple barn basket bell boat bridge candle canyon castle cellar chair cliff cloud compass "
+        "corner cottage creek desert door drum engine falcon feather fence ferry field forest fountain garden "
+        "gate glacier hammer harbour hill horse island kettle ladder lamp lantern lemon letter library market "
+        "meadow mill mirror mountain needle oak orchard otter owl painter paper pebble piano pilot pocket "
+        "pond raven river road rope sailor shadow shelf ship stone table tailor tower train tunnel valley "
+        "violin wagon wall window "
+    ),
+    "verb": (
+        "admired avoided carried circled crossed drew faced followed found guarded left met missed moved "
+        "painted passed reached remembered saw sought studied touched turned watched "
+    ),
+    "place": (
+        "after lunch | at dawn | at night | before the storm | behind the hill | by the shore | "
+        "during the winter | every morning | for many years | in the rain | near the border | on the way home | "
+        "once a week | since the spring | under the old bridge | without a word"
+    ),
+}
+_ADJECTIVES, _NOUNS, _VERBS = (_VOCABULARY[kind].split() for kind in ("adjective", "noun", "verb"))
+_PLACES = _VOCABULARY["place"].split(" | ")
 _REPEATED = ("The lamp was cold. ", "Rain fell on the road. ", "Nobody came by. ", "The clock went on. ")
 
 _INTRODUCTION = "Remember the {kind} in this text; it is asked for at the end.\n"
@@ -113,7 +127,7 @@ class OwnHaystackNIAH(Task):
         places = rng.integers(0, [len(_ADJECTIVES), len(_NOUNS), len(_VERBS), len(_NOUNS), len(_PLACES)], (count, 5))
         return _just_enough(
             [
-                f"The {_ADJECTIVES[a]} {_NOUNS[n]} {_VERBS[v]} the {_NOUNS[m]} {_PLACES[p].strip()}. "
+                f"The {_ADJECTIVES[a]} {_NOUNS[n]} {_VERBS[v]} the {_NOUNS[m]} {_PLACES[p]}. "
                 for a, n, v, m, p in places.tolist()
             ],
             room,
@@ -134,7 +148,7 @@ class OwnHaystackNIAH(Task):
         return (right == scored).all(axis=1).astype(np.float64)
 
 
-def _pick(rng: np.random.Generator, words: list[str]) -> str:
+def _pick(rng: np.random.Generator, words: Sequence[str]) -> str:
     return words[int(rng.integers(len(words)))]
 
 

@@ -105,13 +105,19 @@ class RegBench(Task):
             allowed[:, t] = np.where(inside & walk, allowed_from[rows, state], 0)
             state = np.where(walk, target[rows, state, edge], 0)
         labels = np.where(allowed != 0, input_ids, IGNORE)
-        return {"input_ids": input_ids, "labels": labels, "allowed": allowed, "language": self._language(symbol, target)}
+        return {
+            "input_ids": input_ids,
+            "labels": labels,
+            "allowed": allowed,
+            "language": self._language(symbol, target),
+        }
 
     def _language(self, symbol: np.ndarray, target: np.ndarray) -> np.ndarray:
         """[n] uint64: equal for automata that generate the same strings, different otherwise (but for collisions).
 
-        A state's hash after r rounds tells what can be walked from it in r steps. Two automata of S states that agree
-        for 2 S - 2 steps agree for ever, so that the start state's hash stands for the minimal automaton.
+        A state's hash after r rounds tells what can be walked from it in r steps. Of two automata of S states each, every
+        round tells at least one more of their 2 S states apart or none ever will: 2 S - 1 rounds do, so that the start
+        state's hash stands for the minimal automaton.
         """
         n, most_states, most_edges = symbol.shape
         view = np.zeros((n, most_states), dtype=np.uint64)
@@ -119,9 +125,11 @@ class RegBench(Task):
         symbol = np.take_along_axis(symbol, order, axis=2)
         target = np.take_along_axis(target, order, axis=2)
         exists = (symbol >= 0).reshape(-1, most_edges)
-        for _ in range(2 * most_states - 2):
+        for _ in range(2 * most_states - 1):
             seen = np.take_along_axis(view, target.reshape(n, -1), axis=1).reshape(-1, most_edges)
-            edges = np.concatenate([symbol.reshape(-1, most_edges).astype(np.uint64), np.where(exists, seen, 0)], axis=1)
+            edges = np.concatenate(
+                [symbol.reshape(-1, most_edges).astype(np.uint64), np.where(exists, seen, 0)], axis=1
+            )
             view = hash_rows(edges).reshape(n, most_states)
         return view[:, 0]
 

@@ -59,6 +59,11 @@ class Suite:
         return max(task.columns for task in self.tasks)
 
     @property
+    def is_text(self) -> bool:
+        """The ids are bytes of text, so that a checkpoint needs the byte tokenizer, not `number_tokenizer`."""
+        return any(isinstance(task, OwnHaystackNIAH) for task in self.tasks)
+
+    @property
     def padding_free(self) -> bool:
         """All sequences of all splits have one length."""
         return len({task.columns for task in self.tasks}) == 1
@@ -104,7 +109,9 @@ class Suite:
                 padded[i, : len(row[key])] = torch.as_tensor(row[key])
         return batch
 
-    def metric(self, split: str, predictions: np.ndarray, data: list[tuple[Task, Rows]] | None = None) -> dict[str, float]:
+    def metric(
+        self, split: str, predictions: np.ndarray, data: list[tuple[Task, Rows]] | None = None
+    ) -> dict[str, float]:
         """Score predictions for a whole split.
 
         Args:
@@ -120,8 +127,9 @@ class Suite:
         predictions = np.asarray(predictions)
         expected = sum(len(rows["labels"]) for _, rows in data)
         if predictions.ndim != 2 or len(predictions) != expected:
-            raise ValueError(f"{self.name}: predictions must be [{expected}, L] for split {split!r}, got shape "
-                             f"{predictions.shape}")
+            raise ValueError(
+                f"{self.name}: predictions must be [{expected}, L] for split {split!r}, got shape {predictions.shape}"
+            )
         scores, result, start = [], {}, 0
         for task, rows in data:
             n, width = rows["labels"].shape
@@ -196,8 +204,8 @@ def get(spec: str) -> Suite:
     """A suite by name, with the paper's values or others: 'mqar', or 'mqar:vocab_size=256,length=64,train=20000'.
 
     Args:
-        spec: NAME or NAME:key=value,key=value. Keys are the fields of the task, the sizes `train`, `validation`, `test`,
-            and `seed`. Without task fields 'mqar' is the paper's mixture of lengths; with any, a single setting.
+        spec: NAME or NAME:key=value,key=value. Keys are the fields of the task, the sizes `train`, `validation`,
+            `test`, and `seed`. Without task fields 'mqar' is the paper's mixture of lengths; with any, a single setting.
     Raises:
         ValueError: unknown suite or key, or a value that the task does not allow.
     """
@@ -221,13 +229,16 @@ def get(spec: str) -> Suite:
         elif key in fields:
             parameters[key] = value
         else:
-            raise ValueError(f"{name}: unknown setting {key!r}; allowed: {', '.join([*sorted(fields), *SPLITS, 'seed'])}")
+            allowed = ", ".join([*sorted(fields), *SPLITS, "seed"])
+            raise ValueError(f"{name}: unknown setting {key!r}; allowed: {allowed}")
     canonical = ",".join(f"{key}={_text(value)}" for key, value in given.items())
     canonical = f"{name}:{canonical}" if canonical else name
     if entry.mixture is not None and not parameters:
         if any(key in given for key in SPLITS):
-            raise ValueError(f"{name}: the sizes {', '.join(SPLITS)} need a single setting; give its fields as well, "
-                             f"such as {name}:length=64,num_pairs=4,train=20000")
+            raise ValueError(
+                f"{name}: the sizes {', '.join(SPLITS)} need a single setting; give its fields as well, "
+                f"such as {name}:length=64,num_pairs=4,train=20000"
+            )
         return Suite(name, canonical, seed, *entry.mixture())
     task = entry.task(**entry.fixed, **parameters)
     return Suite(name, canonical, seed, *(((task, sizes[split]),) for split in SPLITS))

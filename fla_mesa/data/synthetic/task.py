@@ -104,8 +104,9 @@ class Task(ABC):
         """
         predictions, labels = np.asarray(predictions), np.asarray(rows["labels"])
         if predictions.shape != labels.shape:
-            raise ValueError(f"{self.name}: predictions must have the labels' shape {labels.shape}, got "
-                             f"{predictions.shape}")
+            raise ValueError(
+                f"{self.name}: predictions must have the labels' shape {labels.shape}, got {predictions.shape}"
+            )
         scored = labels[:, 1:] != IGNORE
         return (predictions[:, :-1] == labels[:, 1:]) & scored, scored
 

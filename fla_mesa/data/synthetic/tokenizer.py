@@ -13,19 +13,24 @@ if TYPE_CHECKING:
 def number_tokenizer(suite: Suite) -> PreTrainedTokenizerFast:
     """Text '17 4 250' <-> ids [17, 4, 250]; saved next to the model, it also tells which suite the model learnt.
 
-    There is one more token than the suite has symbols, '<|end|>', which lm-eval wants as a prefix; the model never
-    reads it on this package's tasks, and needs `suite.vocab_size` rows of embedding only.
+    It has exactly `suite.vocab_size` tokens, so no row of the embedding is added for it: '0' doubles as the end and
+    padding token that transformers and lm-eval ask for, and text with anything but numbers in it is refused.
+
+    Raises:
+        ValueError: the suite's ids are bytes of text (own-haystack-niah): those models take a byte tokenizer.
     """
-    from tokenizers import Tokenizer, models, pre_tokenizers
+    from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    words = {str(i): i for i in range(suite.vocab_size)} | {"<|end|>": suite.vocab_size}
-    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<|end|>"))
+    if suite.is_text:
+        raise ValueError(f"suite must be one of numbers, got {suite.name!r}, whose ids are bytes: use a byte tokenizer")
+    tokenizer = Tokenizer(models.WordLevel({str(i): i for i in range(suite.vocab_size)}))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    zero = AddedToken("0", single_word=True, normalized=False, special=True)  # not the zero inside '40'
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
-        eos_token="<|end|>",
-        pad_token="<|end|>",
+        eos_token=zero,
+        pad_token=zero,
         synthetic_suite=suite.spec,
         model_max_length=suite.max_length,
     )
