@@ -1,0 +1,5 @@
+"""Token mixers."""
+
+from fla_mesa.layers.mesa_net import MesaNet
+
+__all__ = ["MesaNet"]
