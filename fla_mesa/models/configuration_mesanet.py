@@ -47,7 +47,8 @@ class MesaNetConfig(AttentionConfigBase, PreTrainedConfig):
     """Configuration of :class:`MesaNetModel` and :class:`MesaNetForCausalLM`.
 
     The defaults are the 440M model of von Oswald et al., arXiv 2506.05233, appendix E and G. A directory saved by fla's ``mesa_net``
-    is read with fla's defaults instead: no gamma cap, no soft cap, its MLP rule, untied embeddings.
+    is read with fla's defaults instead: no gamma cap, no soft cap, its MLP rule, untied embeddings (and a tolerance of 1e-6, as fla
+    takes all of its steps).
 
     Args:
         attn_mode: Only ``"chunk"``.
