@@ -1,0 +1,25 @@
+"""Tests that run Triton kernels in Triton's interpreter: `TRITON_INTERPRET=1 pytest tests/interpreter`.
+
+Triton reads that variable when a kernel is defined, so these tests need a process of their own; a run without it
+leaves them out.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+collect_ignore_glob = [] if INTERPRETED else ["*.py"]
+
+if INTERPRETED:
+    sys.path.insert(0, str(Path(__file__).parent))
+    import stub_driver
+
+    stub_driver.install()
+
+    @pytest.fixture(autouse=True)
+    def _mended_loops() -> None:
+        """Modules may be imported by any test, so fla's loops are mended before each."""
+        stub_driver.mend_loops()
