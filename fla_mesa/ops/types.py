@@ -1,0 +1,54 @@
+"""What the back ends return. Shapes: B batch, T time, H heads, K key size, V value size, N sequences (B, or those packed)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+
+class SolverStats(NamedTuple):
+    """How each position's linear system was solved.
+
+    Attributes:
+        iterations: Conjugate-gradient steps spent, int32, ``[B, T, H]`` (``[B, H]`` for a decoding step).
+        residual: Final relative residual ``||q - (H + diag(lamb)) x|| / ||q||``, float32, same shape. It is the one that the
+            recurrence of the solver carries; 0 where ``q`` is zero, NaN where the input was.
+    """
+
+    iterations: torch.Tensor
+    residual: torch.Tensor
+
+
+class ChunkForward(NamedTuple):
+    """Result of a back end's ``chunk_forward``."""
+
+    o: torch.Tensor  # [B, T, H, V], dtype of v
+    x: torch.Tensor  # [B, T, H, K], the solution (H_t + diag(lamb))^-1 q_t, float32 (float64 for float64 inputs)
+    h_kk: torch.Tensor  # [N, H, K, K] after the last position
+    h_kv: torch.Tensor  # [N, H, K, V]
+    iterations: torch.Tensor  # [B, T, H] int32
+    residual: torch.Tensor  # [B, T, H] float32
+
+
+class ChunkGradients(NamedTuple):
+    """Result of a back end's ``chunk_backward``, one gradient per input; the last two are None where the states were."""
+
+    q: torch.Tensor
+    k: torch.Tensor
+    v: torch.Tensor
+    g: torch.Tensor
+    beta: torch.Tensor
+    lamb: torch.Tensor
+    h_kk_init: torch.Tensor | None
+    h_kv_init: torch.Tensor | None
+
+
+class DecodingStep(NamedTuple):
+    """Result of a back end's ``decoding_step``."""
+
+    o: torch.Tensor  # [B, H, V], dtype of v
+    h_kk: torch.Tensor  # [B, H, K, K]
+    h_kv: torch.Tensor  # [B, H, K, V]
+    iterations: torch.Tensor  # [B, H] int32
+    residual: torch.Tensor  # [B, H] float32
