@@ -1,0 +1,65 @@
+"""Pure-PyTorch stand-ins for flash-linear-attention's Triton kernels, so that fla's models run on CPU tensors.
+
+    import fla_mesa.cpu
+    fla_mesa.cpu.enable()          # `import fla_mesa` does this by itself where there is no accelerator
+
+After that fla's models of the covered families train, prefill, decode and generate on the CPU. A call is taken over only
+when its first tensor lies on the CPU: calls on GPU tensors run fla's own kernels as before.
+"""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from fla_mesa.cpu.registry import covered, is_installed, require_supported_fla
+
+__all__ = ["accelerator_available", "covered", "enable", "is_enabled", "require_supported_fla"]
+
+# Devices known to PyTorch as accelerators for which Triton has no compiler.
+_WITHOUT_TRITON = ("cpu", "mps")
+
+
+def accelerator_available() -> bool:
+    """Whether fla's Triton kernels can run in this process: there is a device that Triton compiles for, or
+    TRITON_INTERPRET=1 asks for Triton's interpreter, which runs them on CPU tensors."""
+    if os.environ.get("TRITON_INTERPRET", "0") == "1":
+        return True
+    device = torch.accelerator.current_accelerator(check_available=True)
+    return device is not None and device.type not in _WITHOUT_TRITON
+
+
+def enable() -> None:
+    """Let CPU tensors take the stand-ins from now on, in every fla model, new or existing. Calling it again does nothing.
+
+    Raises:
+        ImportError: flash-linear-attention is not the supported version, or one of its functions that has a stand-in
+            takes other arguments than the stand-in does.
+        RuntimeError: FLA_DISABLE_BACKEND_DISPATCH=1 is set, which makes fla ignore every registered back end.
+    """
+    if is_enabled():
+        return
+    require_supported_fla()
+    # Importing these modules imports fla, which an unsupported version may not survive: only after the check.
+    from fla_mesa.cpu import (  # noqa: F401
+        activations,
+        attention,
+        convolution,
+        delta_rule,
+        hgrn,
+        linear_attention,
+        losses,
+        mamba2,
+        mesa_net,
+        norms,
+        rotary,
+    )
+    from fla_mesa.cpu.registry import install
+
+    install()
+
+
+def is_enabled() -> bool:
+    """Whether `enable()` has been called in this process."""
+    return is_installed()

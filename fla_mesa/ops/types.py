@@ -12,8 +12,9 @@ class SolverStats(NamedTuple):
 
     Attributes:
         iterations: Conjugate-gradient steps spent, int32, ``[B, T, H]`` (``[B, H]`` for a decoding step).
-        residual: Final relative residual ``||q - (H + diag(lamb)) x|| / ||q||``, float32, same shape. It is the one that the
-            recurrence of the solver carries; 0 where ``q`` is zero, NaN where the input was.
+        residual: Final relative residual ``||q - (H + diag(lamb)) x|| / ||q||``, float32, same shape, in the norm weighted by
+            ``1 / lamb`` (the plain norm where lamb is one number). It is the one that the solver's recurrence carries; 0 where q
+            is zero, NaN where the input was.
     """
 
     iterations: torch.Tensor

@@ -1,0 +1,7 @@
+"""Back end for any device, in plain PyTorch."""
+
+from fla_mesa.ops.pytorch.backward import chunk_backward
+from fla_mesa.ops.pytorch.forward import chunk_forward
+from fla_mesa.ops.pytorch.step import decoding_step
+
+__all__ = ["chunk_backward", "chunk_forward", "decoding_step"]

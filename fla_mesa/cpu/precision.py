@@ -1,0 +1,25 @@
+"""Inside the stand-ins, as inside fla's kernels, arithmetic is float32 whatever the inputs are; float64 stays float64."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar, overload
+
+import torch
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+@overload
+def up(x: torch.Tensor) -> torch.Tensor: ...
+@overload
+def up(x: None) -> None: ...
+def up(x: torch.Tensor | None) -> torch.Tensor | None:
+    """`x` in the precision to compute in."""
+    return x if x is None or x.dtype in (torch.float32, torch.float64) else x.float()
+
+
+def without_autocast(function: Callable[P, R]) -> Callable[P, R]:
+    """Decorator: autocast would compute the function's matrix products in 16 bits."""
+    return torch.autocast("cpu", enabled=False)(function)

@@ -1,0 +1,212 @@
+"""How a stand-in gets in place of a function of fla: collected by `stand_in`, put in place by `install`.
+
+fla 0.6 offers three kinds of seats, taken in this order:
+
+1. the function is a dispatch point of its own (`@dispatch`): `fla.backends.register(function, backend=...)`;
+2. it belongs to an operation that dispatches by name (`@dispatch("kda")`): `fla.backends.register("kda")(adapter)`;
+3. it is an ordinary function: fla's own `dispatch` makes a dispatch point of it, and the new function takes the old one's
+   name in every module that holds it.
+
+Methods have no seat: `stand_in_method` swaps them. Names that fla leaves empty where an optional package is missing are filled
+by functions marked with `replacement`.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import inspect
+import sys
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+
+SUPPORTED_FLA = "0.6.0"
+HOW_TO_INSTALL = f"pip install flash-linear-attention=={SUPPORTED_FLA}"
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True)
+class StandIn:
+    """`implementation` answers calls of fla's `original` on CPU tensors."""
+
+    original: Callable[..., Any]
+    implementation: Callable[..., Any]
+    operation: str | None
+
+    @property
+    def name(self) -> str:
+        return qualified_name(self.original)
+
+
+_stand_ins: list[StandIn] = []
+_methods: list[tuple[type, StandIn]] = []
+_replacements: list[tuple[str, Callable[[], None]]] = []
+_installed = False
+
+
+def qualified_name(function: Callable[..., Any]) -> str:
+    function = inspect.unwrap(function)
+    return f"{function.__module__}.{function.__qualname__}"
+
+
+def require_supported_fla() -> None:
+    """Raises ImportError unless the one supported version of flash-linear-attention is installed."""
+    try:
+        with warnings.catch_warnings():
+            # That there is no accelerator is the very reason to be here.
+            warnings.filterwarnings("ignore", message="Triton is not supported on current platform")
+            fla = importlib.import_module("fla")
+    except ImportError as error:
+        raise ImportError(
+            f"fla_mesa needs flash-linear-attention {SUPPORTED_FLA}, which cannot be imported ({error}). "
+            f"Install it with: {HOW_TO_INSTALL}"
+        ) from error
+    found = getattr(fla, "__version__", "of unknown version")
+    if found.partition("+")[0] != SUPPORTED_FLA:
+        raise ImportError(
+            f"fla_mesa supports flash-linear-attention {SUPPORTED_FLA}, but {found} is installed. "
+            f"Install the supported version with: {HOW_TO_INSTALL}"
+        )
+
+
+def stand_in(original: Callable[..., Any], *, operation: str | None = None) -> Callable[[F], F]:
+    """Decorator: the function below answers calls of fla's `original` whose first tensor is on the CPU.
+
+    Its parameters must be the original's: same names, order, kinds and defaults (checked by `install`).
+    `operation` is the name under which fla dispatches the function, if it does so by name.
+    """
+
+    def collect(implementation: F) -> F:
+        _stand_ins.append(StandIn(original, implementation, operation))
+        return implementation
+
+    return collect
+
+
+def stand_in_method(owner: type, name: str) -> Callable[[F], F]:
+    """Decorator: the function below answers calls of the method whose first tensor is on the CPU. Its parameters must be the
+    method's (checked by `install`)."""
+    original = getattr(owner, name)
+
+    def collect(implementation: F) -> F:
+        _methods.append((owner, StandIn(original, implementation, None)))
+        return implementation
+
+    return collect
+
+
+def replacement(name: str) -> Callable[[Callable[[], None]], Callable[[], None]]:
+    """Decorator: the function below, called by `install`, puts a stand-in for `name` in place by itself."""
+
+    def collect(put_in_place: Callable[[], None]) -> Callable[[], None]:
+        _replacements.append((name, put_in_place))
+        return put_in_place
+
+    return collect
+
+
+def covered() -> tuple[str, ...]:
+    """Names of fla's functions and methods that have a stand-in, sorted. Empty before `enable()`."""
+    if not _installed:
+        return ()
+    functions = {s.name for s in _stand_ins} | {s.name for _, s in _methods}
+    return tuple(sorted(functions | {name for name, _ in _replacements}))
+
+
+def is_installed() -> bool:
+    return _installed
+
+
+def install() -> None:
+    """Put every collected stand-in in place; see `fla_mesa.cpu.enable` for the errors."""
+    global _installed
+    from fla_mesa.cpu.uncovered import name_uncovered_entry_points
+
+    backends = importlib.import_module("fla.backends")
+    if backends._DISPATCH_DISABLED:
+        raise RuntimeError(
+            "FLA_DISABLE_BACKEND_DISPATCH=1 makes flash-linear-attention ignore every registered back end, "
+            "the CPU stand-ins included. Unset it before fla is imported."
+        )
+    for entry in (*_stand_ins, *(method for _, method in _methods)):
+        _check_signature(entry)
+
+    class TorchCPU(backends.BaseBackend):
+        """Takes exactly the calls whose first tensor is on the CPU."""
+
+        backend_type = "torch_cpu"
+        priority = -1  # before fla's own back ends (0 and up), none of which takes CPU tensors
+
+        def verify(self, function_name: str, *args: Any, **kwargs: Any) -> tuple[bool, str | None]:
+            return on_cpu(*args, **kwargs), "not a CPU tensor"
+
+    by_operation: dict[str, dict[str, Any]] = {}
+    adopted: dict[int, tuple[Any, Any]] = {}
+    for entry in _stand_ins:
+        if entry.operation is not None:
+            methods = by_operation.setdefault(entry.operation, {})
+            methods[inspect.unwrap(entry.original).__name__] = staticmethod(entry.implementation)
+            continue
+        try:
+            backends.register(entry.original, backend=TorchCPU)(entry.implementation)
+        except KeyError:  # no dispatch point yet
+            new = backends.dispatch(entry.original)
+            backends.register(new, backend=TorchCPU)(entry.implementation)
+            adopted[id(entry.original)] = (entry.original, new)
+    for operation, methods in by_operation.items():
+        backends.register(operation)(type("TorchCPU", (TorchCPU,), methods))
+    _rebind(adopted)
+    for owner, method in _methods:
+        setattr(owner, method.original.__name__, _by_device(method))
+    for _, put_in_place in _replacements:
+        put_in_place()
+    name_uncovered_entry_points()
+    _installed = True
+
+
+def on_cpu(*args: Any, **kwargs: Any) -> bool:
+    """Whether the first tensor among the arguments is on the CPU."""
+    for value in (*args, *kwargs.values()):
+        if isinstance(value, torch.Tensor):
+            return value.device.type == "cpu"
+    return False
+
+
+def unsupported(argument: str, value: Any, allowed: str) -> NotImplementedError:
+    return NotImplementedError(f"`{argument}`: the CPU stand-in allows {allowed}, got {value!r}")
+
+
+def _by_device(method: StandIn) -> Callable[..., Any]:
+    @functools.wraps(method.original)
+    def wrapper(self: Any, *args: Any, **kwargs: Any) -> Any:
+        chosen = method.implementation if on_cpu(*args, **kwargs) else method.original
+        return chosen(self, *args, **kwargs)
+
+    return wrapper
+
+
+def _check_signature(entry: StandIn) -> None:
+    def parameters(function: Callable[..., Any]) -> list[tuple[Any, ...]]:
+        return [(p.name, p.kind, p.default) for p in inspect.signature(function).parameters.values()]
+
+    theirs, ours = parameters(entry.original), parameters(entry.implementation)
+    if theirs != ours:
+        raise ImportError(
+            f"{entry.name} of the installed flash-linear-attention takes {inspect.signature(entry.original)}, its CPU "
+            f"stand-in in fla_mesa takes {inspect.signature(entry.implementation)}: this is not version {SUPPORTED_FLA} "
+            f"as released. Install that with: {HOW_TO_INSTALL}"
+        )
+
+
+def _rebind(adopted: dict[int, tuple[Any, Any]]) -> None:
+    """Give the new functions the old ones' names in every loaded module; modules loaded later import the new ones."""
+    for module in list(sys.modules.values()):
+        for name, value in list(getattr(module, "__dict__", {}).items()):
+            old_and_new = adopted.get(id(value))
+            if old_and_new is not None and old_and_new[0] is value:
+                setattr(module, name, old_and_new[1])

@@ -1,0 +1,51 @@
+"""Says what is missing when fla launches a Triton kernel that has no stand-in, where Triton has no driver."""
+
+from __future__ import annotations
+
+import sys
+from types import FrameType
+from typing import Any
+
+from triton.runtime import driver as _  # noqa: F401  (loads the module below; the package's attribute hides it)
+
+from fla_mesa.cpu import registry
+
+FAMILIES = "delta_net, gated_deltanet, gla, hgrn, kda, linear_attn, mamba2, mesa_net, retnet, simple_gla, transformer (softmax attention)"
+
+
+def name_uncovered_entry_points() -> None:
+    """Triton asks `_create_driver` for a driver at the first kernel launch, and it raises where there is none. Only that
+    error, and only when fla stands behind it, becomes one that names fla's function and what is covered."""
+    module: Any = sys.modules["triton.runtime.driver"]
+    create_driver = module._create_driver
+
+    def create_driver_or_explain() -> Any:
+        try:
+            return create_driver()
+        except RuntimeError as error:
+            entry_point = _fla_entry_point(sys._getframe(1))
+            if entry_point is None:
+                raise
+            raise NotImplementedError(_message(entry_point)) from error
+
+    module._create_driver = create_driver_or_explain
+
+
+def _fla_entry_point(frame: FrameType | None) -> str | None:
+    """The outermost function of fla's ops or modules on the stack of `frame`."""
+    found = None
+    while frame is not None:
+        module = frame.f_globals.get("__name__", "")
+        if module.startswith(("fla.ops.", "fla.modules.")):
+            code = frame.f_code
+            found = f"{module}.{getattr(code, 'co_qualname', code.co_name)}"
+        frame = frame.f_back
+    return found
+
+
+def _message(entry_point: str) -> str:
+    names = ", ".join(sorted({name.rpartition(".")[2] for name in registry.covered()}))
+    return (
+        f"{entry_point} launches a Triton kernel, which needs a GPU: there is none here, and fla_mesa.cpu has no stand-in "
+        f"for it. Covered model families: {FAMILIES}. Covered functions: {names}."
+    )

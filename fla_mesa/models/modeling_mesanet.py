@@ -1,0 +1,165 @@
+"""The MesaNet family on fla's base classes: pre-norm blocks of a token mixer and a gated MLP."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn as nn
+from fla.models.configuration_utils import get_attention_spec
+from fla.models.generation_utils import FLAUnsupportedCacheGenerationMixin
+from fla.models.modeling_utils import FLAForCausalLM, FLAModel, FLAPreTrainedModel
+from fla.models.utils import Cache
+from fla.modules import FusedCrossEntropyLoss, FusedLinearCrossEntropyLoss, GatedMLP, RMSNorm
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from fla_mesa.layers import Attention, MesaNet
+from fla_mesa.models.configuration_mesanet import MesaNetConfig
+
+
+def _norm(config: MesaNetConfig) -> nn.Module:
+    return (RMSNorm if config.fuse_norm else nn.RMSNorm)(config.hidden_size, eps=config.norm_eps)
+
+
+def _mixer(config: MesaNetConfig, layer_idx: int) -> nn.Module:
+    """A Mesa layer, or softmax attention where ``config.attn`` says so."""
+    spec = get_attention_spec(config.attn, layer_idx=layer_idx)
+    if spec is not None:
+        return Attention(
+            hidden_size=config.hidden_size,
+            num_heads=spec["num_heads"],
+            num_kv_heads=spec.get("num_kv_heads"),
+            qkv_bias=spec.get("qkv_bias", False),
+            window_size=spec.get("window_size"),
+            rope_theta=spec.get("rope_theta", 10000.0),
+            max_position_embeddings=config.max_position_embeddings,
+            layer_idx=layer_idx,
+        )
+    return MesaNet(
+        hidden_size=config.hidden_size,
+        num_heads=config.num_heads,
+        head_dim=config.head_dim,
+        mode=config.attn_mode,
+        use_output_gate=config.use_output_gate,
+        use_short_conv=config.use_short_conv,
+        conv_size=config.conv_size,
+        conv_bias=config.conv_bias,
+        layer_idx=layer_idx,
+        norm_eps=config.norm_eps,
+        lambda_lower_bound=config.lambda_lower_bound,
+        max_cg_step_training=config.max_cg_step_training,
+        max_cg_step_decoding=config.max_cg_step_decoding,
+        gamma_cap=config.gamma_cap,
+        cg_tolerance=config.cg_tolerance,
+    )
+
+
+class MesaNetBlock(GradientCheckpointingLayer):
+    """``x + mixer(norm(x))``, then ``x + mlp(norm(x))``."""
+
+    def __init__(self, config: MesaNetConfig, layer_idx: int):
+        super().__init__()
+        self.attn_norm = _norm(config)
+        self.attn = _mixer(config, layer_idx)
+        self.mlp_norm = _norm(config)
+        self.mlp = GatedMLP(
+            hidden_size=config.hidden_size,
+            hidden_ratio=config.hidden_ratio,
+            intermediate_size=config.intermediate_size,
+            hidden_act=config.hidden_act,
+            fuse_swiglu=config.fuse_swiglu,
+        )
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        use_cache: bool | None = False,
+        output_attentions: bool | None = False,
+        attnres_states: None = None,
+        **kwargs,
+    ) -> tuple[torch.Tensor, torch.Tensor | None, Cache | None, None]:
+        """``[B, T, D] -> [B, T, D]``; the other elements of the tuple are what fla's model loop expects of a block."""
+        mixed, attentions, past_key_values = self.attn(
+            self.attn_norm(hidden_states),
+            attention_mask=attention_mask,
+            past_key_values=past_key_values,
+            use_cache=use_cache,
+            output_attentions=output_attentions,
+            **kwargs,
+        )
+        hidden_states = hidden_states + mixed
+        hidden_states = hidden_states + self.mlp(self.mlp_norm(hidden_states), **kwargs)
+        return hidden_states, attentions, past_key_values, attnres_states
+
+
+class MesaNetPreTrainedModel(FLAPreTrainedModel):
+    """What the models of the family share."""
+
+    config_class = MesaNetConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["MesaNetBlock"]  # noqa: RUF012 (transformers' own form)
+    _supports_cache_class = True
+
+
+class MesaNetModel(MesaNetPreTrainedModel, FLAModel):
+    """Embedding, blocks and final norm. ``forward`` is fla's: input_ids ``[B, T]`` to hidden states ``[B, T, D]`` and a cache."""
+
+    use_attnres = False  # read by fla's forward
+
+    def __init__(self, config: MesaNetConfig):
+        super().__init__(config)
+        self.padding_idx = config.pad_token_id
+        self.vocab_size = config.vocab_size
+        self.embeddings = nn.Embedding(config.vocab_size, config.hidden_size, self.padding_idx)
+        self.layers = nn.ModuleList([MesaNetBlock(config, layer_idx) for layer_idx in range(config.num_hidden_layers)])
+        self.norm = _norm(config)
+        self.gradient_checkpointing = False
+        self.post_init()
+
+
+class MesaNetForCausalLM(MesaNetPreTrainedModel, FLAForCausalLM, FLAUnsupportedCacheGenerationMixin):
+    """MesaNet as a language model. ``forward`` is fla's: input_ids and labels ``[B, T]`` to logits ``[B, T, vocabulary]`` and a loss.
+
+    The loss is the mean over targets that are not -100, or, as transformers' Trainer asks, their sum over ``num_items_in_batch``.
+    """
+
+    _tied_weights_keys = {"lm_head.weight": "model.embeddings.weight"}  # noqa: RUF012 (transformers' own form)
+
+    def __init__(self, config: MesaNetConfig):
+        super().__init__(config)
+        self.model = MesaNetModel(config)
+        self.vocab_size = config.vocab_size
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.criterion = _criterion(config)
+        self.post_init()
+
+    def _compute_logits_and_loss(self, *args, **kwargs):
+        # The criterion caps the raw logits itself, where fla's kernels fuse that; who reads the logits wants them capped too.
+        loss, logits = super()._compute_logits_and_loss(*args, **kwargs)
+        return loss, None if logits is None else soft_cap(logits, self.config.logit_soft_cap)
+
+
+def soft_cap(logits: torch.Tensor, cap: float | None) -> torch.Tensor:
+    """``cap * tanh(logits / cap)``, or the logits themselves if there is no cap."""
+    return logits if cap is None else cap * torch.tanh(logits / cap)
+
+
+class SoftCappedCrossEntropyLoss(nn.CrossEntropyLoss):
+    """PyTorch's cross-entropy on capped logits."""
+
+    def __init__(self, cap: float | None):
+        super().__init__()
+        self.cap = cap
+
+    def forward(self, input: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """``input [N, vocabulary]``, ``target [N]``."""
+        return super().forward(soft_cap(input, self.cap), target)
+
+
+def _criterion(config: MesaNetConfig) -> nn.Module:
+    if config.fuse_linear_cross_entropy:
+        return FusedLinearCrossEntropyLoss(logit_softcapping=config.logit_soft_cap, use_l2warp=config.use_l2warp)
+    if config.fuse_cross_entropy:
+        return FusedCrossEntropyLoss(inplace_backward=True, logit_softcapping=config.logit_soft_cap)
+    return SoftCappedCrossEntropyLoss(config.logit_soft_cap)
