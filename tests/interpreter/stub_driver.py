@@ -8,6 +8,7 @@ Call `install()` before the first import of fla (fla asks the driver for its dev
 2. `tl.dot` multiplies bfloat16 operands as the raw 16-bit integers they are stored in: `create_dot` decodes them.
 3. `for i in range(n)` hands the kernel a Python int, and fla's kernels call `i.to(tl.int64)`: `LoopIndex` allows it.
 4. `tl.dot` ignores `input_precision`. Inside `with rounded_dots():` float32 operands are rounded as tensor cores do.
+5. Most of the time goes into preparing each call of a device function anew: `patch_lang` does it once a kernel.
 """
 
 import builtins
@@ -137,13 +138,30 @@ def create_dot(self: Any, a: Any, b: Any, d: Any, input_precision: Any, *_: Any)
     return interpreter.TensorHandle(product + d.data, d.dtype.scalar)
 
 
+_patch_lang = interpreter._patch_lang
+
+
+def patch_lang(fn: Any) -> Any:
+    """Every call of a device function searches `triton.language` for what to replace, though its kernel has done so."""
+    langs = [value for value in fn.__globals__.values() if value is tl or value is tl.core]
+    if any(tl.core.is_builtin(lang.load) for lang in langs):
+        return _patch_lang(fn)
+    return interpreter._LangPatchScope()
+
+
 def install() -> None:
-    """Set the stub driver and mend the interpreter. Needs TRITON_INTERPRET=1 and must come before fla is imported."""
+    """Set the stub driver and mend the interpreter. Needs TRITON_INTERPRET=1 and must come before fla is imported.
+
+    Calling it again does nothing.
+    """
     if not triton.knobs.runtime.interpret:
         raise RuntimeError("set TRITON_INTERPRET=1 before triton is imported")
+    if isinstance(triton.runtime.driver._active, StubDriver):
+        return
     if any(name == "fla" or name.startswith("fla.") for name in sys.modules):
         raise RuntimeError("fla was imported before the stub driver was set: it has already asked for its device")
     triton.runtime.driver.set_active(StubDriver())
+    interpreter._patch_lang = patch_lang
     interpreter.InterpreterBuilder.create_dot = create_dot  # type: ignore[method-assign]
     options = interpreter.interpreter_builder.options
     interpreter.interpreter_builder.options = dataclasses.replace(

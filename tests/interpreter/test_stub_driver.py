@@ -2,10 +2,11 @@
 
 import numpy as np
 import pytest
-import stub_driver
 import torch
 import triton
 import triton.language as tl
+
+from tests.interpreter import stub_driver
 
 
 @triton.jit

@@ -6,7 +6,7 @@ import torch
 from fla.ops.utils import chunk_local_cumsum
 from fla.utils import input_guard
 
-from fla_mesa.ops.triton.chunks import CHUNK, compute_states, cumulative_gates, cut, state_blocks
+from fla_mesa.ops.triton.chunks import CHUNK, compute_states, cumulative_gates, cut, marked_beta, state_blocks
 from fla_mesa.ops.triton.forward import output_block
 from fla_mesa.ops.triton.kernels_backward import keys_values_backward_kernel, solve_backward_kernel
 from fla_mesa.ops.triton.kernels_states import states_backward_kernel
@@ -54,6 +54,7 @@ def chunk_backward(
     plan = plan or make_plan(K)
     chunks = cut(k, cu_seqlens, cu_seqlens_cpu)
     a = cumulative_gates(g, chunks)
+    beta = marked_beta(k, beta)
     states = compute_states(k, v, a, beta, h_kk_init, h_kv_init, chunks, plan.FINE)
 
     n_tiles = plan.BT // plan.BR

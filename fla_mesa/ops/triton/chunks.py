@@ -46,6 +46,11 @@ def cumulative_gates(g: torch.Tensor, chunks: Chunks) -> torch.Tensor:
     )
 
 
+def marked_beta(k: torch.Tensor, beta: torch.Tensor) -> torch.Tensor:
+    """beta in float32, NaN where the key is not finite, so that the kernels can take such keys as zero."""
+    return beta.float() + 0 * k.sum(-1, dtype=torch.float32)
+
+
 class States(NamedTuple):
     h_kk: torch.Tensor  # [chunks, H, K, K] before each chunk, float32
     h_kv: torch.Tensor  # [chunks, H, K, V]

@@ -6,7 +6,7 @@ import torch
 import triton
 from fla.utils import input_guard
 
-from fla_mesa.ops.triton.chunks import compute_states, cumulative_gates, cut
+from fla_mesa.ops.triton.chunks import compute_states, cumulative_gates, cut, marked_beta
 from fla_mesa.ops.triton.kernels_forward import solve_output_kernel
 from fla_mesa.ops.triton.plan import Plan, check_supported, make_plan
 from fla_mesa.ops.types import ChunkForward
@@ -43,6 +43,7 @@ def chunk_forward(
     plan = plan or make_plan(K)
     chunks = cut(k, cu_seqlens, cu_seqlens_cpu)
     a = cumulative_gates(g, chunks)
+    beta = marked_beta(k, beta)
     states = compute_states(k, v, a, beta, h_kk_init, h_kv_init, chunks, plan.FINE)
     x = k.new_empty(B, T, H, K, dtype=torch.float32)
     o = torch.empty_like(v)

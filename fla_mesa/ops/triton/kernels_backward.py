@@ -49,7 +49,7 @@ def solve_backward_kernel(
         scratch += i_row * K
 
     b_dx = attend(do, H * V, v, H * V, k, H * K, h_kv, 1, V, g, beta, o_t, o_k, T, K, 0,
-                  H, V, BT, BR, BK, BS, BD, FINE)  # fmt: skip
+                  H, V, BT, BR, BK, BS, BD, FINE, False)  # fmt: skip
     tl.store(dx + o_t[:, None] * (H * K) + o_k[None, :], b_dx, mask=(o_t < T)[:, None] & (o_k < K)[None, :])
     tl.debug_barrier()
     b_y, b_r, _, _, i_zero = solve_tile(

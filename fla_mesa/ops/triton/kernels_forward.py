@@ -50,6 +50,6 @@ def solve_output_kernel(
     for i_v in range(0, V, BV):
         o_v = i_v + tl.arange(0, BV)
         b_o = attend(x, H * K, k, H * K, v, H * V, h_kv, V, 1, g, beta, o_t, o_v, T, V, i_zero,
-                     H, K, BT, BR, BV, BS, BD, FINE)  # fmt: skip
+                     H, K, BT, BR, BV, BS, BD, FINE, True)  # fmt: skip
         p_o = o + o_t[:, None] * (H * V) + o_v[None, :]
         tl.store(p_o, b_o.to(o.dtype.element_ty), mask=m_t[:, None] & (o_v < V)[None, :])

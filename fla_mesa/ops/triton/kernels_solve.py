@@ -7,11 +7,16 @@ With a_t the base-2 logarithm of the decay since the start of the chunk and H0 t
 
     (H_t + diag(lamb)) x_t = b_t ,    H_t p = exp2(a_t) H0 p + sum_{s<=t} exp2(a_t - a_s) beta_s k_s (k_s'p)
 
-How this differs from the textbook's conjugate gradients: each right-hand side is divided by its largest entry first and the
-solution multiplied back, so no step depends on the scale of b; a row stops on its own when ||r|| <= tolerance ||b||, is frozen
-there, and the tile ends with its last row; a row whose curvature p'Hp is not positive is frozen where it stands; products run in
-a precision that the caller chooses, and where that is below float32 the residual is computed anew in a higher one and the
-iteration restarted until that residual, too, is small enough.
+How this differs from the textbook's conjugate gradients:
+
+- Each right-hand side is divided by its largest entry first and the solution multiplied back, so that no step depends on the
+  scale of b. No constant is added to a denominator.
+- Norms are weighted by 1 / lamb, and lamb preconditions: the iteration is that of diag(lamb)^-1/2 H diag(lamb)^-1/2 + 1, whose
+  eigenvalues are at least 1, so that the residual bounds the error.
+- A row stops on its own when ||r|| <= tolerance ||b|| and is frozen there; the tile ends with its last row. A row whose
+  curvature p'Hp is not positive is frozen where it stands; one that meets a NaN becomes NaN and stops.
+- Products run in a precision that the caller chooses. Where that is below float32, the residual is computed anew in a higher
+  one and the iteration restarted until that residual, too, is small enough.
 """
 
 import triton
@@ -22,10 +27,8 @@ from fla.ops.utils.op import exp2
 
 @triton.jit
 def scrub(b_a):
-    """A block [rows, columns] without its infinities and NaN, and which rows had one: 0 * NaN must not reach other rows."""
-    m_finite = tl.abs(b_a.to(tl.float32)) < float("inf")
-    b_bad = tl.max(tl.where(m_finite, 0, 1), axis=1)
-    return tl.where(m_finite, b_a, 0.0).to(b_a.dtype), b_bad > 0
+    """A block without its infinities and NaN: 0 * NaN must not reach rows that come before them."""
+    return tl.where(tl.abs(b_a.to(tl.float32)) < float("inf"), b_a, 0.0).to(b_a.dtype)
 
 
 @triton.jit
@@ -94,12 +97,13 @@ def attend(
     a, lda, b, ldb, c, ldc, w, w_d, w_n,  # pointers of this chunk and head, and their strides
     g, beta, o_t, o_n, T, N, i_zero,
     H: tl.constexpr, D: tl.constexpr, BT: tl.constexpr, BR: tl.constexpr, BN: tl.constexpr, BS: tl.constexpr,
-    BD: tl.constexpr, PRECISION: tl.constexpr,
+    BD: tl.constexpr, PRECISION: tl.constexpr, MARK: tl.constexpr,
 ):  # fmt: skip
     """exp2(a_t) W'a_t + sum_{s<=t} M_ts (a_t'b_s) c_s  [BR, BN]: reads everything block by block from memory.
 
     One linear attention for the rows o_t of a chunk of T positions and the columns o_n: W [D, N] is the state before the chunk, b [., D] what
-    is compared with a [., D], c [., N] what is summed.
+    is compared with a [., D], c [., N] what is summed. With MARK a NaN or infinity in c makes its own column NaN from its row
+    on; otherwise the caller has made beta NaN there.
     """
     m_t = o_t < T
     m_n = o_n < N
@@ -118,55 +122,58 @@ def attend(
         m_s = o_s < T
         b_s = tl.zeros([BR, BS], dtype=tl.float32)
         b_c = tl.load(c + o_s[:, None] * ldc + o_n[None, :], mask=m_s[:, None] & m_n[None, :], other=0.0)
-        b_c, b_bad = scrub(b_c)
+        if MARK:
+            m_finite = tl.abs(b_c.to(tl.float32)) < float("inf")
+            if tl.sum(tl.where(m_finite, 0, 1)) > 0:
+                b_touched = tl.where(o_t[:, None] >= o_s[None, :], 1.0, 0.0).to(tl.float16)
+                b_touched = tl.dot(b_touched, tl.where(m_finite, 0.0, 1.0).to(tl.float16))
+                b_acc += tl.where(b_touched > 0.0, float("nan"), 0.0)
+        b_c = scrub(b_c)
         for i_d in range(i_zero, D, BD):
             o_d = i_d + tl.arange(0, BD)
             m_d = o_d < D
             b_a = tl.load(a + o_t[:, None] * lda + o_d[None, :], mask=m_t[:, None] & m_d[None, :], other=0.0)
             b_b = tl.load(b + o_s[:, None] * ldb + o_d[None, :], mask=m_s[:, None] & m_d[None, :], other=0.0)
-            b_b, b_bad_b = scrub(b_b)
-            b_bad = b_bad | b_bad_b
-            b_s = dot(b_a, tl.trans(b_b), b_s, PRECISION)
-        b_m = decay_mask(g, beta, b_gt, b_bad, o_t, o_s, T, H)
+            b_s = dot(b_a, tl.trans(scrub(b_b)), b_s, PRECISION)
+        b_m = decay_mask(g, beta, b_gt, o_t, o_s, T, H)
         b_acc = dot(b_s * b_m, b_c, b_acc, PRECISION)
     return b_acc
 
 
 @triton.jit
-def decay_mask(g, beta, b_gt, b_bad, o_t, o_s, T, H: tl.constexpr):
-    """M_ts = exp2(a_t - a_s) beta_s for s <= t, else 0  [BR, BS]; NaN where the key or value at s was not finite."""
+def decay_mask(g, beta, b_gt, o_t, o_s, T, H: tl.constexpr):
+    """M_ts = exp2(a_t - a_s) beta_s for s <= t, else 0  [BR, BS]."""
     m_s = o_s < T
     b_gs = tl.load(g + o_s * H, mask=m_s, other=0.0).to(tl.float32)
     b_beta = tl.load(beta + o_s * H, mask=m_s, other=0.0).to(tl.float32)
-    b_beta = tl.where(b_bad, float("nan"), b_beta)
     m_causal = (o_t[:, None] >= o_s[None, :]) & (o_t < T)[:, None] & m_s[None, :]
     return tl.where(m_causal, exp2(tl.minimum(b_gt[:, None] - b_gs[None, :], 0.0)) * b_beta[None, :], 0.0)
 
 
 @triton.jit
-def cg_scale(b_b):
+def cg_scale(b_b, b_weight):
     """The right-hand sides [BR, BK] with largest entry 1, what to multiply the solutions by, and the squared norms."""
     b_scale = tl.max(tl.abs(b_b), axis=1)
     b_scale = tl.where(b_scale > 0.0, b_scale, 1.0)
     b_b = b_b / b_scale[:, None]
-    return b_b, b_scale, tl.sum(b_b * b_b, axis=1)
+    return b_b, b_scale, tl.sum(b_b * b_b * b_weight[None, :], axis=1)
 
 
 @triton.jit
-def cg_step(b_x, b_r, b_p, b_hp, b_rr, b_active, b_steps, b_enough):
+def cg_step(b_x, b_r, b_p, b_hp, b_rr, b_active, b_steps, b_enough, b_weight):
     """One step of every active row, given H p. Rows are [., BK]; the rest is one number a row.
 
-    b_rr is ||r||^2 and becomes NaN in a row that meets one; b_enough the value of it at which a row is done.
+    b_weight is 1 / lamb [BK]. b_rr is ||r||^2 and becomes NaN in a row that meets one; b_enough the value of it at which a row is done.
     """
     b_php = tl.sum(b_p * b_hp, axis=1)
     m_step = b_active & (b_php > 0.0)
     b_alpha = tl.where(m_step, b_rr / b_php, 0.0)
     b_x += b_alpha[:, None] * b_p
     b_r -= b_alpha[:, None] * b_hp
-    b_rr_new = tl.where(m_step, tl.sum(b_r * b_r, axis=1), tl.where(b_active, b_rr + (b_php - b_php), b_rr))
+    b_rr_new = tl.where(m_step, tl.sum(b_r * b_r * b_weight[None, :], axis=1), tl.where(b_active, b_rr + (b_php - b_php), b_rr))
     b_steps += b_active.to(tl.int32)
     b_active = m_step & (b_rr_new > b_enough)
-    b_p = tl.where(b_active[:, None], b_r + (b_rr_new / b_rr)[:, None] * b_p, 0.0)
+    b_p = tl.where(b_active[:, None], b_r * b_weight[None, :] + (b_rr_new / b_rr)[:, None] * b_p, 0.0)
     return b_x, b_r, b_p, b_rr_new, b_active, b_steps
 
 
@@ -195,14 +202,15 @@ def solve_tile(
     o_tk = o_t[:, None] * (H * K) + o_k[None, :]
     m_tk = (o_t < T)[:, None] & m_k[None, :]
     b_lamb = tl.load(lamb + o_k, mask=m_k, other=1.0).to(tl.float32)
+    b_weight = 1.0 / b_lamb
 
-    b_r, _, b_rr = cg_scale(tl.load(b + o_tk, mask=m_tk, other=0.0).to(tl.float32))
+    b_r, _, b_rr = cg_scale(tl.load(b + o_tk, mask=m_tk, other=0.0).to(tl.float32), b_weight)
     b_x = tl.zeros([BR, BK], dtype=tl.float32)
     b_rr_before = b_rr
     b_enough = b_rr * tolerance * tolerance
     b_active = b_rr > b_enough
     b_steps = tl.zeros([BR], dtype=tl.int32)
-    b_p = tl.where(b_active[:, None], b_r, 0.0)
+    b_p = tl.where(b_active[:, None], b_r * b_weight[None, :], 0.0)
 
     if RESIDENT:
         o_s = tl.arange(0, BT)
@@ -212,9 +220,9 @@ def solve_tile(
         b_h_high, b_h_low = split(b_h, PRECISION)
         b_k = tl.load(k + o_s[:, None] * (H * K) + o_k[None, :], mask=(o_s < T)[:, None] & m_k[None, :], other=0.0)
         K_LOW: tl.constexpr = b_k.dtype != tl.bfloat16
-        b_k, b_bad = scrub(b_k)
+        b_k = scrub(b_k)
         b_k_high, b_k_low = split(b_k, PRECISION)
-        b_m = decay_mask(g, beta, b_gt, b_bad, o_t, o_s, T, H)
+        b_m = decay_mask(g, beta, b_gt, o_t, o_s, T, H)
 
     i_step = 0
     i_zero = 0
@@ -231,9 +239,11 @@ def solve_tile(
                 tl.store(scratch + o_tk, b_p, mask=m_tk)
                 tl.debug_barrier()
                 b_hp = attend(scratch, H * K, k, H * K, k, H * K, h, K, 1, g, beta, o_t, o_k, T, K, 0,
-                              H, K, BT, BR, BK, BS, BD, PRECISION) + b_lamb[None, :] * b_p  # fmt: skip
+                              H, K, BT, BR, BK, BS, BD, PRECISION, False) + b_lamb[None, :] * b_p  # fmt: skip
                 tl.debug_barrier()
-            b_x, b_r, b_p, b_rr, b_active, b_steps = cg_step(b_x, b_r, b_p, b_hp, b_rr, b_active, b_steps, b_enough)
+            b_x, b_r, b_p, b_rr, b_active, b_steps = cg_step(
+                b_x, b_r, b_p, b_hp, b_rr, b_active, b_steps, b_enough, b_weight
+            )
             i_step += 1
             n_active = tl.sum(b_active.to(tl.int32))
         i_zero = tl.minimum(n_active, 0)
@@ -244,22 +254,24 @@ def solve_tile(
             tl.store(x + o_tk, b_x, mask=m_tk)
             tl.debug_barrier()
             b_hx = attend(x, H * K, k, H * K, k, H * K, h, K, 1, g, beta, o_t + i_zero, o_k + i_zero, T, K, i_zero,
-                          H, K, BT, BR, BK, BS, BD, FINE)  # fmt: skip
+                          H, K, BT, BR, BK, BS, BD, FINE, False)  # fmt: skip
             b_x = tl.load(x + o_tk, mask=m_tk, other=0.0)
-            b_r, _, _ = cg_scale(tl.load(b + o_tk, mask=m_tk, other=0.0).to(tl.float32))
-            b_r -= b_hx + tl.load(lamb + o_k + i_zero, mask=o_k + i_zero < K, other=1.0).to(tl.float32)[None, :] * b_x
+            b_lamb_again = tl.load(lamb + o_k + i_zero, mask=o_k + i_zero < K, other=1.0).to(tl.float32)
+            b_r, _, _ = cg_scale(tl.load(b + o_tk, mask=m_tk, other=0.0).to(tl.float32), b_lamb_again)
+            b_r -= b_hx + b_lamb_again[None, :] * b_x
             tl.debug_barrier()
-            b_rr = tl.sum(b_r * b_r, axis=1) + (b_rr - b_rr)
+            b_rr = tl.sum(b_r * b_r / b_lamb_again[None, :], axis=1) + (b_rr - b_rr)
             # A restart that no longer halves the residual has met the rounding errors of FINE: stop there.
             b_active = (b_rr > b_enough) & (b_rr < 0.25 * b_rr_before)
             b_rr_before = b_rr
-            b_p = tl.where(b_active[:, None], b_r, 0.0)
+            b_p = tl.where(b_active[:, None], b_r / b_lamb_again[None, :], 0.0)
             n_active = tl.sum(b_active.to(tl.int32))
             n_left = tl.where(i_step < max_steps, n_active, 0)
 
     o_tk = (o_t + i_zero)[:, None] * (H * K) + (o_k + i_zero)[None, :]
     m_tk = (o_t + i_zero < T)[:, None] & (o_k + i_zero < K)[None, :]
-    _, b_scale, b_bb = cg_scale(tl.load(b + o_tk, mask=m_tk, other=0.0).to(tl.float32))
+    b_weight = 1.0 / tl.load(lamb + o_k + i_zero, mask=o_k + i_zero < K, other=1.0).to(tl.float32)
+    _, b_scale, b_bb = cg_scale(tl.load(b + o_tk, mask=m_tk, other=0.0).to(tl.float32), b_weight)
     b_nan = (b_rr - b_rr) + (b_bb - b_bb)
     b_x = b_x * b_scale[:, None] + b_nan[:, None]
     tl.store(x + o_tk, b_x, mask=m_tk)

@@ -5,7 +5,7 @@ import triton.language as tl
 from fla.ops.utils.op import exp2
 from fla.utils import autotune_cache_kwargs
 
-from fla_mesa.ops.triton.kernels_solve import dot
+from fla_mesa.ops.triton.kernels_solve import dot, scrub
 
 CONFIGS = [triton.Config({}, num_warps=w, num_stages=s) for w, s in ((4, 2), (4, 1), (8, 2), (2, 2))]
 
@@ -70,7 +70,7 @@ def states_kernel(
         b_beta = tl.load(beta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
         b_weight = tl.where(m_t, exp2(b_last - b_gt) * b_beta, 0.0)
         p_k = k + i_row * K + o_t[:, None] * (H * K)
-        b_k = tl.load(p_k + o_k[None, :], mask=m_t[:, None] & m_k[None, :], other=0.0).to(tl.float32)
+        b_k = scrub(tl.load(p_k + o_k[None, :], mask=m_t[:, None] & m_k[None, :], other=0.0)).to(tl.float32)
         b_k = tl.trans(b_k * b_weight[:, None])
         if i_c * BC < K:
             b_kc = tl.load(p_k + o_c[None, :], mask=m_t[:, None] & m_ck[None, :], other=0.0)

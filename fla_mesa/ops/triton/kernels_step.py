@@ -38,7 +38,7 @@ def step_kernel(
     b_decay = exp(tl.load(g + i_bh).to(tl.float32))
     b_beta = tl.load(beta + i_bh).to(tl.float32)
     b_k = tl.load(k + o_k, mask=m_k, other=0.0).to(tl.float32)
-    b_lamb = tl.load(lamb + o_k, mask=m_k, other=1.0).to(tl.float32)[None, :]
+    b_lamb = tl.load(lamb + o_k, mask=m_k, other=1.0).to(tl.float32)
 
     if RESIDENT:
         o_kk, m_kk = o_k[:, None] * K + o_k[None, :], m_k[:, None] & m_k[None, :]
@@ -56,13 +56,14 @@ def step_kernel(
         tl.debug_barrier()
 
     # One row of the tile solver.
-    b_r, b_scale, b_bb = cg_scale(tl.load(q + o_k, mask=m_k, other=0.0).to(tl.float32)[None, :])
+    b_weight = 1.0 / b_lamb
+    b_r, b_scale, b_bb = cg_scale(tl.load(q + o_k, mask=m_k, other=0.0).to(tl.float32)[None, :], b_weight)
     b_x = tl.zeros([1, BK], dtype=tl.float32)
     b_rr = b_bb
     b_enough = b_bb * tolerance * tolerance
     b_active = b_rr > b_enough
     b_steps = tl.zeros([1], dtype=tl.int32)
-    b_p = b_r
+    b_p = b_r * b_weight[None, :]
     i_step = 0
     n_active = tl.sum(b_active.to(tl.int32))
     while (n_active > 0) & (i_step < max_steps):
@@ -79,8 +80,10 @@ def step_kernel(
                 b_pd = tl.load(scratch + o_d, mask=o_d < K, other=0.0)
                 b_hp += tl.sum(b_hd * b_pd[:, None], axis=0)[None, :]
             tl.debug_barrier()
-        b_hp += b_lamb * b_p
-        b_x, b_r, b_p, b_rr, b_active, b_steps = cg_step(b_x, b_r, b_p, b_hp, b_rr, b_active, b_steps, b_enough)
+        b_hp += b_lamb[None, :] * b_p
+        b_x, b_r, b_p, b_rr, b_active, b_steps = cg_step(
+            b_x, b_r, b_p, b_hp, b_rr, b_active, b_steps, b_enough, b_weight
+        )
         i_step += 1
         n_active = tl.sum(b_active.to(tl.int32))
     b_nan = (b_rr - b_rr) + (b_bb - b_bb)

@@ -42,7 +42,9 @@ def make_plan(K: int, *, PRECISION: str = "bf16x3", REFINE: bool = True, FINE: s
     """The default plan for key size K."""
     BK = power_of_two(K)
     RESIDENT = BK <= 128
-    return Plan(CHUNK, 32 if RESIDENT else 16, BK, 16, 16, RESIDENT, REFINE, PRECISION, FINE)
+    # The interpreter's time goes by the number of operations, not by their size.
+    BLOCK = 64 if interpreted() else 16
+    return Plan(CHUNK, 32 if RESIDENT else 16, BK, BLOCK, BLOCK, RESIDENT, REFINE, PRECISION, FINE)
 
 
 def power_of_two(n: int) -> int:
