@@ -244,6 +244,23 @@ def get(spec: str) -> Suite:
     return Suite(name, canonical, seed, *(((task, sizes[split]),) for split in SPLITS))
 
 
+def merge_specs(base: str, over: str) -> str:
+    """The settings of `over` on top of those of `base` if both are of one suite, without base's sizes; else `over`.
+
+    A mixture (MQAR without fields) has no single setting to merge into and is returned as it is.
+    """
+    base_name, over_name = (spec.partition(":")[0].replace("_", "-") for spec in (base, over))
+    if base_name != over_name or (_REGISTRY[over_name].mixture is not None and ":" not in over):
+        return over
+    kept = {key: value for key, value in _parse(base_name, base.partition(":")[2]).items() if key not in SPLITS}
+    merged = kept | _parse(over_name, over.partition(":")[2])
+    return (
+        get(f"{over_name}:" + ",".join(f"{key}={_text(value)}" for key, value in merged.items())).spec
+        if merged
+        else over
+    )
+
+
 def _parse(name: str, settings: str) -> dict[str, Any]:
     """'a=1,b=2.5,c=(4, 12),d=all' to a dictionary; a comma inside parentheses does not part settings."""
     parts, depth, current = [], 0, ""
