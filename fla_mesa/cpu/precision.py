@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from typing import overload
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar, overload
 
 import torch
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 @overload
@@ -14,3 +18,8 @@ def up(x: None) -> None: ...
 def up(x: torch.Tensor | None) -> torch.Tensor | None:
     """`x` in the precision to compute in."""
     return x if x is None or x.dtype in (torch.float32, torch.float64) else x.float()
+
+
+def without_autocast(function: Callable[P, R]) -> Callable[P, R]:
+    """Decorator: autocast would compute the function's matrix products in 16 bits."""
+    return torch.autocast("cpu", enabled=False)(function)

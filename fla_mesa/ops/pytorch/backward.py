@@ -40,7 +40,9 @@ def chunk_backward(
         do, dh_kk, dh_kv: Gradients of the output ``[B, T, H, V]`` and of the final states ``[N, H, K, K]``, ``[N, H, K, V]`` or None.
     """
     boundaries = cu_seqlens if cu_seqlens_cpu is None else cu_seqlens_cpu
-    k, v, g, beta = Nonfinite(k, v, g, beta, cu_seqlens).clean(k, v, g, beta)  # x is NaN where it must be
+    nonfinite = Nonfinite(k, v, g, beta, cu_seqlens)
+    do = nonfinite.mark(do, channels=True)
+    k, v, g, beta = nonfinite.clean(k, v, g, beta)
     problem = Problem(k, v, g, beta, lamb, h_kk_init, h_kv_init, boundaries)
     tiles, dtype, K = problem.tiles, problem.dtype, k.shape[-1]
     norm = problem.unit.reciprocal()  # lamb^1/2
