@@ -129,7 +129,8 @@ def _run(checkpoints: list[str], suites: list[str], rest: list[str]) -> int:
 
     results: dict[str, dict[str, Any] | None] = {}
     names = short_names(checkpoints) if checkpoints else ["model"]
-    with _with_our_tasks(), patch("lm_eval.simple_evaluate", evaluate):
+    wanted = [name for task in parsed.tasks or [] for name in task.split(",")]
+    with _with_our_tasks(wanted), patch("lm_eval.simple_evaluate", evaluate):
         for name, checkpoint in zip(names, checkpoints or [None], strict=True):
             each = copy.deepcopy(parsed)
             if checkpoint is not None:
@@ -156,9 +157,23 @@ def register() -> None:
 
 
 @contextmanager
-def _with_our_tasks() -> Iterator[None]:
-    """lm-eval's task index with this package's tasks, and the user's --include_path after them."""
+def _with_our_tasks(wanted: list[Any] | None = None) -> Iterator[None]:
+    """lm-eval's task index with this package's tasks, and the user's --include_path after them.
+
+    Indexing the thousands of files that lm-eval ships takes long. It is left out where all `wanted` tasks are found without it, and
+    done once, not for every checkpoint.
+    """
     from lm_eval.tasks import TaskManager
+    from lm_eval.tasks._index import TaskIndex
+
+    indexed: dict[tuple[str, ...], Any] = {}
+    build = TaskIndex.build
+
+    def build_once(paths: Any, **options: Any) -> Any:
+        key = tuple(map(str, paths))
+        if key not in indexed:
+            indexed[key] = build(paths, **options)
+        return indexed[key]
 
     class WithOurTasks(TaskManager):
         def __init__(self, *args: Any, include_path: Any = None, **kwargs: Any) -> None:
@@ -166,7 +181,14 @@ def _with_our_tasks() -> Iterator[None]:
             missing = [str(path) for path in given if not os.path.exists(path)]
             if missing:
                 raise ValueError(f"--include_path: there is no {', '.join(missing)}")
-            super().__init__(*args, include_path=[TASKS, *given], **kwargs)
+            paths = [TASKS, *given]
+            ours = build_once([Path(path) for path in paths])
+            if wanted and all(name in ours for name in wanted):
+                kwargs["include_defaults"] = False
+            super().__init__(*args, include_path=paths, **kwargs)
 
-    with patch("lm_eval.tasks.TaskManager", WithOurTasks):
+    with (
+        patch("lm_eval.tasks.TaskManager", WithOurTasks),
+        patch.object(TaskIndex, "build", staticmethod(build_once)),
+    ):
         yield

@@ -4,47 +4,58 @@ from __future__ import annotations
 
 import itertools
 import json
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import datasets
 
+from fla_mesa.data import text_files
 
-def read_documents(text: object) -> list[str]:
-    """The documents of a file.
+logger = logging.getLogger(__name__)
+
+
+STDLIB = "stdlib"
+
+
+def read_documents(text: object = STDLIB) -> list[str]:
+    """The documents to read.
 
     Args:
-        text: Path of a text file (one document), of a .jsonl file with a "text" in each line, or of a directory of text files, sorted.
+        text: "stdlib", the files of Python's standard library that `fla-mesa train` holds out; or the path of a text file (one document),
+            of a .jsonl file with a "text" in each line, or of a folder of text files.
 
     Raises:
         ValueError: No such file, nothing in it, or it is not text.
     """
     if not isinstance(text, str) or not text:
-        raise ValueError(
-            "held-out text is needed: pass --metadata text=PATH, a text file, a .jsonl file, or a directory of text files"
-        )
+        raise ValueError(f"held-out text: text must be 'stdlib' or the path of a file or folder, got {text!r}")
+    if text == STDLIB:
+        _, held_out, _ = text_files.standard_library(say=logger.info).split()
+        return list(held_out.documents)
     path = Path(text).expanduser()
-    if not path.exists():
-        raise ValueError(f"held-out text: there is no file {text!r}")
-    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
-    documents = []
-    for file in files:
-        try:
-            content = file.read_text(encoding="utf-8")
-        except UnicodeDecodeError as error:
-            raise ValueError(f"held-out text: {str(file)!r} is not UTF-8 text ({error})") from error
-        documents += _json_lines(file, content) if file.suffix == ".jsonl" else [content]
-    documents = [document for document in documents if document]
+    if path.is_dir():
+        found = [file for file in text_files.walk(path) if file.suffix.lower() in text_files.SUFFIXES]
+        if not found:
+            raise ValueError(f"held-out text: no text file in the folder {text!r}")
+        return list(text_files.read_folder(path, sorted(found)).texts.values())
+    if path.suffix != ".jsonl":
+        return list(text_files.read_file(path).texts.values())
+    documents = [document for document in _json_lines(path) if document]
     if not documents:
         raise ValueError(f"held-out text: {text!r} holds no text")
     return documents
 
 
-def _json_lines(file: Path, content: str) -> Iterator[str]:
-    for number, line in enumerate(content.splitlines(), start=1):
+def _json_lines(file: Path) -> Iterator[str]:
+    # Not splitlines, which also breaks at characters that may stand inside a JSON string.
+    for number, line in enumerate(text_files.decode(file).rstrip("\n").split("\n"), start=1):
         try:
-            yield json.loads(line)["text"]
+            document = json.loads(line)["text"]
+            if not isinstance(document, str):
+                raise TypeError(f"text is {document!r}")
+            yield document
         except (json.JSONDecodeError, KeyError, TypeError) as error:
             raise ValueError(
                 f"held-out text: line {number} of {str(file)!r} is no JSON object with a 'text' ({error!r})"
@@ -53,7 +64,7 @@ def _json_lines(file: Path, content: str) -> Iterator[str]:
 
 def documents(**settings: Any) -> dict[str, datasets.Dataset]:
     """lm-eval's `custom_dataset`: it passes all of --metadata and --model_args, of which `text` is read."""
-    return {"test": datasets.Dataset.from_dict({"text": read_documents(settings.get("text"))})}
+    return {"test": datasets.Dataset.from_dict({"text": read_documents(settings.get("text", STDLIB))})}
 
 
 def token_blocks(settings: dict[str, Any], length: int) -> list[list[int]]:
@@ -71,7 +82,7 @@ def token_blocks(settings: dict[str, Any], length: int) -> list[list[int]]:
         )
     tokenizer = AutoTokenizer.from_pretrained(name)
     blocks = []
-    for document in read_documents(settings.get("text")):
+    for document in read_documents(settings.get("text", STDLIB)):
         ids = tokenizer(document, add_special_tokens=False)["input_ids"]
         blocks += [ids[start : start + length] for start in range(0, len(ids) - length + 1, length)]
     if not blocks:

@@ -11,12 +11,14 @@ import fla.models  # noqa: F401 (registers flash-linear-attention's architecture
 import torch
 import torch.nn.functional as F
 from lm_eval.api.instance import Instance
-from lm_eval.models.huggingface import HFLM
+from lm_eval.models.huggingface import HFLM as _HFLM  # its registration decorator hides its type from type checkers
 from tqdm import tqdm
 
 import fla_mesa  # noqa: F401 (registers this package's family, and the CPU back end where there is no accelerator)
 from fla_mesa.eval.checkpoint import check_checkpoint
 from fla_mesa.eval.solver import set_solver
+
+HFLM: Any = _HFLM
 
 # What HFLM hands on to `from_pretrained`, as far as it is of use for causal language models.
 _FOR_FROM_PRETRAINED = ("attn_implementation", "device_map", "load_in_4bit", "load_in_8bit", "bnb_4bit_compute_dtype")
@@ -50,7 +52,7 @@ class FlaMesaLM(HFLM):
                 raise ValueError(f"unknown model argument {name!r}.{hint} Allowed: {', '.join(known)}")
         if isinstance(pretrained, str):
             check_checkpoint(pretrained)
-        super().__init__(pretrained, **arguments)
+        super().__init__(pretrained, **{"backend": "causal", **arguments})
         set_solver(self.model, max_cg_steps=max_cg_steps, cg_tolerance=cg_tolerance)
 
     # Too long
@@ -69,7 +71,8 @@ class FlaMesaLM(HFLM):
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         if self._max_length and not self.truncation:
-            for context, settings in (request.args for request in requests):
+            for request in requests:
+                context, settings = request.args[0], request.args[1]
                 new = settings.get("max_gen_toks", self.max_gen_toks)
                 self._check_length(len(self.tok_encode(context)) + new, "an input and its answer")
         return super().generate_until(requests, disable_tqdm)

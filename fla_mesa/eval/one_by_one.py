@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
+from contextlib import nullcontext
+from typing import Any, cast
+from unittest.mock import patch
 
 import lm_eval.api.registry
 from lm_eval.evaluator import simple_evaluate
@@ -48,7 +50,12 @@ class OneByOne:
         merged: dict[str, Any] | None = None
         for task in _expand_tags(tasks, arguments["task_manager"]):
             try:
-                one = simple_evaluate(model=lm, model_args=model_args, tasks=[task], **arguments)
+                # Facts about the machine take lm-eval a second to find and are the same for every task: the first ones are kept.
+                with nullcontext() if merged is None else patch("lm_eval.evaluator.add_env_info"):
+                    one = cast(
+                        "dict[str, Any] | None",
+                        simple_evaluate(model=lm, model_args=model_args, tasks=[task], **arguments),
+                    )
             except Exception as error:  # whatever a task's data or code can raise
                 if lm.world_size > 1:
                     raise  # the other processes would wait for this one

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar, cast
 
 import numpy as np
 from lm_eval.api.instance import Instance
 from lm_eval.api.metrics import mean
 from lm_eval.api.task import Task
 from lm_eval.config.task import TaskConfig
+from lm_eval.filters import build_filter_ensemble
 
 from fla_mesa.data import synthetic
 from fla_mesa.eval import heldout
@@ -23,18 +24,20 @@ class SequenceTask(Task):
     """
 
     VERSION = 1
+    # The method of FlaMesaLM to call. lm-eval calls whatever method a request names, though its types list only its own.
+    REQUEST: ClassVar[Any]
 
     def __init__(self, config: dict[str, Any]) -> None:
         # Task.__init__ downloads a data set; these tasks make theirs.
         self.settings: dict[str, Any] = dict(config.get("metadata") or {})
         self._config = TaskConfig(
             task=config["task"],
-            output_type=self.OUTPUT_TYPE,  # type: ignore[arg-type]
+            output_type=self.REQUEST,
             num_fewshot=0,
             metadata=self.settings,
         )
         self._instances = None
-        self._filters = [_keep_first()]
+        self._filters = [build_filter_ensemble("none", [("take_first", None)])]
         self.fewshot_rnd = None
         self._docs = self.make_docs()
 
@@ -74,7 +77,7 @@ class SequenceTask(Task):
 
     def construct_requests(self, doc: dict[str, Any], ctx: str, **kwargs: Any) -> Instance:
         return Instance(
-            request_type=self.OUTPUT_TYPE,  # type: ignore[arg-type]
+            request_type=self.REQUEST,
             doc=doc,
             arguments=(ctx,),
             idx=0,
@@ -92,10 +95,11 @@ class SuiteTask(SequenceTask):
     """The test split of a synthetic suite; ``acc`` is the suite's own score, averaged over the sequences.
 
     The YAML file's ``metadata: suite:`` names it. A checkpoint that learnt the same suite with other parameters (a smaller vocabulary,
-    say), and records so in its tokenizer, is asked with those; what the YAML file fixes comes first.
+    say), and records so in its tokenizer, is asked with those; what the YAML file fixes comes first. One that learnt another suite, or
+    text, is not asked: its ids mean something else.
     """
 
-    OUTPUT_TYPE = "greedy_next_tokens"
+    REQUEST = OUTPUT_TYPE = cast(Any, "greedy_next_tokens")
 
     def make_docs(self) -> list[dict[str, Any]]:
         suite = synthetic.get(self.spec())
@@ -116,9 +120,17 @@ class SuiteTask(SequenceTask):
                     "this task is the suite that the checkpoint was trained on, but its tokenizer records none"
                 )
             return recorded
-        if recorded is None:
-            return wanted
-        return synthetic.merge_specs(recorded, wanted)
+        if recorded is not None:
+            merged = synthetic.merge_specs(recorded, wanted)
+            if merged is None:
+                raise ValueError(f"the checkpoint was trained on another suite, {recorded}")
+            return merged
+        if not self.settings.get("any_checkpoint"):
+            raise ValueError(
+                "the checkpoint's tokenizer records no synthetic suite, so its ids mean something else; "
+                "pass --metadata any_checkpoint=True to ask it nevertheless"
+            )
+        return wanted
 
     def process_results(self, doc: dict[str, Any], results: list[Any]) -> dict[str, float]:
         rows = {key: np.array([doc[key]]) for key in ("input_ids", "labels", "allowed") if key in doc}
@@ -131,11 +143,11 @@ class SuiteTask(SequenceTask):
 class LossByPosition(SequenceTask):
     """Mean loss in nats per token on held-out text, in all and by position in the context.
 
-    Settings (``--metadata``): text, see :func:`fla_mesa.eval.heldout.read_documents`; positions, the length of the blocks (512);
+    Settings (``--metadata``): text, see :func:`fla_mesa.eval.heldout.read_documents` (stdlib); positions, the length of the blocks (512);
     tokenizer, if not the checkpoint's. The text is cut into blocks of that many tokens, each read from an empty state.
     """
 
-    OUTPUT_TYPE = "next_token_losses"
+    REQUEST = OUTPUT_TYPE = cast(Any, "next_token_losses")
 
     def make_docs(self) -> list[dict[str, Any]]:
         positions = self.settings.get("positions", 512)
@@ -151,9 +163,3 @@ class LossByPosition(SequenceTask):
 
     def metrics(self) -> dict[str, bool]:
         return {"loss": False, **{f"loss_{a}_{b - 1}": False for a, b in self._buckets}}
-
-
-def _keep_first():
-    from lm_eval.filters import build_filter_ensemble
-
-    return build_filter_ensemble("none", [["take_first", None]])

@@ -28,7 +28,7 @@ def write_stub(checkpoint: str | Path) -> bool:
     directory = Path(checkpoint)
     check_checkpoint(str(directory))
     config_class = type(AutoConfig.from_pretrained(directory))
-    model_class = AutoModelForCausalLM._model_mapping[config_class]
+    model_class: type = AutoModelForCausalLM._model_mapping[config_class]  # type: ignore[assignment]
     if config_class.__module__.startswith("transformers."):
         return False
     lines = [

@@ -56,6 +56,8 @@ class Comparison:
             return set()
         values = {name: value for name, (value, _) in row.values.items()}
         top = (max if row.higher_is_better else min)(values.values())
+        if len(set(values.values())) == 1:
+            return set()
         return {name for name, value in values.items() if value == top}
 
     def as_dict(self) -> dict[str, Any]:
