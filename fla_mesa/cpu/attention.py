@@ -28,7 +28,7 @@ def _mask(Tq: int, Tk: int, causal: bool, window: tuple[int, int], device: torch
     aligned = torch.arange(Tk - Tq, Tk, device=device)[:, None]
     keys = torch.arange(Tk, device=device)
     mask = None
-    if 0 <= right and not (Tq == 1 and Tk > 0):
+    if right >= 0 and not (Tq == 1 and Tk > 0):
         mask = keys <= aligned + right
     if 0 <= left < Tk - 1:
         near = keys >= aligned - left

@@ -1,6 +1,6 @@
 """The elementwise recurrence of fla.ops.hgrn, which is also that of RG-LRU (Hawk).
 
-    h_t = exp(g_t) * h_{t-1} + x_t          x, g, h `[B, T, D]`, states `[N, D]`
+h_t = exp(g_t) * h_{t-1} + x_t          x, g, h `[B, T, D]`, states `[N, D]`
 """
 
 from __future__ import annotations
@@ -46,7 +46,9 @@ def _hgrn(x: Tensor, g: Tensor, initial_state: Tensor | None, cu_seqlens: Tensor
     lengths = _lengths(*x.shape[:2], cu_seqlens)
     N = x.shape[0] if lengths is None else len(lengths)
     if initial_state is not None and initial_state.shape[0] != N:
-        raise ValueError(f"`initial_state` must hold one state for each of the {N} sequences, got {initial_state.shape[0]}")
+        raise ValueError(
+            f"`initial_state` must hold one state for each of the {N} sequences, got {initial_state.shape[0]}"
+        )
     a, h = up(g).exp().transpose(0, 1), up(x).transpose(0, 1)  # [T, B, D]
     if lengths is None:
         if initial_state is not None:

@@ -40,7 +40,9 @@ def state_out(state: Tensor, wanted: bool, v_first: bool) -> Tensor | None:
     return state.mT if v_first else state
 
 
-def take_options(function: str, kwargs: dict[str, Any], state_v_first: bool = False, allowed: tuple[str, ...] = ()) -> bool:
+def take_options(
+    function: str, kwargs: dict[str, Any], state_v_first: bool = False, allowed: tuple[str, ...] = ()
+) -> bool:
     """Check fla's `**kwargs`: `chunk_size` changes no result and is not needed here, the old name of `state_v_first` still
     works, anything else is an error. -> state_v_first"""
     if "transpose_state_layout" in kwargs:

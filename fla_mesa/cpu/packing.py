@@ -20,7 +20,9 @@ Tensor = torch.Tensor
 class Chunks:
     """The layout of one call. `counts` holds the number of chunks of each step of a recurrence, which add up to M."""
 
-    def __init__(self, x: Tensor, chunk_size: int | None, cu_seqlens: Tensor | None, initial_state: Tensor | None = None):
+    def __init__(
+        self, x: Tensor, chunk_size: int | None, cu_seqlens: Tensor | None, initial_state: Tensor | None = None
+    ):
         """x: any of the call's `[B, T, ...]` tensors; chunk_size None: one chunk for each sequence.
 
         Raises:

@@ -1,0 +1,47 @@
+"""The command `fla-mesa`: finds the subcommand, imports only what it needs, and passes the rest of the line on."""
+
+import argparse
+import importlib
+import sys
+
+# Name: the module whose `main(argv) -> exit code` is the command, and what it does.
+COMMANDS = {
+    "train": ("fla_mesa.train.command", "train a model on text or on a synthetic task"),
+    "demo": ("fla_mesa.train.demo", "train a tiny MesaNet in minutes and see what it has learned"),
+}
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="fla-mesa",
+        description="MesaNet for the flash-linear-attention ecosystem.",
+        epilog="commands:\n"
+        + "\n".join(f"  {name:<9} {purpose}" for name, (_, purpose) in COMMANDS.items())
+        + "\n\n`fla-mesa COMMAND --help` shows the flags of a command.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="store_true", help="print the version and exit")
+    parser.add_argument("command", nargs="?", choices=COMMANDS, metavar="COMMAND", help="one of those below")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    parser = _parser()
+    given = parser.parse_args(argv)
+    if given.version:
+        from fla_mesa import __version__
+
+        print(f"fla-mesa {__version__}")
+        return 0
+    if given.command is None:
+        parser.print_help()
+        return 2
+    module, _ = COMMANDS[given.command]
+    return importlib.import_module(module).main(given.arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,178 @@
+"""From the name of a source (`--data`) to blocks of tokens for training and validation."""
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from torch.utils.data import Dataset
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from fla_mesa.data import tables, text_files
+from fla_mesa.data.packing import TokenBlocks, describe, tokenize
+from fla_mesa.data.tokenizer import byte_tokenizer
+
+TEXT_SEQ_LEN = 256
+BYTE_TOKENIZER = "bytes"
+
+
+@dataclass(frozen=True)
+class DataRequest:
+    """What the user asked for. None means: not said; a source then takes its own value."""
+
+    spec: str = "stdlib"
+    validation: str | None = None
+    config: str | None = None
+    text_column: str | None = None
+    tokenizer: str | None = None
+    seq_len: int | None = None
+    seed: int = 42
+    say: Callable[[str], None] = print
+
+    def reject(self, *names: str) -> None:
+        """Raises ValueError if one of the named options was given: for sources to which they mean nothing."""
+        for name in names:
+            if getattr(self, name) is not None:
+                raise ValueError(f"{name}: does not apply to --data {self.spec}, got {getattr(self, name)!r}")
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Data ready for training.
+
+    Rows of `train` and `validation` are `{"input_ids", "labels"}`, int64 `[<= seq_len]`; the model shifts the labels,
+    and label -100 counts for nothing. `bytes_per_token` is None where the tokens stand for no text.
+    """
+
+    train: Dataset
+    validation: Dataset
+    vocab_size: int
+    seq_len: int
+    sha256: str
+    tokenizer: PreTrainedTokenizerBase | None = None
+    bytes_per_token: float | None = None
+    facts: dict = field(default_factory=dict)
+
+    @property
+    def special_ids(self) -> dict[str, int | None]:
+        """bos, eos and pad as a configuration takes them."""
+        names = ("bos_token_id", "eos_token_id", "pad_token_id")
+        return {name: getattr(self.tokenizer, name, None) for name in names}
+
+
+Loader = Callable[[DataRequest], Splits]
+_REGISTERED: dict[str, Loader] = {}
+
+
+def register_source(name: str, loader: Loader) -> None:
+    """Makes `--data name` mean `loader`. Raises ValueError if the name is taken."""
+    if name in names():
+        raise ValueError(f"name: {name!r} is a source already")
+    _REGISTERED[name] = loader
+
+
+def names() -> list[str]:
+    """The sources that have a name of their own."""
+    return ["stdlib", *sorted(_REGISTERED)]
+
+
+def load_data(request: DataRequest) -> Splits:
+    """The data that `request` names, read, checked, tokenised and cut to blocks.
+
+    `spec` is, in this order: a registered name; a file or folder; the name of a data set on the Hugging Face hub.
+    Validation is `request.validation`, else the data's own validation split, else a fixed part that is held out.
+    Raises ValueError naming the file or the option at fault.
+    """
+    if request.spec in _REGISTERED:
+        return _REGISTERED[request.spec](request)
+    return _text(request)
+
+
+def _find(spec: str, request: DataRequest) -> text_files.TextFiles | tables.Table:
+    if spec == "stdlib":
+        return text_files.standard_library(say=request.say)
+    path = Path(spec).expanduser()
+    if path.is_dir():
+        return _find_in_folder(path, request)
+    known = text_files.SUFFIXES | tables.SUFFIXES
+    if not path.exists():
+        looks_like_path = spec.startswith((".", "/", "~")) or spec.count("/") > 1 or tables.suffix_of(path) in known
+        if looks_like_path:
+            raise ValueError(f"{path}: no such file or folder")
+        return tables.read_hub(spec, request.config, request.text_column)
+    if tables.suffix_of(path) in tables.SUFFIXES:
+        return tables.read_files(path.parent, [path], request.text_column)
+    return text_files.read_file(path)  # whatever its name: it was asked for, and what is no text is found out
+
+
+def _find_in_folder(root: Path, request: DataRequest) -> text_files.TextFiles | tables.Table:
+    files = text_files.walk(root)
+    rows = [file for file in files if tables.suffix_of(file) in tables.SUFFIXES]
+    texts = [file for file in files if file.suffix.lower() in text_files.SUFFIXES]
+    used = rows or texts
+    if not used:
+        known = " ".join(sorted(tables.SUFFIXES | text_files.SUFFIXES))
+        raise ValueError(f"{root}: no file of a known type in the folder; known are {known}")
+    if len(used) < len(files):
+        kinds = Counter(file.suffix or "without suffix" for file in set(files) - set(used)).most_common()
+        request.say(f"{root}: files of other kinds left out: {', '.join(f'{kind} {count}' for kind, count in kinds)}")
+    return tables.read_files(root, rows, request.text_column) if rows else text_files.read_folder(root, texts)
+
+
+def load_tokenizer(name: str | None) -> PreTrainedTokenizerBase:
+    """The byte tokenizer (`bytes`), or one by its folder or hub name. Raises ValueError if it cannot be loaded."""
+    if name in (None, BYTE_TOKENIZER):
+        return byte_tokenizer()
+    try:
+        return AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"tokenizer: {name!r} cannot be loaded: {error}") from error
+
+
+def _text(request: DataRequest) -> Splits:
+    seq_len = TEXT_SEQ_LEN if request.seq_len is None else request.seq_len
+    tokenizer = load_tokenizer(request.tokenizer)
+    found = _find(request.spec, request)
+    if request.config is not None and not isinstance(found, tables.Table):
+        raise ValueError(f"data_config: only a data set of the hub has configurations, and {request.spec!r} is none")
+    if request.validation is not None:
+        train, validation = found.for_training(), _find(request.validation, request).for_validation()
+        how = request.validation
+    else:
+        train, validation, how = found.split()
+
+    cache = _token_cache()
+    train_tokens, validation_tokens = tokenize(train, tokenizer, cache), tokenize(validation, tokenizer, cache)
+    train_blocks = TokenBlocks(train_tokens.ids, seq_len)
+    # The model looks back only, so what fills up the last block is never seen by what is scored in it.
+    validation_blocks = TokenBlocks(validation_tokens.ids, seq_len, keep_tail=True)
+    for part, blocks in (("training", train_blocks), ("validation", validation_blocks)):
+        if not len(blocks):
+            raise ValueError(
+                f"data: {len(blocks.ids)} tokens of {part} text are too few for a block of {seq_len} (seq_len)"
+            )
+
+    sha256 = hashlib.sha256(f"{train_tokens.sha256} {validation_tokens.sha256}".encode()).hexdigest()
+    request.say(
+        f"data: {request.spec}: {train_tokens.documents + validation_tokens.documents:,} documents, "
+        f"{train_tokens.text_bytes + validation_tokens.text_bytes:,} bytes, sha256 {sha256[:16]}; "
+        f"{len(train_tokens.ids):,} tokens to train on, {len(validation_tokens.ids):,} held out ({how})"
+    )
+    return Splits(
+        train=train_blocks,
+        validation=validation_blocks,
+        vocab_size=len(tokenizer),
+        seq_len=seq_len,
+        sha256=sha256,
+        tokenizer=tokenizer,
+        bytes_per_token=validation_tokens.bytes_per_token,
+        facts={"held_out": how, "train": describe(train_tokens), "validation": describe(validation_tokens)},
+    )
+
+
+def _token_cache() -> Path:
+    """Where tokens of tables are kept: beside the tables that `datasets` keeps (HF_HOME, HF_DATASETS_CACHE)."""
+    from datasets.config import HF_DATASETS_CACHE
+
+    return Path(HF_DATASETS_CACHE) / "fla_mesa_tokens"

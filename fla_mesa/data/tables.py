@@ -1,0 +1,194 @@
+"""Text in a column of a table: parquet and JSON files, and data sets of the Hugging Face hub, through `datasets`."""
+
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fla_mesa.data.holdout import ENOUGH, FRACTION, cut_tail
+from fla_mesa.data.packing import Corpus
+
+if TYPE_CHECKING:
+    from datasets import Dataset, DatasetDict
+
+_BUILDERS = {
+    ".parquet": "parquet",
+    ".json": "json",
+    ".jsonl": "json",
+    ".json.gz": "json",
+    ".jsonl.gz": "json",
+    ".json.zst": "json",
+    ".jsonl.zst": "json",
+}
+SUFFIXES = frozenset(_BUILDERS)
+_VALIDATION = ("validation", "valid", "val", "dev")
+_ROWS_A_READ = 256
+
+
+def suffix_of(path: Path) -> str:
+    """The known ending of a file's name (`.jsonl.gz` is one), or its last suffix."""
+    double = "".join(path.suffixes[-2:]).lower()
+    return double if double in SUFFIXES else path.suffix.lower()
+
+
+@dataclass(frozen=True)
+class _Column:
+    """The texts of one column, read from disk as they are needed."""
+
+    rows: "Dataset"
+    name: str
+
+    def __iter__(self) -> Iterator[str]:
+        for batch in self.rows.select_columns([self.name]).iter(batch_size=_ROWS_A_READ):
+            yield from batch[self.name]  # pyright: ignore[reportArgumentType, reportCallIssue]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def corpus(self) -> Corpus:
+        return Corpus(self, fingerprint=f"{self.rows._fingerprint} {self.name}")
+
+
+@dataclass(frozen=True)
+class Table:
+    """A column of text, and the same column of the validation split where the data has one."""
+
+    train: _Column
+    validation: _Column | None
+
+    def for_training(self) -> Corpus:
+        """The training split, none of it held out."""
+        return self.train.corpus()
+
+    def for_validation(self) -> Corpus:
+        """The validation split, or all there is."""
+        return (self.validation or self.train).corpus()
+
+    def split(self) -> tuple[Corpus, Corpus, str]:
+        """Training part, held-out part, and how they were parted."""
+        if self.validation is not None:
+            return self.train.corpus(), self.validation.corpus(), "the data's own validation split"
+        rows, name, count = self.train.rows, self.train.name, len(self.train)
+        if count >= ENOUGH:
+            cut = count - max(1, round(count * FRACTION))
+            train, tail = _Column(rows.select(range(cut)), name), _Column(rows.select(range(cut, count)), name)
+            return train.corpus(), tail.corpus(), f"the last {count - cut} of {count} rows"
+        parts = [cut_tail(text) for text in self.train if text]
+        return Corpus([head for head, _ in parts]), Corpus([tail for _, tail in parts]), "the last 5 % of each row"
+
+
+def text_column(rows: "Dataset", wanted: str | None, where: str) -> str:
+    """The column to read: `wanted`, else `text`, else the only one that holds strings. Raises ValueError otherwise."""
+    kinds = {name: getattr(feature, "dtype", None) for name, feature in rows.features.items()}
+    strings = [name for name, kind in kinds.items() if kind in ("string", "large_string")]
+    if wanted is not None:
+        if wanted not in strings:
+            has = ", ".join(strings) or "none"
+            raise ValueError(f"text_column: {where} has no column of text {wanted!r}; it has {has}")
+        return wanted
+    if "text" in strings:
+        return "text"
+    if len(strings) != 1:
+        found = f"{len(strings)} ({', '.join(strings)})" if strings else "none"
+        raise ValueError(f"text_column: {where} has no column `text`, and {found} that could be it: pass --text_column")
+    return strings[0]
+
+
+def _table(splits: "DatasetDict", column: str | None, where: str) -> Table:
+    train = splits["train"] if "train" in splits else next(iter(splits.values())) if len(splits) == 1 else None
+    if train is None:
+        raise ValueError(f"data: {where} has no split `train`; it has {', '.join(map(str, splits))}")
+    if not len(train):
+        raise ValueError(f"data: {where} is empty")
+    validation = next((splits[name] for name in _VALIDATION if name in splits and len(splits[name])), None)
+    name = text_column(train, column, where)
+    return Table(_Column(train, name), None if validation is None else _Column(validation, name))
+
+
+def _load(builder: str, where: str, **options) -> "DatasetDict":
+    """`datasets.load_dataset` whose failures are a ValueError of one line that names what was to be read."""
+    import datasets
+    from datasets.exceptions import DatasetsError
+
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
+    try:
+        return datasets.load_dataset(builder, **options)  # pyright: ignore[reportReturnType] (no split: all of them)
+    except (ValueError, OSError, DatasetsError) as error:
+        reason = error.__cause__ or error
+        line = str(reason).strip().split("\n")[0]
+        raise ValueError(f"{where}: cannot be read: {type(reason).__name__}: {line[:300]}") from error
+
+
+def _check(path: Path) -> None:
+    """Raises ValueError naming the file: missing, empty, truncated, or not UTF-8 (with the first bad byte's offset)."""
+    try:
+        if not path.stat().st_size:
+            raise ValueError(f"{path}: the file is empty")
+        if suffix_of(path) == ".parquet":
+            import pyarrow
+            import pyarrow.parquet
+
+            try:
+                rows = pyarrow.parquet.ParquetFile(path).metadata.num_rows
+            except pyarrow.ArrowException as error:
+                raise ValueError(f"{path}: not a whole parquet file: {error}") from None
+            if not rows:
+                raise ValueError(f"{path}: the file has no rows")
+        elif suffix_of(path) in (".json", ".jsonl"):
+            _check_utf8(path)
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def _check_utf8(path: Path) -> None:
+    offset = 0
+    with path.open("rb") as file:
+        for line in file:
+            try:
+                line.decode("utf-8")
+            except UnicodeDecodeError as error:
+                bad = line[error.start]
+                raise ValueError(f"{path}: not UTF-8 text: byte {bad:#04x} at offset {offset + error.start}") from None
+            offset += len(line)
+
+
+def _split_of(name: str) -> str:
+    """The split that a file's path names, as on the hub: `data/validation-00000-of-00002.parquet`; `train` if none."""
+    words = set(re.split(r"[^a-z]+", name.lower()))
+    if words.intersection(_VALIDATION):
+        return "validation"
+    return "test" if words.intersection(("test", "testing")) else "train"
+
+
+def read_files(root: Path, files: list[Path], column: str | None) -> Table:
+    """Parquet or JSON files below `root`; files whose names say `validation` or `test` are those splits.
+
+    Raises ValueError naming what is wrong, a file at fault by its name.
+    """
+    kinds = {_BUILDERS[suffix_of(file)] for file in files}
+    if len(kinds) > 1:
+        raise ValueError(f"data: {root} holds parquet and JSON files: name one kind, or a folder with one kind")
+    by_split: dict[str, list[str]] = {}
+    for file in sorted(files):
+        _check(file)
+        split = _split_of(file.relative_to(root).as_posix()) if len(files) > 1 else "train"
+        by_split.setdefault(split, []).append(str(file))
+    if len(by_split) > 1:
+        by_split.pop("test", None)  # kept for the end, as on the hub
+    where = str(files[0] if len(files) == 1 else root)
+    return _table(_load(kinds.pop(), where, data_files=by_split), column, where)
+
+
+def read_hub(name: str, config: str | None, column: str | None) -> Table:
+    """A data set of the hub by its name. Raises ValueError where it cannot be had, offline for one."""
+    try:
+        splits = _load(name, name, name=config)
+    except ValueError as error:
+        raise ValueError(
+            f"data: {name!r} is no source of this package, no file or folder here, and the Hugging Face hub could not "
+            f"give a data set of that name: {error}"
+        ) from error
+    return _table(splits, column, name)

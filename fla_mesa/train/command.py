@@ -1,0 +1,50 @@
+"""`fla-mesa train`."""
+
+import sys
+
+from fla_mesa.train import folder
+from fla_mesa.train.interrupt import Interrupted
+from fla_mesa.train.recipe import Run
+from fla_mesa.train.settings import parse
+from fla_mesa.train.trainer import Diverged
+
+
+def main(argv: list[str]) -> int:
+    """Runs the command; returns its exit code: 0, 1 (diverged), 2 (wrong settings or data), 130 or 143 (stopped)."""
+    try:
+        settings, arguments = parse(argv)
+        run = Run(settings, arguments, command=["fla-mesa", "train", *argv])
+    except (ValueError, TypeError, OSError) as error:
+        print(f"fla-mesa train: {error}", file=sys.stderr)
+        return 2
+    return finish(run)
+
+
+def finish(run: Run) -> int:
+    """Trains, and says in a few lines how it ended; returns the exit code."""
+    try:
+        metrics = run.train()
+    except Interrupted as stop:
+        checkpoint = folder.latest_checkpoint(run.folder)
+        after = (
+            f"the same command with --resume goes on from {checkpoint}" if checkpoint else "no checkpoint was saved yet"
+        )
+        run.say(f"stopped by {stop.name}: {after}")
+        return stop.exit_code
+    except Diverged as error:
+        print(f"fla-mesa train: {error}", file=sys.stderr)
+        return 1
+    run.say(summary(metrics))
+    run.say(f"model, tokenizer, metrics.json and loss.png are in {run.folder}")
+    return 0
+
+
+def summary(metrics: dict) -> str:
+    """The figures of a run in one line."""
+    bits, speed = metrics["bits_per_byte"], metrics["tokens_per_second"]
+    parts = [f"validation loss {metrics['loss']:.4f}"]
+    parts.append(f"{bits:.4f} bits per byte" if bits is not None else f"accuracy {metrics['accuracy']:.4f}")
+    parts.append(f"{metrics['steps']} steps")
+    if speed is not None:
+        parts.append(f"{speed:,.0f} tokens/s")
+    return ", ".join(parts)

@@ -1,0 +1,126 @@
+"""The folder of a run: whose it is, which of its checkpoints are whole, which may go.
+
+output_dir/
+  run.json           the settings that make the run what it is; written when training starts
+  checkpoint-N/      all that is needed to go on after step N; whole if complete.json is in it
+  model.safetensors, config.json, tokenizer.json, ..., loss.png, metrics.json     written at the end, in this order
+"""
+
+import json
+import re
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+RUN_FILE = "run.json"
+METRICS_FILE = "metrics.json"
+COMPLETE_FILE = "complete.json"
+_CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+_STATE_FILES = ("trainer_state.json", "scheduler.pt")
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes `path` whole or not at all. Raises ValueError for what JSON cannot hold, NaN among it."""
+    text = json.dumps(content, indent=2, allow_nan=False) + "\n"
+    unfinished = path.with_name(path.name + ".tmp")
+    unfinished.write_text(text)
+    unfinished.replace(path)
+
+
+def check_free(folder: Path) -> None:
+    """Raises ValueError if a new run in `folder` would touch anything."""
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"output_dir: {folder} is a file")
+    if (folder / RUN_FILE).exists():
+        raise ValueError(f"output_dir: {folder} holds a run already: add --resume to go on with it, or name another")
+    if folder.exists() and (found := sorted(item.name for item in folder.iterdir())):
+        shown = ", ".join(found[:3]) + (", ..." if len(found) > 3 else "")
+        raise ValueError(f"output_dir: {folder} holds files that are no run of this program ({shown}): name another")
+
+
+def stored_run(folder: Path) -> dict | None:
+    """What run.json says, or None where no run has begun. Raises ValueError if it cannot be read."""
+    path = folder / RUN_FILE
+    if not path.exists():
+        check_free(folder)
+        return None
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"resume: {path} cannot be read: {error}") from None
+
+
+def check_same(folder: Path, stored: dict, now: dict) -> None:
+    """Raises ValueError naming every setting in which the run that is stored differs from the one that is asked for."""
+    differing = [name for name in now if stored.get(name) != now[name]]
+    if differing:
+        changes = "; ".join(f"{name} was {stored.get(name)!r} and is now {now[name]!r}" for name in differing)
+        raise ValueError(f"resume: the run in {folder} had other settings: {changes}")
+
+
+def _step(checkpoint: Path) -> int:
+    match = _CHECKPOINT.fullmatch(checkpoint.name)
+    return int(match[1]) if match else -1
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    """Checkpoint folders, whole or not, by step."""
+    found = [item for item in folder.iterdir() if item.is_dir() and _step(item) >= 0] if folder.is_dir() else []
+    return sorted(found, key=_step)
+
+
+def mark_complete(checkpoint: Path) -> None:
+    """Declares a checkpoint whole. To be called when everything in it has been written, by all processes."""
+    files = {
+        path.relative_to(checkpoint).as_posix(): path.stat().st_size for path in checkpoint.rglob("*") if path.is_file()
+    }
+    files.pop(COMPLETE_FILE, None)  # of the same step, saved once before
+    write_json(checkpoint / COMPLETE_FILE, {"files": files})
+
+
+def is_complete(checkpoint: Path) -> bool:
+    """Whether a checkpoint was declared whole and still is what was declared."""
+    try:
+        files = json.loads((checkpoint / COMPLETE_FILE).read_text())["files"]
+        return all((checkpoint / name).stat().st_size == size for name, size in files.items())
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def latest_checkpoint(folder: Path) -> Path | None:
+    """The whole checkpoint of the highest step."""
+    return next((checkpoint for checkpoint in reversed(_checkpoints(folder)) if is_complete(checkpoint)), None)
+
+
+def check_resumable(checkpoint: Path) -> None:
+    """Raises ValueError if training cannot go on from `checkpoint`."""
+    if not is_complete(checkpoint):
+        raise ValueError(f"resume_from_checkpoint: {checkpoint} is not a complete checkpoint")
+    missing = [name for name in _STATE_FILES if not (checkpoint / name).exists()]
+    if missing:
+        raise ValueError(f"resume: {checkpoint} holds a model only (save_only_model), not {', '.join(missing)}")
+
+
+def _remove(checkpoint: Path) -> None:
+    (checkpoint / COMPLETE_FILE).unlink(missing_ok=True)  # first: what is half gone must not look whole
+    shutil.rmtree(checkpoint)
+
+
+def remove_incomplete(folder: Path) -> list[str]:
+    """Removes what was being written when a run was killed; returns the names."""
+    incomplete = [checkpoint for checkpoint in _checkpoints(folder) if not is_complete(checkpoint)]
+    for checkpoint in incomplete:
+        _remove(checkpoint)
+    return [checkpoint.name for checkpoint in incomplete]
+
+
+def keep_latest(folder: Path, limit: int | None, protected: Iterable[Path] = ()) -> None:
+    """Removes the oldest whole checkpoints beyond `limit`; never the latest, nor a protected one."""
+    if limit is None or limit <= 0:
+        return
+    whole = [checkpoint for checkpoint in _checkpoints(folder) if is_complete(checkpoint)]
+    spare = {path.resolve() for path in protected} | {path.resolve() for path in whole[-1:]}
+    surplus = len(whole) - limit
+    for checkpoint in [path for path in whole if path.resolve() not in spare][: max(surplus, 0)]:
+        _remove(checkpoint)

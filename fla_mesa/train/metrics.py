@@ -1,0 +1,87 @@
+"""metrics.json: what a run reached, on what, with what."""
+
+import math
+import platform
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import torch
+
+from fla_mesa import __version__
+from fla_mesa.data import Splits
+from fla_mesa.train.settings import RecipeSettings
+from fla_mesa.train.trainer import RecipeTrainer
+
+
+def versions() -> dict[str, str | None]:
+    """Versions of what the figures depend on; None for what is not installed."""
+    found: dict[str, str | None] = {"python": platform.python_version(), "fla_mesa": __version__}
+    for name in ("torch", "transformers", "accelerate", "flash-linear-attention", "triton"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = None
+    return found
+
+
+def device_name(device: torch.device) -> str:
+    """A GPU's name, or what Python knows of the processor with the number of threads."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    if device.type == "cpu":
+        return f"cpu ({platform.processor() or platform.machine()}, {torch.get_num_threads()} threads)"
+    return str(device)
+
+
+def parameter_counts(model: torch.nn.Module) -> dict[str, int]:
+    """All parameters, tied ones counted once, and those that are not embeddings."""
+    embeddings = {id(module.weight) for module in model.modules() if isinstance(module, torch.nn.Embedding)}
+    total = sum(parameter.numel() for parameter in model.parameters())
+    outside = sum(parameter.numel() for parameter in model.parameters() if id(parameter) not in embeddings)
+    return {"parameters": total, "parameters_without_embeddings": outside}
+
+
+def history(trainer: RecipeTrainer) -> dict[str, list[list[float]]]:
+    """The loss by step: `[[step, nats a token], ...]` for training (mean since the entry before) and validation."""
+    curves: dict[str, list[list[float]]] = {"train": [], "validation": []}
+    for entry in trainer.state.log_history:
+        for curve, name in (("train", "loss"), ("validation", "eval_loss")):
+            if name in entry:
+                curves[curve].append([entry["step"], entry[name]])
+    return curves
+
+
+def collect(
+    trainer: RecipeTrainer, settings: RecipeSettings, splits: Splits, final: dict[str, float], command: list[str]
+) -> dict[str, Any]:
+    """Everything that metrics.json holds. `final` are the figures on all validation data, `final_` before each name.
+
+    Losses are in nats a token, `tokens_per_second` is over all processes, without evaluations and checkpoints, and for
+    the steps since the last resume; None if there was none.
+    """
+    curves, arguments = history(trainer), trainer.recipe
+    speed = trainer.throughput.tokens_per_second(arguments.world_size)
+    return {
+        "model": settings.model,
+        "size": settings.size,
+        "loss": final["final_loss"],
+        "perplexity": math.exp(final["final_loss"]),
+        "bits_per_byte": final.get("final_bits_per_byte"),
+        "accuracy": final["final_accuracy"],
+        "train_loss": curves["train"][-1][1] if curves["train"] else None,
+        "tokens_per_second": speed,
+        "steps": trainer.state.global_step,
+        "epochs": trainer.state.epoch,
+        "sequences_per_step": arguments.sequences_per_step,
+        "seq_len": splits.seq_len,
+        **parameter_counts(trainer.accelerator.unwrap_model(trainer.model)),
+        "seed": arguments.seed,
+        "device": device_name(arguments.device),
+        "processes": arguments.world_size,
+        "data": {"source": settings.data, "sha256": splits.sha256, **splits.facts},
+        "versions": versions(),
+        "command": command,
+        "settings": {**asdict(settings), **arguments.to_sanitized_dict()},
+        "history": curves,
+    }

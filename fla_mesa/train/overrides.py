@@ -1,0 +1,49 @@
+"""`--config_overrides`: changes to a model's configuration by the names of its config.json."""
+
+import difflib
+import json
+from typing import Any
+
+from transformers import PreTrainedConfig
+
+# Facts about the data, not choices.
+_FROM_DATA = ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id", "model_type")
+
+
+def parse(text: str) -> dict[str, Any]:
+    """`key=value,key=value`, values as in JSON or else strings; or one JSON object. Raises ValueError for anything else."""
+    if text.lstrip().startswith("{"):
+        try:
+            return json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"config_overrides: no JSON object: {error}") from None
+    changes = {}
+    for part in text.split(","):
+        key, equals, value = (piece.strip() for piece in part.partition("="))
+        if not (key and equals and value):
+            raise ValueError(f"config_overrides: expected key=value,key=value or a JSON object, got {part!r}")
+        try:
+            changes[key] = json.loads(value)
+        except json.JSONDecodeError:
+            changes[key] = value
+    return changes
+
+
+def apply(config: PreTrainedConfig, text: str) -> PreTrainedConfig:
+    """`config` with the changes, made anew so that it checks them itself.
+
+    Raises ValueError for an unknown key, a value of another type than the present one, or what the configuration rejects.
+    """
+    present, changes = config.to_dict(), parse(text)
+    for key, value in changes.items():
+        if key not in present:
+            near = difflib.get_close_matches(key, present, n=1)
+            hint = f"; did you mean {near[0]}?" if near else f"; it has {', '.join(sorted(present))}"
+            raise ValueError(f"config_overrides: {config.model_type} has no setting {key!r}{hint}")
+        if key in _FROM_DATA:
+            raise ValueError(f"config_overrides: {key} follows from --data, --tokenizer and --model")
+        old = present[key]
+        is_number = isinstance(old, float) and isinstance(value, int) and not isinstance(value, bool)
+        if None not in (old, value) and type(old) is not type(value) and not is_number:
+            raise ValueError(f"config_overrides: {key} is {old!r}, so it cannot become {value!r}")
+    return type(config).from_dict({**present, **changes})

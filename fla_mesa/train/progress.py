@@ -1,0 +1,83 @@
+"""What a run shows: a bar where there is a terminal, a line per log entry where there is none."""
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from tqdm.auto import tqdm
+from transformers import TrainerCallback
+from transformers.utils import logging
+
+from fla_mesa.train.throughput import Throughput
+
+
+@contextmanager
+def no_bars() -> Iterator[None]:
+    """transformers shows no bars of its own, for files saved and weights loaded, inside."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+class Progress(TrainerCallback):
+    """Steps, loss, tokens a second and the time left, on standard error; validation figures each on a line of their own."""
+
+    def __init__(self, throughput: Throughput, *, lines: bool):
+        self._throughput = throughput
+        self._lines = lines
+        self._bar: tqdm | None = None
+        self._begin = (0.0, 0)
+
+    def _write(self, text: str) -> None:
+        if self._bar is not None:
+            self._bar.write(text, file=sys.stderr)
+        else:
+            print(text, file=sys.stderr, flush=True)
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if not state.is_world_process_zero:
+            return
+        self._begin = (time.perf_counter(), state.global_step)
+        if not self._lines:
+            self._bar = tqdm(
+                total=state.max_steps, initial=state.global_step, desc="training", unit="step", dynamic_ncols=True
+            )
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if self._bar is not None:
+            self._bar.update(state.global_step - self._bar.n)
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if not state.is_world_process_zero or not logs:
+            return
+        where = f"step {state.global_step:>{len(str(state.max_steps))}}/{state.max_steps}"
+        if "loss" in logs:
+            speed = self._throughput.tokens_per_second(args.world_size)
+            shown = {"loss": f"{logs['loss']:.4f}", "tokens/s": f"{speed:,.0f}" if speed else "-"}
+            if self._bar is not None:
+                self._bar.set_postfix(shown)
+                return
+            begin, first = self._begin
+            left = (state.max_steps - state.global_step) * (time.perf_counter() - begin) / (state.global_step - first)
+            rate = f"learning rate {logs['learning_rate']:.2e}"
+            self._write(f"{where}  loss {shown['loss']}  {rate}  {shown['tokens/s']} tokens/s  {_clock(left)} left")
+        elif "eval_loss" in logs:
+            bits = logs.get("eval_bits_per_byte")
+            more = f"accuracy {logs['eval_accuracy']:.4f}" if bits is None else f"{bits:.4f} bits per byte"
+            self._write(f"{where}  validation loss {logs['eval_loss']:.4f}  {more}")
+
+    def on_train_end(self, args, state, control, **kwargs):
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None

@@ -1,0 +1,187 @@
+"""The one recipe: data, model, training, evaluation, results on disk."""
+
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch.utils.data import Dataset, Subset
+from transformers import AutoModelForCausalLM, PreTrainedConfig, TrainerState, set_seed
+
+from fla_mesa.data import DataRequest, Splits, load_data
+from fla_mesa.models import zoo
+from fla_mesa.train import folder, overrides
+from fla_mesa.train.interrupt import SignalStop, signals_to
+from fla_mesa.train.metrics import collect, parameter_counts
+from fla_mesa.train.plot import loss_curve
+from fla_mesa.train.settings import RecipeArguments, RecipeSettings
+from fla_mesa.train.trainer import RecipeTrainer
+
+# What, beside the settings, makes a run the run it is. Steps and epochs are not among them: a run may be prolonged.
+_TRAJECTORY = (
+    *("learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps"),
+    *("optim", "optim_args", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm"),
+    *("seed", "data_seed", "train_sampling_strategy", "dataloader_drop_last"),
+    *("bf16", "fp16", "label_smoothing_factor", "neftune_noise_alpha"),
+)
+
+
+def make_config(settings: RecipeSettings, splits: Splits | None) -> PreTrainedConfig:
+    """The model's configuration for the tokens of `splits`; without them, for bytes, to have the settings checked early.
+
+    Raises ValueError or TypeError for a model, size or override that does not exist or is out of range.
+    """
+    ids = splits.special_ids if splits else dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
+    config = zoo.build_config(
+        settings.model,
+        settings.size,
+        vocab_size=splits.vocab_size if splits else 257,
+        max_position_embeddings=splits.seq_len if splits else 256,
+        **ids,
+    )
+    return overrides.apply(config, settings.config_overrides) if settings.config_overrides else config
+
+
+def evenly(rows: Dataset, count: int) -> Dataset:
+    """`count` of the rows, evenly spread, or all of them if there are no more."""
+    total = len(rows)  # pyright: ignore[reportArgumentType] (a data set of known length)
+    return rows if count >= total else Subset(rows, np.linspace(0, total - 1, count).round().astype(int).tolist())
+
+
+class Run:
+    """A run made ready: everything that can be wrong with what was asked for has been found by `Run(...)`.
+
+    Until `train` is called nothing is written. Raises ValueError, TypeError or OSError.
+    """
+
+    def __init__(
+        self,
+        settings: RecipeSettings,
+        arguments: RecipeArguments,
+        *,
+        command: list[str] | None = None,
+        say: Callable[[str], None] = print,
+    ):
+        self.settings, self.arguments = settings, arguments
+        self.command = sys.argv if command is None else command
+        self.say = say if arguments.process_index == 0 else lambda _: None
+        self.folder = Path(str(arguments.output_dir))
+        make_config(settings, None)
+        stored = self._open_folder()
+        self.splits = self._load_data()
+        self.description = self._describe()
+        if stored is not None:
+            folder.check_same(self.folder, stored, self.description)
+        self.checkpoint = self._find_checkpoint(stored)
+        self.trainer = self._make_trainer()
+        self.metrics: dict[str, Any] = {}  # what metrics.json holds, once trained
+
+    def _open_folder(self) -> dict | None:
+        if self.settings.resume or self.arguments.resume_from_checkpoint:
+            return folder.stored_run(self.folder)
+        folder.check_free(self.folder)
+        return None
+
+    def _load_data(self) -> Splits:
+        request = DataRequest(
+            spec=self.settings.data,
+            validation=self.settings.validation,
+            config=self.settings.data_config,
+            text_column=self.settings.text_column,
+            tokenizer=self.settings.tokenizer,
+            seq_len=self.settings.seq_len,
+            seed=self.arguments.seed,
+            say=self.say,
+        )
+        # The first process of a machine fills the caches on disk, the others read them.
+        with self.arguments.main_process_first(desc="reading the data"):
+            return load_data(request)
+
+    def _describe(self) -> dict[str, Any]:
+        """What must be the same for a run to go on."""
+        settings = asdict(self.settings)
+        for name in ("resume", "eval_tokens"):
+            settings.pop(name)
+        arguments = self.arguments.to_dict()
+        return {
+            **settings,
+            "seq_len": self.splits.seq_len,
+            "data_sha256": self.splits.sha256,
+            "sequences_per_step": self.arguments.sequences_per_step,
+            **{name: arguments[name] for name in _TRAJECTORY},
+        }
+
+    def _find_checkpoint(self, stored: dict | None) -> Path | None:
+        chosen = self.arguments.resume_from_checkpoint
+        checkpoint = Path(chosen) if chosen else folder.latest_checkpoint(self.folder) if stored is not None else None
+        if checkpoint is not None:
+            if stored is None or checkpoint.resolve().parent != self.folder.resolve():
+                raise ValueError(f"resume_from_checkpoint: {checkpoint} is not of the run in {self.folder}")
+            folder.check_resumable(checkpoint)
+        return checkpoint
+
+    def _make_trainer(self) -> RecipeTrainer:
+        set_seed(self.arguments.seed)
+        model = AutoModelForCausalLM.from_config(make_config(self.settings, self.splits))
+        count = parameter_counts(model)["parameters"]
+        self.say(f"model: {self.settings.model} {self.settings.size}, {count:,} parameters")
+        tokens = self.settings.eval_tokens
+        validation = self.splits.validation
+        if tokens:
+            validation = evenly(validation, max(1, tokens // self.splits.seq_len))
+        return RecipeTrainer(model, self.arguments, self.splits, validation)
+
+    def train(self) -> dict[str, Any]:
+        """Trains, evaluates, saves, and returns what metrics.json holds.
+
+        Raises Diverged if the loss is not finite, and Interrupted on Ctrl-C or SIGTERM; the last complete checkpoint
+        stays usable either way.
+        """
+        trainer, stop = self.trainer, SignalStop(self.trainer)
+        trainer.add_callback(stop)
+        with signals_to(stop.receive):
+            self._begin()
+            if not self._nothing_left():
+                with stop.training():
+                    trainer.train(resume_from_checkpoint=str(self.checkpoint) if self.checkpoint else None)
+            final = trainer.evaluate(self.splits.validation, metric_key_prefix="final")
+            self.metrics = self._save(final)
+        return self.metrics
+
+    def _begin(self) -> None:
+        """The first writing: from here on the folder is this run's."""
+        self.trainer.accelerator.wait_for_everyone()  # until all have seen the folder as it was
+        if self.arguments.should_save:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for name in folder.remove_incomplete(self.folder):
+                self.say(f"{name} was being written when the run stopped: removed")
+            folder.write_json(self.folder / folder.RUN_FILE, self.description)
+        if self.checkpoint is not None:
+            self.say(f"going on from {self.checkpoint}")
+        elif self.settings.resume:
+            self.say(f"no checkpoint in {self.folder} yet: starting")
+
+    def _nothing_left(self) -> bool:
+        """Whether the checkpoint is that of the last step; its model is then loaded. The Trainer would do one step more."""
+        if self.checkpoint is None:
+            return False
+        state = TrainerState.load_from_json(str(self.checkpoint / "trainer_state.json"))
+        steps = self.trainer.set_initial_training_values(self.arguments, self.trainer.get_train_dataloader())[-1]
+        if state.global_step < steps:
+            return False
+        self.say(f"all {state.global_step} steps have been done")
+        self.trainer.state = state
+        self.trainer._load_from_checkpoint(str(self.checkpoint))
+        return True
+
+    def _save(self, final: dict[str, float]) -> dict[str, Any]:
+        trainer = self.trainer
+        trainer.save_model(str(self.folder))
+        metrics = collect(trainer, self.settings, self.splits, final, self.command)
+        if self.arguments.should_save:
+            title = f"{self.settings.model} {self.settings.size} on {self.settings.data}"
+            loss_curve(metrics["history"], title, self.folder / "loss.png")
+            folder.write_json(self.folder / folder.METRICS_FILE, metrics)  # last: it says that the run is finished
+        return metrics

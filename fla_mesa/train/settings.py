@@ -1,0 +1,196 @@
+"""The flags of the recipe: its own, and every one of transformers' TrainingArguments with this recipe's defaults.
+
+The defaults follow the field's recipe for language models (arXiv 2506.05233, appendix G): AdamW (0.9, 0.98), weight decay
+0.1, gradients clipped at norm 1, a linear warm-up, then a cosine to a tenth of the learning rate, bfloat16 where there is
+a GPU.
+"""
+
+import difflib
+import math
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import torch
+from transformers import HfArgumentParser, TrainingArguments
+from transformers.trainer_utils import SchedulerType
+
+from fla_mesa.data import source_names
+from fla_mesa.models import zoo
+
+
+@dataclass
+class RecipeSettings:
+    """What to train on what. The rest, how, is in `RecipeArguments`."""
+
+    _argument_group_name = "what to train on what"
+
+    model: str = field(default="mesanet", metadata={"help": "Architecture, one of those listed at the end."})
+    size: str = field(default="tiny", metadata={"help": "Size of the model, one of those listed at the end."})
+    config_overrides: str | None = field(
+        default=None,
+        metadata={
+            "help": "Changes to the model's configuration: key=value,key=value or a JSON object, for example "
+            "num_hidden_layers=4,hidden_size=128. The keys are those of the model's config.json."
+        },
+    )
+    data: str = field(
+        default="stdlib",
+        metadata={
+            "help": "What to learn: a named source (listed at the end), a text, parquet or JSON file, a folder of such "
+            "files, or a data set of the Hugging Face hub."
+        },
+    )
+    validation: str | None = field(
+        default=None,
+        metadata={
+            "help": "Data to validate on, named as in --data. Without it: the data's own validation split if it has "
+            "one, else 5 %% of it, which is then kept from training."
+        },
+    )
+    data_config: str | None = field(
+        default=None, metadata={"help": "Configuration of a hub data set, or variant of a named source."}
+    )
+    text_column: str | None = field(
+        default=None, metadata={"help": "Column of a table that holds the text (default: `text`, or the only one)."}
+    )
+    tokenizer: str | None = field(
+        default=None,
+        metadata={"help": "Folder or hub name of a tokenizer (default: bytes, one token a byte; nothing to train)."},
+    )
+    seq_len: int | None = field(
+        default=None, metadata={"help": "Tokens in a block (default: 256 for text; other sources have their own)."}
+    )
+    eval_tokens: int = field(
+        default=131_072,
+        metadata={
+            "help": "Tokens, evenly spread over the validation data, that evaluations during training use; 0 for all. "
+            "The figures at the end are always from all of it."
+        },
+    )
+    resume: bool = field(
+        default=False,
+        metadata={"help": "Go on from the last complete checkpoint in --output_dir; start if there is none."},
+    )
+
+    def __post_init__(self) -> None:
+        _check(self.seq_len is None or self.seq_len >= 2, "seq_len", self.seq_len, "at least 2")
+        _check(self.eval_tokens >= 0, "eval_tokens", self.eval_tokens, "0 (all) or more")
+
+
+def _described(name: str) -> Mapping[str, Any]:
+    """The help of TrainingArguments' field `name`."""
+    return TrainingArguments.__dataclass_fields__[name].metadata
+
+
+@dataclass
+class RecipeArguments(TrainingArguments):
+    """transformers' TrainingArguments with the recipe's defaults, and its traps closed."""
+
+    _argument_group_name = "how: transformers.TrainingArguments, with this recipe's defaults"
+
+    output_dir: str | None = field(
+        default=None, metadata={"help": "Folder for all results (default: runs/<model>-<size>)."}
+    )
+    num_train_epochs: float = field(default=1.0, metadata=_described("num_train_epochs"))
+    learning_rate: float = field(default=3e-3, metadata=_described("learning_rate"))
+    lr_scheduler_type: SchedulerType | str = field(
+        default="cosine_with_min_lr", metadata=_described("lr_scheduler_type")
+    )
+    warmup_steps: float = field(default=0.05, metadata=_described("warmup_steps"))
+    weight_decay: float = field(
+        default=0.1,
+        metadata={"help": "Weight decay; biases, norms and parameters marked `_no_weight_decay` have none."},
+    )
+    adam_beta2: float = field(default=0.98, metadata=_described("adam_beta2"))
+    bf16: bool | None = field(  # pyright: ignore[reportIncompatibleVariableOverride]
+        default=None,
+        metadata={
+            "help": "bfloat16 mixed precision (default: where a GPU can).",
+            "nargs": "?",
+            "const": True,
+        },
+    )
+    logging_steps: float = field(default=10, metadata=_described("logging_steps"))
+    logging_nan_inf_filter: bool = field(default=False, metadata=_described("logging_nan_inf_filter"))
+    disable_tqdm: bool | None = field(
+        default=None, metadata={"help": "Lines instead of a progress bar (default: where there is no terminal)."}
+    )
+    eval_strategy: str = field(default="steps", metadata=_described("eval_strategy"))
+    eval_steps: float | None = field(default=0.1, metadata=_described("eval_steps"))
+    save_steps: float = field(default=0.1, metadata=_described("save_steps"))
+    save_total_limit: int | None = field(default=2, metadata=_described("save_total_limit"))
+    # Every parameter of the zoo's models takes part in every step.
+    ddp_find_unused_parameters: bool | None = field(default=False, metadata=_described("ddp_find_unused_parameters"))
+    do_train: bool = field(default=True, metadata={"help": "Always on: this command trains."})
+
+    def __post_init__(self) -> None:
+        _check(self.do_train and not self.do_predict, "do_train, do_predict", "another stage", "training alone")
+        _check(self.learning_rate > 0 and math.isfinite(self.learning_rate), "learning_rate", self.learning_rate, "> 0")
+        _check(self.weight_decay >= 0, "weight_decay", self.weight_decay, "0 or more")
+        for name in ("adam_beta1", "adam_beta2"):
+            _check(0 <= getattr(self, name) < 1, name, getattr(self, name), "in [0, 1)")
+        for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
+            _check(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
+        _check(self.max_steps != 0, "max_steps", self.max_steps, "1 or more, or -1 to count epochs")
+        _check(self.max_steps > 0 or self.num_train_epochs > 0, "num_train_epochs", self.num_train_epochs, "> 0")
+
+        on_cpu = self.use_cpu or not torch.accelerator.is_available()
+        if on_cpu and (self.fsdp or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"):
+            # transformers would run plain data parallelism here and say nothing.
+            raise ValueError("fsdp: sharding needs GPUs; on a CPU leave it out (torchrun then runs data parallelism)")
+        if self.bf16 is None:
+            self.bf16 = not on_cpu and not self.fp16 and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+        if on_cpu:
+            self.dataloader_pin_memory = False
+        if self.disable_tqdm is None:
+            self.disable_tqdm = not sys.stderr.isatty()
+        if self.lr_scheduler_type == SchedulerType.COSINE_WITH_MIN_LR and self.lr_scheduler_kwargs is None:
+            self.lr_scheduler_kwargs = {"min_lr_rate": 0.1}
+        super().__post_init__()
+
+    @property
+    def sequences_per_step(self) -> int:
+        """Rows that one optimizer step sees, over all processes."""
+        return self.train_batch_size * self.gradient_accumulation_steps * self.world_size
+
+
+def _check(holds: bool, name: str, received: Any, allowed: str) -> None:
+    if not holds:
+        raise ValueError(f"{name}: allowed is {allowed}, got {received}")
+
+
+def default_output_dir(model: str, size: str) -> str:
+    """Where a run goes that was not told where to go."""
+    return os.path.join("runs", f"{model}-{size}")
+
+
+def parser() -> HfArgumentParser:
+    """The parser of `fla-mesa train`: the recipe's own flags first, then every flag of TrainingArguments."""
+    return HfArgumentParser(
+        [RecipeSettings, RecipeArguments],  # pyright: ignore[reportArgumentType] (its type names no type)
+        prog="fla-mesa train",
+        usage="fla-mesa train [--model NAME] [--size SIZE] [--data DATA] [--output_dir DIR] [--resume] [flags]",
+        description="Train a language model and leave it, its tokenizer, metrics.json and loss.png in --output_dir.",
+        epilog=f"Models: {', '.join(zoo.names())}. Sizes: {', '.join(zoo.sizes())}. Data: {', '.join(source_names())}.",
+        allow_abbrev=False,
+    )
+
+
+def parse(argv: list[str]) -> tuple[RecipeSettings, RecipeArguments]:
+    """The settings that a command line names. Ends the process with a message for a flag that does not exist.
+
+    Raises ValueError for a value that is not allowed.
+    """
+    flags = parser()
+    known, unknown = flags.parse_known_args(argv)
+    if unknown:
+        names = [f"--{item.name}" for kind in (RecipeSettings, RecipeArguments) for item in fields(kind)]
+        near = difflib.get_close_matches(unknown[0].split("=")[0], names, n=1)
+        flags.error(f"unknown: {' '.join(unknown)}" + (f" (did you mean {near[0]}?)" if near else ""))
+    if known.output_dir is None:
+        argv = [*argv, "--output_dir", default_output_dir(known.model, known.size)]
+    settings, arguments = flags.parse_args_into_dataclasses(argv, look_for_args_file=False)
+    return settings, arguments

@@ -1,0 +1,121 @@
+"""transformers' Trainer with what a language-model run needs of it: exempt parameters, exact validation, whole checkpoints."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import Dataset
+from transformers import PreTrainedModel, ProgressCallback, Trainer, default_data_collator
+from transformers.trainer_callback import PrinterCallback
+
+from fla_mesa.data import Splits
+from fla_mesa.train import folder
+from fla_mesa.train.decay import exempt_parameters
+from fla_mesa.train.evaluation import ValidationFigures, row_sums
+from fla_mesa.train.progress import Progress, no_bars
+from fla_mesa.train.settings import RecipeArguments
+from fla_mesa.train.throughput import Throughput
+
+
+class Diverged(RuntimeError):
+    """The loss became NaN or infinite."""
+
+    def __init__(self, step: int):
+        super().__init__(f"the loss was no longer a finite number at step {step}: try a lower --learning_rate")
+        self.step = step
+
+
+class RecipeTrainer(Trainer):
+    """Trains a causal language model on `splits`.
+
+    Raises Diverged as soon as a logged or saved loss is not finite, before a checkpoint of it is written.
+    """
+
+    def __init__(self, model: PreTrainedModel, args: RecipeArguments, splits: Splits, eval_dataset: Dataset):
+        self._exempt = exempt_parameters(model)  # by name: wrapping the model makes new parameters
+        self._end_of_text = splits.special_ids["eos_token_id"]
+        self.throughput = Throughput()
+        self.recipe = args
+        super().__init__(
+            model=model,
+            args=args,
+            train_dataset=splits.train,
+            eval_dataset=eval_dataset,  # pyright: ignore[reportArgumentType]
+            processing_class=splits.tokenizer,
+            data_collator=default_data_collator,
+            compute_metrics=ValidationFigures(splits.bytes_per_token),
+            callbacks=[self.throughput],
+        )
+        for shown_by_transformers in (ProgressCallback, PrinterCallback):
+            self.remove_callback(shown_by_transformers)
+        self.add_callback(Progress(self.throughput, lines=bool(args.disable_tqdm)))
+        if self.label_smoother is not None:
+            self.label_smoother = _shifted(self.label_smoother)
+
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        """transformers' choice less the exempt parameters."""
+        names = super().get_decay_parameter_names(model)
+        return [name for name in names if name.replace("_fsdp_wrapped_module.", "") not in self._exempt]
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
+        """One forward and backward pass; its tokens are counted."""
+        self.throughput.add(inputs["input_ids"].numel())
+        return super().training_step(model, inputs, num_items_in_batch)
+
+    def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> dict:
+        """As the Trainer's; its time does not count as training."""
+        with self.throughput.paused():
+            return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+
+    def prediction_step(
+        self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: Any = None
+    ) -> tuple[None, torch.Tensor, torch.Tensor]:
+        """Sums over each row in place of logits, which would not fit into memory, and counts in place of labels."""
+        inputs = self._prepare_inputs(inputs)
+        labels = inputs.pop("labels")
+        with torch.no_grad(), self.compute_loss_context_manager():
+            logits = model(**inputs).logits
+        return None, *row_sums(logits, labels, self._end_of_text)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """As the Trainer's. Raises Diverged for a loss that is not finite."""
+        super().log(logs, start_time)
+        if any(name.endswith("loss") and not math.isfinite(value) for name, value in logs.items()):
+            raise Diverged(self.state.global_step)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        """As the Trainer's, without a progress bar for each file."""
+        with no_bars():
+            super()._save(output_dir, state_dict)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        if not torch.isfinite(self._tr_loss):
+            raise Diverged(self.state.global_step)
+        run = Path(self._get_output_dir(trial))
+        checkpoint = run / f"checkpoint-{self.state.global_step}"
+        with self.throughput.paused():
+            if self.args.should_save:
+                (checkpoint / folder.COMPLETE_FILE).unlink(missing_ok=True)
+            # The Trainer would remove old checkpoints before the new one is declared whole.
+            limit, self.args.save_total_limit = self.args.save_total_limit, None
+            try:
+                super()._save_checkpoint(model, trial)
+            finally:
+                self.args.save_total_limit = limit
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                folder.mark_complete(checkpoint)
+                best = self.state.best_model_checkpoint
+                folder.keep_latest(run, limit, [Path(best)] if best else [])
+
+
+def _shifted(smoother: Callable) -> Callable:
+    """The Trainer shifts the labels of the models it has heard of; a family registered by a package needs it as well."""
+
+    def smooth(outputs: Any, labels: torch.Tensor, shift_labels: bool = True, **options: Any) -> torch.Tensor:
+        return smoother(outputs, labels, shift_labels=True, **options)
+
+    return smooth
