@@ -227,7 +227,7 @@ class _Recurrence(torch.autograd.Function):
         if decay is not None:
             ddecay = (dafter * before).sum_to_size(decay.shape)
         dvalues, dL = dn, None
-        if T is not None:
+        if T is not None and X is not None:
             dvalues = T.mT @ torch.cat([dn, -(dn @ before.mT)], -1)
             dL = -(dvalues @ X.mT).tril_(-1)
         return None, do @ n.mT, do @ before.mT, n @ dafter.mT, ddecay, dvalues, dL, dh

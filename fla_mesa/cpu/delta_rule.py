@@ -14,10 +14,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from fla.modules.norm.l2norm import l2norm as normalise
 from fla.ops import delta_rule as fla_delta_rule
 from fla.ops import gated_delta_rule as fla_gated_delta_rule
 from fla.ops import kda as fla_kda
-from fla.modules.norm.l2norm import l2norm as normalise
 from fla.ops.kda import gate as fla_kda_gate
 
 from fla_mesa.cpu.chunkwise import recurrence, scores
@@ -58,7 +58,7 @@ def delta_rule(
         raise ValueError(f"`q` and `k` must have the same shape, got {tuple(q.shape)} and {tuple(k.shape)}")
     if HV % H:
         raise ValueError(f"`v`: its {HV} heads must be a multiple of the {H} heads of `q` and `k`")
-    scale = k.shape[-1] ** -0.5 if scale is None else scale
+    factor = k.shape[-1] ** -0.5 if scale is None else scale
     q_, k_ = up(q), up(k)
     if l2norm:
         q_, k_ = normalise(q_), normalise(k_)
@@ -71,7 +71,7 @@ def delta_rule(
     step_by_step = gv is not None or beta.ndim == v.ndim or chunks.longest <= 1
     if step_by_step:
         chunks = Chunks(q, None, cu_seqlens, initial_state)
-    q_, k_, v_, beta_ = (chunks.split(up(x)) for x in (q_ * scale, k_, v, beta))
+    q_, k_, v_, beta_ = (chunks.split(up(x)) for x in (q_ * factor, k_, v, beta))
     g_, gk_, gv_ = (None if x is None else chunks.split(up(x)) for x in (g, gk, gv))
     shape = (chunks.N, HV, k_.shape[-1], v_.shape[-1])
     h0 = k_.new_zeros(shape) if initial_state is None else chunks.enter(initial_state.to(k_.dtype))

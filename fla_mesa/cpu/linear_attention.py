@@ -31,7 +31,9 @@ CHUNK, CHUNK_BY_CHANNEL = 32, 32
 
 def state_in(state: Tensor | None, v_first: bool) -> Tensor | None:
     """fla's `[N, H, K, V]`, or `[N, H, V, K]` where `v_first` -> `[N, H, K, V]`"""
-    return up(state.mT if state is not None and v_first else state)
+    if state is None:
+        return None
+    return up(state.mT if v_first else state)
 
 
 def state_out(state: Tensor, wanted: bool, v_first: bool) -> Tensor | None:
@@ -76,16 +78,8 @@ def linear_attention(
     """q, k `[B, T, H, K]`, v `[B, T, H, V]`, log gates g `[B, T, H]`, gk like k, gv like v, initial_state `[N, H, K, V]`
     -> o like v, final state `[N, H, K, V]` in float32 (float64 stays). `reverse`: from the last token to the first."""
     if reverse:
-        q, k, v, g, gk, gv = (None if x is None else x.flip(1) for x in (q, k, v, g, gk, gv))
-        turned = None if cu_seqlens is None else cu_seqlens[-1] - cu_seqlens.flip(0)
-        packed_state = initial_state is not None and cu_seqlens is not None
-        o, state = linear_attention(
-            q, k, v, g, gk, gv, scale=scale, initial_state=initial_state.flip(0) if packed_state else initial_state,
-            cu_seqlens=turned,
-        )  # fmt: skip
-        return o.flip(1), state if cu_seqlens is None else state.flip(0)
-
-    scale = k.shape[-1] ** -0.5 if scale is None else scale
+        return _reversed(q, k, v, g, gk, gv, scale, initial_state, cu_seqlens)
+    factor = k.shape[-1] ** -0.5 if scale is None else scale
     if g is not None and gk is not None:
         gk, g = gk + g[..., None], None
     by_channel = gk is not None
@@ -97,12 +91,24 @@ def linear_attention(
     g_, gk_, gv_ = (None if x is None else chunks.split(up(x)) for x in (g, gk, gv))
     shape = (chunks.N, *k_.shape[1:2], k_.shape[-1], v_.shape[-1])
     h0 = k_.new_zeros(shape) if initial_state is None else chunks.enter(initial_state.to(k_.dtype))
-    q_ = q_ * scale
+    q_ = q_ * factor
     if step_by_step:
         o, state = _steps(chunks, q_, k_, v_, g_, gk_, gv_, h0)
     else:
         o, state = _chunkwise(chunks, q_, k_, v_, gk_ if by_channel else g_, h0)
     return chunks.join(o).to(v.dtype), chunks.leave(state)
+
+
+def _reversed(q, k, v, g, gk, gv, scale: float | None, initial_state: Tensor | None, cu_seqlens: Tensor | None):
+    """The recurrence over turned tokens; of packed sequences that turns the order of the sequences too."""
+    q, k, v, g, gk, gv = (None if x is None else x.flip(1) for x in (q, k, v, g, gk, gv))
+    assert q is not None and k is not None and v is not None
+    packed = cu_seqlens is not None
+    if packed:
+        cu_seqlens = cu_seqlens[-1] - cu_seqlens.flip(0)
+        initial_state = None if initial_state is None else initial_state.flip(0)
+    o, state = linear_attention(q, k, v, g, gk, gv, scale=scale, initial_state=initial_state, cu_seqlens=cu_seqlens)
+    return o.flip(1), state.flip(0) if packed else state
 
 
 def _chunkwise(chunks: Chunks, q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, h0: Tensor) -> tuple[Tensor, Tensor]:
