@@ -56,15 +56,12 @@ def definition(q, k, v, beta=None, g=None, gk=None, gv=None, h0=None, scale=K**-
     h = q.new_zeros(q.shape[0], v.shape[2], K, V) if h0 is None else h0
     out = []
     for t in range(q.shape[1]):
-        for gate, shape in ((g, "h11"), (gk, "hk1"), (gv, "h1v")):
-            if gate is not None:
-                x = gate[:, t].exp()
-                h = (
-                    h
-                    * {"h11": lambda: x[..., None, None], "hk1": lambda: x[..., None], "h1v": lambda: x[..., None, :]}[
-                        shape
-                    ]()
-                )  # noqa: B023, E501
+        if g is not None:
+            h = h * g[:, t, :, None, None].exp()
+        if gk is not None:
+            h = h * gk[:, t, :, :, None].exp()
+        if gv is not None:
+            h = h * gv[:, t, :, None, :].exp()
         n = v[:, t]
         if beta is not None:
             n = beta[:, t, :, None] * (n - (h * k[:, t, ..., None]).sum(-2))
@@ -266,7 +263,7 @@ def test_kda_gate():
 
 
 def test_delta_rule_options():
-    q, k, v, b, h0 = inputs = tensors("q k v beta h0")
+    q, k, v, b, _ = inputs = tensors("q k v beta h0")
     for f in (chunk_delta_rule, fused_recurrent_delta_rule):
         compare(
             lambda q, k, v, b, h, f=f: f(
