@@ -88,14 +88,14 @@ def chunk_backward(
         k_, v_ = problem.k[group], problem.v[group]
         adjoint = problem.states_at(adjoints, group, after=True)  # [dH | dG], [Z, K, K + V]
         exit_decay, weight = problem.exit_decay(group), problem.exit_weight(group)
-        rows = torch.bmm(torch.cat([k_, v_], -1), adjoint.mT)  # dH k_s + dG v_s
+        rows = torch.bmm(k_, adjoint[..., :K].mT).baddbmm_(v_, adjoint[..., K:].mT)  # dH k_s + dG v_s
         columns = torch.bmm(k_, adjoint)  # dH'k_s | dG'k_s
         dk[group] += weight * (rows + columns[..., :K])
         dv[group] += weight * columns[..., K:]
         d_weight = (k_ * rows).sum(-1)
         dbeta[group] += exit_decay.squeeze(-1) * d_weight
         d_exit = weight.squeeze(-1) * d_weight
-        kept = (adjoint * problem.states_at(problem.states, group)).sum((-1, -2)) * decay[group]
+        kept = adjoint.mul_(problem.states_at(problem.states, group)).sum((-1, -2)) * decay[group]
         da[group] -= d_exit
         da[group, -1] += d_exit.sum(-1) + kept
 
