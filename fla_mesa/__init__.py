@@ -9,7 +9,7 @@ from fla_mesa import cpu
 if not cpu.accelerator_available():
     cpu.enable()
 
-from fla_mesa import models  # noqa: E402 (the stand-ins come first: other modules bind fla's functions when they are imported)
+from fla_mesa import models
 
 __version__ = "0.1.0"
 __all__ = ["__version__", "cpu", "models"]

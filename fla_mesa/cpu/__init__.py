@@ -42,7 +42,19 @@ def enable() -> None:
         return
     require_supported_fla()
     # Importing these modules imports fla, which an unsupported version may not survive: only after the check.
-    from fla_mesa.cpu import activations, attention, convolution, losses, norms, rotary  # noqa: F401
+    from fla_mesa.cpu import (  # noqa: F401
+        activations,
+        attention,
+        convolution,
+        delta_rule,
+        hgrn,
+        linear_attention,
+        losses,
+        mamba2,
+        mesa_net,
+        norms,
+        rotary,
+    )
     from fla_mesa.cpu.registry import install
 
     install()

@@ -17,7 +17,7 @@ from fla.modules.fused_cross_entropy import ops as cross_entropy
 from fla.modules.fused_linear_cross_entropy import ops as linear_cross_entropy
 
 from fla_mesa.cpu.precision import up
-from fla_mesa.cpu.registry import replacement, stand_in, unsupported
+from fla_mesa.cpu.registry import stand_in, stand_in_method, unsupported
 
 Tensor = torch.Tensor
 
@@ -96,30 +96,22 @@ def logsumexp_fwd(x, scale: float | None = None, softcapping: float | None = Non
     return lse if dtype is None else lse.to(dtype)
 
 
-@replacement("fla.modules.fused_cross_entropy.ops.FusedCrossEntropyLoss.forward")
-def _let_cpu_tensors_into_the_loss() -> None:
-    """fla's method asserts that its tensors are on a GPU before it does anything else."""
-    loss_class = cross_entropy.FusedCrossEntropyLoss
-    on_accelerator = loss_class.forward
-
-    def forward(self, input: Tensor, target: Tensor):
-        if input.device.type != "cpu":
-            return on_accelerator(self, input, target)
-        loss, z_loss = cross_entropy.cross_entropy_loss(
-            input,
-            target,
-            self.label_smoothing,
-            self.logit_scale,
-            self.lse_square_scale,
-            self.logit_softcapping,
-            self.ignore_index,
-            self.inplace_backward,
-            self.process_group,
-        )
-        if self.reduction != "none":
-            count = (target != self.ignore_index).sum() if self.reduction == "mean" else 1
-            loss, z_loss = loss.sum() / count, z_loss.sum() / count
-        return (loss, z_loss) if self.return_z_loss else loss
-
-    forward.__doc__ = on_accelerator.__doc__
-    loss_class.forward = forward
+@stand_in_method(cross_entropy.FusedCrossEntropyLoss, "forward")
+def forward(self: cross_entropy.FusedCrossEntropyLoss, input: Tensor, target: Tensor):
+    """fla's method, but for its assertion that the tensors are on a GPU."""
+    cross_entropy_loss: Any = cross_entropy.cross_entropy_loss
+    loss, z_loss = cross_entropy_loss(
+        input,
+        target,
+        self.label_smoothing,
+        self.logit_scale,
+        self.lse_square_scale,
+        self.logit_softcapping,
+        self.ignore_index,
+        self.inplace_backward,
+        self.process_group,
+    )
+    if self.reduction != "none":
+        count = (target != self.ignore_index).sum() if self.reduction == "mean" else 1
+        loss, z_loss = loss.sum() / count, z_loss.sum() / count
+    return (loss, z_loss) if self.return_z_loss else loss

@@ -7,11 +7,13 @@ fla 0.6 offers three kinds of seats, taken in this order:
 3. it is an ordinary function: fla's own `dispatch` makes a dispatch point of it, and the new function takes the old one's
    name in every module that holds it.
 
-Methods, and names that fla leaves empty where an optional package is missing, have no seat; `replace` swaps those.
+Methods have no seat: `stand_in_method` swaps them. Names that fla leaves empty where an optional package is missing are filled
+by functions marked with `replacement`.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib
 import inspect
 import sys
@@ -42,6 +44,7 @@ class StandIn:
 
 
 _stand_ins: list[StandIn] = []
+_methods: list[tuple[type, StandIn]] = []
 _replacements: list[tuple[str, Callable[[], None]]] = []
 _installed = False
 
@@ -85,6 +88,18 @@ def stand_in(original: Callable[..., Any], *, operation: str | None = None) -> C
     return collect
 
 
+def stand_in_method(owner: type, name: str) -> Callable[[F], F]:
+    """Decorator: the function below answers calls of the method whose first tensor is on the CPU. Its parameters must be the
+    method's (checked by `install`)."""
+    original = getattr(owner, name)
+
+    def collect(implementation: F) -> F:
+        _methods.append((owner, StandIn(original, implementation, None)))
+        return implementation
+
+    return collect
+
+
 def replacement(name: str) -> Callable[[Callable[[], None]], Callable[[], None]]:
     """Decorator: the function below, called by `install`, puts a stand-in for `name` in place by itself."""
 
@@ -99,7 +114,8 @@ def covered() -> tuple[str, ...]:
     """Names of fla's functions and methods that have a stand-in, sorted. Empty before `enable()`."""
     if not _installed:
         return ()
-    return tuple(sorted({s.name for s in _stand_ins} | {name for name, _ in _replacements}))
+    functions = {s.name for s in _stand_ins} | {s.name for _, s in _methods}
+    return tuple(sorted(functions | {name for name, _ in _replacements}))
 
 
 def is_installed() -> bool:
@@ -117,7 +133,7 @@ def install() -> None:
             "FLA_DISABLE_BACKEND_DISPATCH=1 makes flash-linear-attention ignore every registered back end, "
             "the CPU stand-ins included. Unset it before fla is imported."
         )
-    for entry in _stand_ins:
+    for entry in (*_stand_ins, *(method for _, method in _methods)):
         _check_signature(entry)
 
     class TorchCPU(backends.BaseBackend):
@@ -145,6 +161,8 @@ def install() -> None:
     for operation, methods in by_operation.items():
         backends.register(operation)(type("TorchCPU", (TorchCPU,), methods))
     _rebind(adopted)
+    for owner, method in _methods:
+        setattr(owner, method.original.__name__, _by_device(method))
     for _, put_in_place in _replacements:
         put_in_place()
     name_uncovered_entry_points()
@@ -161,6 +179,15 @@ def on_cpu(*args: Any, **kwargs: Any) -> bool:
 
 def unsupported(argument: str, value: Any, allowed: str) -> NotImplementedError:
     return NotImplementedError(f"`{argument}`: the CPU stand-in allows {allowed}, got {value!r}")
+
+
+def _by_device(method: StandIn) -> Callable[..., Any]:
+    @functools.wraps(method.original)
+    def wrapper(self: Any, *args: Any, **kwargs: Any) -> Any:
+        chosen = method.implementation if on_cpu(*args, **kwargs) else method.original
+        return chosen(self, *args, **kwargs)
+
+    return wrapper
 
 
 def _check_signature(entry: StandIn) -> None:

@@ -27,7 +27,7 @@ def _positions(T: int, offsets: int | Tensor, cu_seqlens: Tensor | None) -> Tens
 
 def _check(x: Tensor, cos: Tensor, sin: Tensor, positions: Tensor) -> None:
     TR, R = cos.shape
-    if 2 * R > x.shape[-1]:
+    if x.shape[-1] < 2 * R:
         raise ValueError(f"`cos`: rotary dimension 2 x {R} must not exceed the head dimension {x.shape[-1]}")
     if not x.dtype == cos.dtype == sin.dtype:
         raise TypeError(f"`x`, `cos` and `sin` must have one dtype, got {x.dtype}, {cos.dtype} and {sin.dtype}")
@@ -59,7 +59,7 @@ def rotary_embedding_fwdbwd(
     x0, x1 = (up(half) for half in halves(x))
     y0, y1 = x0 * c - x1 * s, x0 * s + x1 * c
     y = x if inplace else torch.empty_like(x, memory_format=torch.contiguous_format)
-    if not inplace and 2 * R < x.shape[-1]:
+    if not inplace and x.shape[-1] > 2 * R:
         y[..., 2 * R :] = x[..., 2 * R :]
     first, second = halves(y)
     padding = (positions < 0)[:, :, None, None]

@@ -1,5 +1,6 @@
 """Token mixers."""
 
+from fla_mesa.layers.attention import Attention
 from fla_mesa.layers.mesa_net import MesaNet
 
-__all__ = ["MesaNet"]
+__all__ = ["Attention", "MesaNet"]

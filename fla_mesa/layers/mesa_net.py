@@ -98,7 +98,7 @@ class MesaNet(nn.Module):
         self.a_proj = nn.Linear(hidden_size, num_heads, bias=True)
         self.b_proj = nn.Linear(hidden_size, num_heads, bias=True)
         self.lambda_params = nn.Parameter(torch.empty(inner, dtype=torch.float32))
-        self.lambda_params._no_weight_decay = True
+        self.lambda_params._no_weight_decay = True  # pyright: ignore[reportAttributeAccessIssue] (fla's mark)
         if use_short_conv:
             self.q_conv1d = ShortConvolution(inner, conv_size, bias=conv_bias, activation="silu")
             self.k_conv1d = ShortConvolution(inner, conv_size, bias=conv_bias, activation="silu")
@@ -153,7 +153,8 @@ class MesaNet(nn.Module):
                 g,
                 lamb,
                 beta,
-                *states,
+                states[0],
+                states[1],
                 self.max_cg_step_decoding,
                 cg_tolerance=self.cg_tolerance,
                 return_stats=True,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple, cast
 
 import torch
 from fla.layers.utils import index_first_axis, pad_input
@@ -23,7 +24,6 @@ class Packing(NamedTuple):
     rows: torch.Tensor | None
 
 
-@tensor_cache  # the layers of a model ask for the same mask in turn; reading it stalls a GPU
 def find_packing(attention_mask: torch.Tensor, length: int) -> Packing | None:
     """How to pack the last ``length`` positions under ``attention_mask [B, >= length]``, or None if nothing is padding.
 
@@ -34,6 +34,12 @@ def find_packing(attention_mask: torch.Tensor, length: int) -> Packing | None:
         raise ValueError(
             f"attention_mask must be a 0-1 matrix [batch, length >= {length}] with 0 for padding; got shape {list(attention_mask.shape)}"
         )
+    if torch.is_inference(attention_mask):  # its version is not counted, so that a cached answer could be stale
+        return _find_packing(attention_mask, length)
+    return _cached_packing(attention_mask, length, attention_mask._version)
+
+
+def _find_packing(attention_mask: torch.Tensor, length: int, version: int = 0) -> Packing | None:
     real = attention_mask[:, -length:] != 0
     if bool(real.all()):
         return None
@@ -45,6 +51,12 @@ def find_packing(attention_mask: torch.Tensor, length: int) -> Packing | None:
     return Packing(real.flatten().nonzero().flatten(), cu_seqlens, None if len(rows) == len(real) else rows)
 
 
+# The layers of a model ask for the same mask in turn, and reading it stalls a GPU.
+_cached_packing = cast(
+    "Callable[[torch.Tensor, int, int], Packing | None]", tensor_cache(cast("Callable[..., Any]", _find_packing))
+)
+
+
 def pack(x: torch.Tensor, packing: Packing) -> torch.Tensor:
     """``[B, T, D] -> [1, tokens, D]``."""
     return index_first_axis(x.flatten(0, 1), packing.indices).unsqueeze(0)
@@ -52,4 +64,4 @@ def pack(x: torch.Tensor, packing: Packing) -> torch.Tensor:
 
 def unpack(x: torch.Tensor, packing: Packing, batch: int, length: int) -> torch.Tensor:
     """``[1, tokens, D] -> [B, T, D]``, zero at the padding."""
-    return pad_input(x.squeeze(0), packing.indices, batch, length)
+    return pad_input(x.squeeze(0), cast("torch.LongTensor", packing.indices), batch, length)

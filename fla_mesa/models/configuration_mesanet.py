@@ -47,7 +47,8 @@ class MesaNetConfig(AttentionConfigBase, PreTrainedConfig):
     """Configuration of :class:`MesaNetModel` and :class:`MesaNetForCausalLM`.
 
     The defaults are the 440M model of von Oswald et al., arXiv 2506.05233, appendix E and G. A directory saved by fla's ``mesa_net``
-    is read with fla's defaults instead: no gamma cap, no soft cap, its MLP rule, untied embeddings.
+    is read with fla's defaults instead: no gamma cap, no soft cap, its MLP rule, untied embeddings (and a tolerance of 1e-6, as fla
+    takes all of its steps).
 
     Args:
         attn_mode: Only ``"chunk"``.
@@ -226,20 +227,16 @@ class MesaNetConfig(AttentionConfigBase, PreTrainedConfig):
         self.fuse_cross_entropy = fuse_cross_entropy
         self.fuse_linear_cross_entropy = fuse_linear_cross_entropy
         self.use_l2warp = use_l2warp
-        super().__init__(
-            pad_token_id=pad_token_id,
-            bos_token_id=bos_token_id,
-            eos_token_id=eos_token_id,
-            tie_word_embeddings=tie_word_embeddings,
-            **kwargs,
-        )
+        kwargs |= {"pad_token_id": pad_token_id, "bos_token_id": bos_token_id, "eos_token_id": eos_token_id}
+        super().__init__(tie_word_embeddings=tie_word_embeddings, **kwargs)  # pyright: ignore[reportCallIssue]
 
     @classmethod
-    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any):
-        """As in transformers; a dictionary of fla's ``mesa_net`` is translated first."""
-        if config_dict.get("model_type") == FlaMesaNetConfig.model_type:
-            config_dict = _from_fla(config_dict)
-        return super().from_dict(config_dict, **kwargs)
+    def get_config_dict(cls, pretrained_model_name_or_path, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        """As in transformers; what fla's ``mesa_net`` saved is translated."""
+        config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        return (
+            _from_fla(config_dict) if config_dict.get("model_type") == FlaMesaNetConfig.model_type else config_dict
+        ), kwargs
 
 
 def _from_fla(config_dict: dict[str, Any]) -> dict[str, Any]:
@@ -252,10 +249,6 @@ def _from_fla(config_dict: dict[str, Any]) -> dict[str, Any]:
     if theirs["intermediate_size"] is not None:
         theirs["hidden_ratio"] = None  # fla ignores it then
     theirs["use_short_conv"] = True  # fla ignores it: its layer always has the convolutions
-    return {
-        **theirs,
-        "model_type": MesaNetConfig.model_type,
-        "architectures": None,
-        "gamma_cap": None,
-        "logit_soft_cap": None,
-    }
+    # fla takes all of its steps, whatever the residual: a tolerance near float32's own error gives what it means to compute.
+    ours = {"model_type": MesaNetConfig.model_type, "gamma_cap": None, "logit_soft_cap": None, "cg_tolerance": 1e-6}
+    return {**theirs, **ours, "architectures": None}

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import torch
 import torch.nn as nn
+from fla.models.configuration_utils import get_attention_spec
 from fla.models.generation_utils import FLAUnsupportedCacheGenerationMixin
-from fla.models.modeling_utils import FLAForCausalLM, FLAModel, FLAPreTrainedModel, get_attention
+from fla.models.modeling_utils import FLAForCausalLM, FLAModel, FLAPreTrainedModel
 from fla.models.utils import Cache
 from fla.modules import FusedCrossEntropyLoss, FusedLinearCrossEntropyLoss, GatedMLP, RMSNorm
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from fla_mesa.layers import MesaNet
+from fla_mesa.layers import Attention, MesaNet
 from fla_mesa.models.configuration_mesanet import MesaNetConfig
 
 
@@ -18,31 +19,46 @@ def _norm(config: MesaNetConfig) -> nn.Module:
     return (RMSNorm if config.fuse_norm else nn.RMSNorm)(config.hidden_size, eps=config.norm_eps)
 
 
+def _mixer(config: MesaNetConfig, layer_idx: int) -> nn.Module:
+    """A Mesa layer, or softmax attention where ``config.attn`` says so."""
+    spec = get_attention_spec(config.attn, layer_idx=layer_idx)
+    if spec is not None:
+        return Attention(
+            hidden_size=config.hidden_size,
+            num_heads=spec["num_heads"],
+            num_kv_heads=spec.get("num_kv_heads"),
+            qkv_bias=spec.get("qkv_bias", False),
+            window_size=spec.get("window_size"),
+            rope_theta=spec.get("rope_theta", 10000.0),
+            max_position_embeddings=config.max_position_embeddings,
+            layer_idx=layer_idx,
+        )
+    return MesaNet(
+        hidden_size=config.hidden_size,
+        num_heads=config.num_heads,
+        head_dim=config.head_dim,
+        mode=config.attn_mode,
+        use_output_gate=config.use_output_gate,
+        use_short_conv=config.use_short_conv,
+        conv_size=config.conv_size,
+        conv_bias=config.conv_bias,
+        layer_idx=layer_idx,
+        norm_eps=config.norm_eps,
+        lambda_lower_bound=config.lambda_lower_bound,
+        max_cg_step_training=config.max_cg_step_training,
+        max_cg_step_decoding=config.max_cg_step_decoding,
+        gamma_cap=config.gamma_cap,
+        cg_tolerance=config.cg_tolerance,
+    )
+
+
 class MesaNetBlock(GradientCheckpointingLayer):
-    """``x + mixer(norm(x))``, then ``x + mlp(norm(x))``. The mixer is a Mesa layer, or softmax attention where ``config.attn`` says so."""
+    """``x + mixer(norm(x))``, then ``x + mlp(norm(x))``."""
 
     def __init__(self, config: MesaNetConfig, layer_idx: int):
         super().__init__()
         self.attn_norm = _norm(config)
-        self.attn = get_attention(config=config, layer_idx=layer_idx)
-        if self.attn is None:
-            self.attn = MesaNet(
-                hidden_size=config.hidden_size,
-                num_heads=config.num_heads,
-                head_dim=config.head_dim,
-                mode=config.attn_mode,
-                use_output_gate=config.use_output_gate,
-                use_short_conv=config.use_short_conv,
-                conv_size=config.conv_size,
-                conv_bias=config.conv_bias,
-                layer_idx=layer_idx,
-                norm_eps=config.norm_eps,
-                lambda_lower_bound=config.lambda_lower_bound,
-                max_cg_step_training=config.max_cg_step_training,
-                max_cg_step_decoding=config.max_cg_step_decoding,
-                gamma_cap=config.gamma_cap,
-                cg_tolerance=config.cg_tolerance,
-            )
+        self.attn = _mixer(config, layer_idx)
         self.mlp_norm = _norm(config)
         self.mlp = GatedMLP(
             hidden_size=config.hidden_size,

@@ -7,6 +7,7 @@ reading them from a GPU would stall it.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 
@@ -30,11 +31,11 @@ def _check_tensor(name: str, x: object, shape: tuple[int | None, ...], layout: s
         raise ValueError(f"{name} must be on the device of q, {like.device}; got {_describe(x)}")
 
 
-def _check_options(max_CG_iteration: object, cg_tolerance: object) -> None:
+def _check_options(max_CG_iteration: object, cg_tolerance: Any) -> None:
     if isinstance(max_CG_iteration, bool) or not isinstance(max_CG_iteration, int) or max_CG_iteration < 1:
         raise ValueError(f"max_CG_iteration must be an integer >= 1; got {max_CG_iteration!r}")
     number = isinstance(cg_tolerance, (int, float)) and not isinstance(cg_tolerance, bool)
-    if not number or not math.isfinite(cg_tolerance) or cg_tolerance <= 0:
+    if not (number and 0 < cg_tolerance < math.inf):
         raise ValueError(f"cg_tolerance must be a finite number > 0; got {cg_tolerance!r}")
 
 

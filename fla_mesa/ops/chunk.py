@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from types import ModuleType
+from typing import Any, cast
 
 import torch
 from torch.autograd.function import once_differentiable
@@ -46,9 +47,9 @@ class _ChunkMesaNet(torch.autograd.Function):
             d = ctx.backend.chunk_backward(
                 k, v, g, beta, lamb, h_kk_init, h_kv_init, x, do, dh_kk, dh_kv, **ctx.options
             )
-        gradients = zip(d, (None, k, v, g, beta, lamb, h_kk_init, h_kv_init), strict=True)
-        dq, *rest = (dx if dx is None or x is None else dx.to(x.dtype) for dx, x in gradients)
-        return dq.to(ctx.q_dtype), *rest, None, None
+        inputs = (k, v, g, beta, lamb, h_kk_init, h_kv_init)
+        rest = (None if dx is None else dx.to(x.dtype) for dx, x in zip(d[1:], inputs, strict=True))
+        return d.q.to(ctx.q_dtype), *rest, None, None
 
 
 def chunk_mesa_net(
@@ -69,7 +70,7 @@ def chunk_mesa_net(
     cg_tolerance: float = 1e-4,
     return_stats: bool = False,
     backend: str | None = None,
-):
+) -> tuple[Any, ...]:
     r"""The Mesa layer's recurrence over whole sequences (von Oswald et al., arXiv 2506.05233).
 
     .. math::
@@ -124,6 +125,8 @@ def chunk_mesa_net(
         "max_steps": max_CG_iteration,
         "tolerance": float(cg_tolerance),
     }
-    o, h_kk, h_kv, *stats = _ChunkMesaNet.apply(q, k, v, g, beta, lamb, h_kk_init, h_kv_init, chosen, options)
+    o, h_kk, h_kv, *stats = cast(
+        "tuple[torch.Tensor, ...]", _ChunkMesaNet.apply(q, k, v, g, beta, lamb, h_kk_init, h_kv_init, chosen, options)
+    )
     out = (o, h_kk, h_kv) if output_final_state else (o, None, None)
     return (*out, SolverStats(*stats)) if return_stats else out

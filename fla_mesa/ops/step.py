@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from fla_mesa.ops.backends import choose_backend
@@ -23,7 +25,7 @@ def mesa_net_decoding_one_step(
     cg_tolerance: float = 1e-4,
     return_stats: bool = False,
     backend: str | None = None,
-):
+) -> tuple[Any, ...]:
     """One step of :func:`fla_mesa.ops.chunk_mesa_net` from given states, without gradients.
 
     The arguments before the ``*`` are those of ``fla.ops.mesa_net.mesa_net_decoding_one_step``, in its order (lamb before beta). q and

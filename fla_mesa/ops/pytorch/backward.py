@@ -40,13 +40,16 @@ def chunk_backward(
         do, dh_kk, dh_kv: Gradients of the output ``[B, T, H, V]`` and of the final states ``[N, H, K, K]``, ``[N, H, K, V]`` or None.
     """
     boundaries = cu_seqlens if cu_seqlens_cpu is None else cu_seqlens_cpu
-    k, v, g, beta = Nonfinite(k, v, g, beta, cu_seqlens).clean(k, v, g, beta)  # x is NaN where it must be
+    nonfinite = Nonfinite(k, v, g, beta, cu_seqlens)
+    do = nonfinite.mark(do, channels=True)
+    k, v, g, beta = nonfinite.clean(k, v, g, beta)
     problem = Problem(k, v, g, beta, lamb, h_kk_init, h_kv_init, boundaries)
     tiles, dtype, K = problem.tiles, problem.dtype, k.shape[-1]
     norm = problem.unit.reciprocal()  # lamb^1/2
     x, do = tiles.split(x.to(dtype) * norm), tiles.split(do.to(dtype))
     y, dk, dv = torch.empty_like(x), torch.empty_like(x), torch.empty_like(do)
     dbeta, da = torch.empty_like(problem.beta), torch.empty_like(problem.beta)
+    asked = x.new_empty(len(x), K, K + v.shape[-1])
 
     for group in problem.groups():  # the second solve, and what stays inside a tile
         k_, v_, x_, do_ = problem.k[group], problem.v[group], x[group], do[group]
@@ -66,13 +69,13 @@ def chunk_backward(
         dbeta[group] = d_decay.sum(1)
         # exp(a_t - a_s) pulls a_t up and a_s down; the diagonal does neither.
         d_decay = d_decay.mul_(problem.beta[group].unsqueeze(-2)).tril_(-1)
-        from_state = torch.bmm(x_ * entry, states)  # exp(a_t) x_t' [H_0 | G_0]
-        da[group] = d_decay.sum(2) - d_decay.sum(1) + (from_state * torch.cat([-y_, do_], -1)).sum(-1)
+        # Through the state before the tile: o_t and y_t see exp(a_t) x_t' [H_0 | G_0], and it receives exp(a_t) (-y_t x_t' | x_t do_t').
+        # Its first half is kept transposed, to be one product with the second; H is symmetric, so that only dh_kk, which comes and
+        # goes, needs to know.
+        x_decayed, d_state = x_ * entry, torch.cat([-y_, do_], -1)
+        da[group] = d_decay.sum(2) - d_decay.sum(1) + torch.bmm(x_decayed, states).mul_(d_state).sum(-1)
+        torch.bmm(x_decayed.mT, d_state, out=asked[group])
 
-    everything = slice(0, len(x))
-    # The state before a tile receives exp(a_t) (-y_t x_t' | x_t do_t'). Its first half is kept transposed, to be one product with the
-    # second; H is symmetric, so that only dh_kk, which comes and goes, needs to know.
-    asked = (x * problem.entry_decay(everything)).mT @ torch.cat([-y, do], -1)
     final = None
     if dh_kk is not None and dh_kv is not None:
         final = torch.cat(

@@ -1,0 +1,29 @@
+"""Synthetic suites that need no download, written from their papers' parameters.
+
+from fla_mesa.data import synthetic
+suite = synthetic.get("mqar:vocab_size=256,length=64,num_pairs=4,train=20000")
+train, validation = suite.dataset("train"), suite.dataset("validation")     # input_ids, labels
+
+name                            task                                                    paper
+mqar                            multi-query associative recall                          arXiv 2312.04927
+mad-...                         the six tasks of MAD                                    arXiv 2403.17844
+regbench                        regular languages learnt in context                     arXiv 2401.12973
+own-haystack-niah-1, -2, -3     single-needle retrieval, with a haystack of our own     after arXiv 2404.06654
+"""
+
+from fla_mesa.data.synthetic.suite import Suite, get, greedy, merge_specs, setting_name, suites
+from fla_mesa.data.synthetic.task import IGNORE, SPLITS, Task
+from fla_mesa.data.synthetic.tokenizer import number_tokenizer
+
+__all__ = [
+    "IGNORE",
+    "SPLITS",
+    "Suite",
+    "Task",
+    "get",
+    "greedy",
+    "merge_specs",
+    "number_tokenizer",
+    "setting_name",
+    "suites",
+]

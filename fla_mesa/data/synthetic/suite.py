@@ -1,0 +1,291 @@
+"""A suite: which tasks in which numbers make its train, validation and test splits; and the registry of suites."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import difflib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fla_mesa.data.synthetic.checks import check_choice, check_int
+from fla_mesa.data.synthetic.compression import Compression
+from fla_mesa.data.synthetic.fuzzy_recall import FuzzyInContextRecall
+from fla_mesa.data.synthetic.in_context_recall import InContextRecall, NoisyInContextRecall
+from fla_mesa.data.synthetic.memorization import Memorization
+from fla_mesa.data.synthetic.mqar import MQAR
+from fla_mesa.data.synthetic.own_haystack_niah import OwnHaystackNIAH
+from fla_mesa.data.synthetic.regbench import RegBench
+from fla_mesa.data.synthetic.selective_copying import SelectiveCopying
+from fla_mesa.data.synthetic.task import IGNORE, SPLITS, Rows, Task
+
+if TYPE_CHECKING:
+    import datasets
+    import torch
+
+Segments = tuple[tuple[Task, int], ...]
+
+
+@dataclass(frozen=True)
+class Suite:
+    """Named splits, each a list of (task, number of sequences); most suites have one task, MQAR's default several.
+
+    `spec` is the text that makes this suite again: get(suite.spec) == suite.
+    """
+
+    name: str
+    spec: str
+    seed: int
+    train: Segments
+    validation: Segments
+    test: Segments
+
+    @property
+    def tasks(self) -> tuple[Task, ...]:
+        """Every task of every split."""
+        return tuple(task for split in SPLITS for task, _ in self.segments(split))
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of token ids a model needs."""
+        return max(task.symbols for task in self.tasks)
+
+    @property
+    def max_length(self) -> int:
+        """Width of the widest sequence."""
+        return max(task.columns for task in self.tasks)
+
+    @property
+    def is_text(self) -> bool:
+        """The ids are bytes of text, so that a checkpoint needs the byte tokenizer, not `number_tokenizer`."""
+        return any(isinstance(task, OwnHaystackNIAH) for task in self.tasks)
+
+    @property
+    def padding_free(self) -> bool:
+        """All sequences of all splits have one length."""
+        return len({task.columns for task in self.tasks}) == 1
+
+    def segments(self, split: str) -> Segments:
+        """The (task, number of sequences) of a split."""
+        check_choice(self.name, "split", split, SPLITS)
+        return getattr(self, split)
+
+    def generate(self, split: str) -> list[tuple[Task, Rows]]:
+        """The arrays of a split, task by task, in the order of `dataset`."""
+        return [(task, task.generate(split, n, self.seed)) for task, n in self.segments(split)]
+
+    def dataset(self, split: str, width: int | None = None) -> datasets.Dataset:
+        """The split as a datasets.Dataset with columns input_ids and labels, ready for transformers' Trainer.
+
+        Args:
+            split: 'train', 'validation' or 'test'.
+            width: Pad every row on the right to this length, with id 0 and label -100. By default rows have their own lengths, which
+                differ where the suite mixes lengths: then pass `collate` as data_collator.
+        """
+        import datasets
+        import pyarrow as pa
+
+        tables = []
+        for _, rows in self.generate(split):
+            columns = {}
+            for key, filler in (("input_ids", 0), ("labels", IGNORE)):
+                array = rows[key] if width is None else _pad(rows[key], width, filler)
+                n, length = array.shape
+                offsets = pa.array(np.arange(n + 1, dtype=np.int64) * length)
+                columns[key] = pa.LargeListArray.from_arrays(offsets, pa.array(array.reshape(-1)))
+            tables.append(pa.table(columns))
+        return datasets.Dataset(pa.concat_tables(tables))
+
+    def collate(self, rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        """A batch: rows padded on the right to the longest, with id 0 and label -100, so that no score changes."""
+        import torch
+
+        width = max(len(row["input_ids"]) for row in rows)
+        batch = {
+            "input_ids": torch.zeros(len(rows), width, dtype=torch.long),
+            "labels": torch.full((len(rows), width), IGNORE, dtype=torch.long),
+        }
+        for i, row in enumerate(rows):
+            for key, padded in batch.items():
+                padded[i, : len(row[key])] = torch.as_tensor(row[key])
+        return batch
+
+    def metric(
+        self, split: str, predictions: np.ndarray, data: list[tuple[Task, Rows]] | None = None
+    ) -> dict[str, float]:
+        """Score predictions for a whole split.
+
+        Args:
+            split: 'train', 'validation' or 'test'.
+            predictions: integer [n, >= L], rows in the order of `dataset(split)`; predictions[:, t] is the greedy next
+                token after reading position t. Columns beyond a row's length are ignored.
+            data: what generate(split) returned, to spare a second generation.
+        Returns:
+            {"accuracy", "accuracy_stderr"} over all sequences, and "accuracy/<setting>" for each task where the split
+            has several.
+        """
+        data = self.generate(split) if data is None else data
+        predictions = np.asarray(predictions)
+        expected = sum(len(rows["labels"]) for _, rows in data)
+        if predictions.ndim != 2 or len(predictions) != expected:
+            raise ValueError(
+                f"{self.name}: predictions must be [{expected}, L] for split {split!r}, got shape {predictions.shape}"
+            )
+        scores, result, start = [], {}, 0
+        for task, rows in data:
+            n, width = rows["labels"].shape
+            scores.append(task.scores(predictions[start : start + n, :width], rows))
+            start += n
+            if len(data) > 1:
+                result[f"accuracy/{setting_name(task)}"] = float(scores[-1].mean())
+        pooled = np.concatenate(scores)
+        error = float(pooled.std(ddof=1) / np.sqrt(len(pooled))) if len(pooled) > 1 else float("nan")
+        return {"accuracy": float(pooled.mean()), "accuracy_stderr": error, **result}
+
+    def compute_metrics(self, split: str) -> Callable[[Any], dict[str, float]]:
+        """For Trainer(compute_metrics=..., preprocess_logits_for_metrics=greedy) with eval_dataset=dataset(split)."""
+        data = self.generate(split)
+        return lambda evaluated: self.metric(split, evaluated.predictions, data)
+
+
+def _pad(array: np.ndarray, width: int, filler: int) -> np.ndarray:
+    if width < array.shape[1]:
+        raise ValueError(f"width must be at least the length of the sequences, {array.shape[1]}; got {width}")
+    return np.pad(array, ((0, 0), (0, width - array.shape[1])), constant_values=filler)
+
+
+def greedy(logits: Any, labels: Any) -> torch.Tensor:
+    """preprocess_logits_for_metrics of the Trainer: [B, L, V] logits to [B, L] greedy tokens, which saves memory."""
+    logits = logits[0] if isinstance(logits, tuple) else logits
+    return logits.argmax(dim=-1)
+
+
+def setting_name(task: Task) -> str:
+    """A short name of a task's setting within its suite, such as '256x64' for MQAR's length and pairs."""
+    return f"{task.length}x{task.num_pairs}" if isinstance(task, MQAR) else task.name
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """How a suite is made: its task class, default sizes, fixed parameters, and MQAR's default mixture."""
+
+    task: type[Task]
+    sizes: tuple[int, int, int]
+    fixed: dict[str, Any] = dataclasses.field(default_factory=dict)
+    mixture: Callable[[], tuple[Segments, Segments, Segments]] | None = None
+
+
+def _mqar_of_the_paper() -> tuple[Segments, Segments, Segments]:
+    """Zoology's settings as (length, pairs, sequences); validation is a small draw from the training settings."""
+    train = [(64, 4, 100_000), (128, 8, 20_000), (256, 16, 20_000), (256, 32, 20_000), (256, 64, 20_000)]
+    test = [(64, 4), (64, 8), (64, 16), (128, 32), (256, 64), (512, 128), (1024, 256)]
+    return (
+        tuple((MQAR(length=length, num_pairs=pairs), n) for length, pairs, n in train),
+        tuple((MQAR(length=length, num_pairs=pairs), 200) for length, pairs, _ in train),
+        tuple((MQAR(length=length, num_pairs=pairs), 1000) for length, pairs in test),
+    )
+
+
+_MAD_SIZES = (12_800, 1_280, 1_280)
+_REGISTRY: dict[str, _Entry] = {
+    "mqar": _Entry(MQAR, (100_000, 1_000, 1_000), mixture=_mqar_of_the_paper),
+    "mad-in-context-recall": _Entry(InContextRecall, _MAD_SIZES),
+    "mad-noisy-in-context-recall": _Entry(NoisyInContextRecall, _MAD_SIZES),
+    "mad-fuzzy-in-context-recall": _Entry(FuzzyInContextRecall, _MAD_SIZES),
+    "mad-memorization": _Entry(Memorization, (256, 1_280, 1_280)),
+    "mad-compression": _Entry(Compression, _MAD_SIZES),
+    "mad-selective-copying": _Entry(SelectiveCopying, _MAD_SIZES),
+    "regbench": _Entry(RegBench, (5_000, 250, 250)),
+    "own-haystack-niah-1": _Entry(OwnHaystackNIAH, (10_000, 200, 500), {"variant": 1}),
+    "own-haystack-niah-2": _Entry(OwnHaystackNIAH, (10_000, 200, 500), {"variant": 2}),
+    "own-haystack-niah-3": _Entry(OwnHaystackNIAH, (10_000, 200, 500), {"variant": 3}),
+}
+
+
+def suites() -> list[str]:
+    """Names that `get` knows."""
+    return list(_REGISTRY)
+
+
+def get(spec: str) -> Suite:
+    """A suite by name, with the paper's values or others: 'mqar', or 'mqar:vocab_size=256,length=64,train=20000'.
+
+    Args:
+        spec: NAME or NAME:key=value,key=value. Keys are the fields of the task, the sizes `train`, `validation`,
+            `test`, and `seed`. Without task fields 'mqar' is the paper's mixture of lengths; with any, a single setting.
+    Raises:
+        ValueError: unknown suite or key, or a value that the task does not allow.
+    """
+    name, _, settings = spec.partition(":")
+    name = name.replace("_", "-")
+    if name not in _REGISTRY:
+        near = difflib.get_close_matches(name, _REGISTRY, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"unknown synthetic suite {name!r}.{hint} Available: {', '.join(_REGISTRY)}")
+    entry = _REGISTRY[name]
+    fields = {field.name for field in dataclasses.fields(entry.task)} - set(entry.fixed)
+    sizes, parameters, seed = dict(zip(SPLITS, entry.sizes, strict=True)), {}, 0
+    given = _parse(name, settings)
+    for key, value in given.items():
+        if key in sizes:
+            check_int(name, key, value, 1)
+            sizes[key] = value
+        elif key == "seed":
+            check_int(name, key, value, 0)
+            seed = value
+        elif key in fields:
+            parameters[key] = value
+        else:
+            allowed = ", ".join([*sorted(fields), *SPLITS, "seed"])
+            raise ValueError(f"{name}: unknown setting {key!r}; allowed: {allowed}")
+    canonical = ",".join(f"{key}={_text(value)}" for key, value in given.items())
+    canonical = f"{name}:{canonical}" if canonical else name
+    if entry.mixture is not None and not parameters:
+        if any(key in given for key in SPLITS):
+            raise ValueError(
+                f"{name}: the sizes {', '.join(SPLITS)} need a single setting; give its fields as well, "
+                f"such as {name}:length=64,num_pairs=4,train=20000"
+            )
+        return Suite(name, canonical, seed, *entry.mixture())
+    task = entry.task(**entry.fixed, **parameters)
+    return Suite(name, canonical, seed, *(((task, sizes[split]),) for split in SPLITS))
+
+
+def merge_specs(base: str, over: str) -> str | None:
+    """The settings of `over` on top of those of `base`, without base's sizes; None if they are of different suites."""
+    base_name, over_name = (spec.partition(":")[0].replace("_", "-") for spec in (base, over))
+    if base_name != over_name:
+        return None
+    kept = {key: value for key, value in _parse(base_name, base.partition(":")[2]).items() if key not in SPLITS}
+    merged = kept | _parse(over_name, over.partition(":")[2])
+    settings = ",".join(f"{key}={_text(value)}" for key, value in merged.items())
+    return get(f"{over_name}:{settings}").spec
+
+
+def _parse(name: str, settings: str) -> dict[str, Any]:
+    """'a=1,b=2.5,c=(4, 12),d=all' to a dictionary; a comma inside parentheses does not part settings."""
+    parts, depth, current = [], 0, ""
+    for character in settings:
+        depth += (character == "(") - (character == ")")
+        if character == "," and depth == 0:
+            parts.append(current)
+            current = ""
+        else:
+            current += character
+    parsed: dict[str, Any] = {}
+    for part in [*parts, current] if settings else []:
+        key, equals, value = part.strip().partition("=")
+        if not equals or not key or not value or key in parsed:
+            raise ValueError(f"{name}: settings must be key=value, each key once, got {part.strip()!r}")
+        try:
+            parsed[key] = ast.literal_eval(value)
+        except (SyntaxError, ValueError):
+            parsed[key] = value
+    return parsed
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else repr(value).replace(" ", "")
