@@ -121,8 +121,8 @@ def flash_attn_varlen_func(
     options = (dropout_p, softmax_scale, causal, window_size, softcap)
     len_q, len_k = (cu.diff().tolist() for cu in (cu_seqlens_q, cu_seqlens_k))
     if len(set(len_q)) == len(set(len_k)) == 1:  # one batched call
-        N = len(len_q)
-        return attention(*(x.unflatten(0, (N, -1)) for x in (q, k, v)), *options).flatten(0, 1)
+        q, k, v = (x.unflatten(0, (len(len_q), -1)) for x in (q, k, v))
+        return attention(q, k, v, *options).flatten(0, 1)
     parts = zip(q.split(len_q), k.split(len_k), v.split(len_k), strict=True)
     return torch.cat([attention(q_[None], k_[None], v_[None], *options)[0] for q_, k_, v_ in parts])
 

@@ -14,19 +14,20 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from fla.modules.norm.l2norm import l2norm as normalise
 from fla.ops import delta_rule as fla_delta_rule
 from fla.ops import gated_delta_rule as fla_gated_delta_rule
 from fla.ops import kda as fla_kda
 from fla.ops.kda import gate as fla_kda_gate
 
+from fla_mesa.cpu.chunkwise import recurrence, scores
 from fla_mesa.cpu.linear_attention import (
     CHUNK,
     CHUNK_BY_CHANNEL,
-    decay_mask,
-    decayed_scores,
     state_in,
     state_out,
     take_options,
+    through_gates,
 )
 from fla_mesa.cpu.packing import Chunks
 from fla_mesa.cpu.precision import up, without_autocast
@@ -57,10 +58,10 @@ def delta_rule(
         raise ValueError(f"`q` and `k` must have the same shape, got {tuple(q.shape)} and {tuple(k.shape)}")
     if HV % H:
         raise ValueError(f"`v`: its {HV} heads must be a multiple of the {H} heads of `q` and `k`")
-    scale = k.shape[-1] ** -0.5 if scale is None else scale
+    factor = k.shape[-1] ** -0.5 if scale is None else scale
     q_, k_ = up(q), up(k)
     if l2norm:
-        q_, k_ = (x * torch.linalg.vecdot(x, x).add(1e-6).rsqrt()[..., None] for x in (q_, k_))
+        q_, k_ = normalise(q_), normalise(k_)
     if HV != H:
         q_, k_ = (x.repeat_interleave(HV // H, 2) for x in (q_, k_))
     if g is not None and gk is not None:
@@ -70,7 +71,7 @@ def delta_rule(
     step_by_step = gv is not None or beta.ndim == v.ndim or chunks.longest <= 1
     if step_by_step:
         chunks = Chunks(q, None, cu_seqlens, initial_state)
-    q_, k_, v_, beta_ = (chunks.split(up(x)) for x in (q_ * scale, k_, v, beta))
+    q_, k_, v_, beta_ = (chunks.split(up(x)) for x in (q_ * factor, k_, v, beta))
     g_, gk_, gv_ = (None if x is None else chunks.split(up(x)) for x in (g, gk, gv))
     shape = (chunks.N, HV, k_.shape[-1], v_.shape[-1])
     h0 = k_.new_zeros(shape) if initial_state is None else chunks.enter(initial_state.to(k_.dtype))
@@ -83,40 +84,10 @@ def delta_rule(
 
 def _chunkwise(chunks: Chunks, q, k, v, beta, g: Tensor | None, h0: Tensor) -> tuple[Tensor, Tensor]:
     beta = beta[..., None]
-    if g is None:
-        scores, L, q_in, k_in, k_out, decay = (q @ k.mT).tril(), (beta * k) @ k.mT, q, k, k, None
-    elif g.ndim == k.ndim:
-        G = g.cumsum(-2)
-        left = torch.stack([q, beta * k], 2)  # [M, H, 2, C, K]
-        scores, L = decayed_scores(left, k[:, :, None], G[:, :, None]).unbind(2)
-        k_out, decay = k * (G[..., -1:, :] - G).exp(), G[..., -1, :].exp()[..., None]
-        G = G.exp()
-        q_in, k_in = q * G, k * G
-    else:
-        G = g.cumsum(-1)
-        mask = decay_mask(G)
-        scores, L = (q @ k.mT) * mask, ((beta * k) @ k.mT) * mask
-        k_out, decay = k * (G[..., -1:] - G).exp()[..., None], G[..., -1].exp()[..., None, None]
-        G = G.exp()[..., None]
-        q_in, k_in = q * G, k * G
-    # Only what lies below the diagonal of L is read.
-    rhs = torch.cat([beta * v, beta * k_in], -1)
-    solved = torch.linalg.solve_triangular(L, rhs, upper=False, unitriangular=True)
-    u, w = solved.split([v.shape[-1], k.shape[-1]], -1)
-
-    before, written, finished, h = [], [], [], h0
-    decays = [None] * len(chunks.counts) if decay is None else decay.split(chunks.counts)
-    steps = (x.split(chunks.counts) for x in (u, w, k_out))
-    for u_, w_, k_, d in zip(*steps, decays, strict=True):
-        if len(u_) < len(h):
-            finished.append(h[len(u_) :])
-            h = h[: len(u_)]
-        n = u_ - w_ @ h
-        before.append(h)
-        written.append(n)
-        h = (h if d is None else h * d) + k_.mT @ n
-    n, h_before = (torch.cat(written), torch.cat(before)) if before else (u, h0)
-    return scores @ n + q_in @ h_before, torch.cat([h, *reversed(finished)])
+    kb = beta * k
+    G, (q_in, k_in), k_out, decay = through_gates(g, k, q, kb)
+    A, L = scores(G, k, q, kb)
+    return recurrence(chunks.counts, A, q_in, k_out, decay, torch.cat([beta * v, k_in], -1), L, h0)
 
 
 def _steps(q, k, v, beta, g, gk, gv, h: Tensor) -> tuple[Tensor, Tensor]:

@@ -30,7 +30,7 @@ Tensor = torch.Tensor
 
 @stand_in_method(Mamba2, "forward")
 def forward(
-    self: Mamba2,
+    self: Any,
     hidden_states: Tensor,
     attention_mask: Tensor | None = None,
     past_key_values: Cache | None = None,

@@ -2,11 +2,26 @@
 
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from tqdm.auto import tqdm
 from transformers import TrainerCallback
+from transformers.utils import logging
 
 from fla_mesa.train.throughput import Throughput
+
+
+@contextmanager
+def no_bars() -> Iterator[None]:
+    """transformers shows no bars of its own, for files saved and weights loaded, inside."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _clock(seconds: float) -> str:

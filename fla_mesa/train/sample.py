@@ -5,6 +5,8 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
 
+from fla_mesa.train.progress import no_bars
+
 
 def sample(folder: Path, prompt: str, *, new_tokens: int = 300, temperature: float = 0.8, seed: int = 42) -> str:
     """`prompt` and what the model and tokenizer saved in `folder` make of it, the same for the same seed.
@@ -12,7 +14,8 @@ def sample(folder: Path, prompt: str, *, new_tokens: int = 300, temperature: flo
     Raises OSError if there is no model in `folder`.
     """
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AutoModelForCausalLM.from_pretrained(folder).eval()
+    with no_bars():
+        model = AutoModelForCausalLM.from_pretrained(folder).eval()
     if torch.accelerator.is_available():
         model = model.to(torch.accelerator.current_accelerator())
     set_seed(seed)

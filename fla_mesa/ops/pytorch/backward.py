@@ -49,6 +49,7 @@ def chunk_backward(
     x, do = tiles.split(x.to(dtype) * norm), tiles.split(do.to(dtype))
     y, dk, dv = torch.empty_like(x), torch.empty_like(x), torch.empty_like(do)
     dbeta, da = torch.empty_like(problem.beta), torch.empty_like(problem.beta)
+    asked = x.new_empty(len(x), K, K + v.shape[-1])
 
     for group in problem.groups():  # the second solve, and what stays inside a tile
         k_, v_, x_, do_ = problem.k[group], problem.v[group], x[group], do[group]
@@ -68,13 +69,13 @@ def chunk_backward(
         dbeta[group] = d_decay.sum(1)
         # exp(a_t - a_s) pulls a_t up and a_s down; the diagonal does neither.
         d_decay = d_decay.mul_(problem.beta[group].unsqueeze(-2)).tril_(-1)
-        from_state = torch.bmm(x_ * entry, states)  # exp(a_t) x_t' [H_0 | G_0]
-        da[group] = d_decay.sum(2) - d_decay.sum(1) + (from_state * torch.cat([-y_, do_], -1)).sum(-1)
+        # Through the state before the tile: o_t and y_t see exp(a_t) x_t' [H_0 | G_0], and it receives exp(a_t) (-y_t x_t' | x_t do_t').
+        # Its first half is kept transposed, to be one product with the second; H is symmetric, so that only dh_kk, which comes and
+        # goes, needs to know.
+        x_decayed, d_state = x_ * entry, torch.cat([-y_, do_], -1)
+        da[group] = d_decay.sum(2) - d_decay.sum(1) + torch.bmm(x_decayed, states).mul_(d_state).sum(-1)
+        torch.bmm(x_decayed.mT, d_state, out=asked[group])
 
-    everything = slice(0, len(x))
-    # The state before a tile receives exp(a_t) (-y_t x_t' | x_t do_t'). Its first half is kept transposed, to be one product with the
-    # second; H is symmetric, so that only dh_kk, which comes and goes, needs to know.
-    asked = (x * problem.entry_decay(everything)).mT @ torch.cat([-y, do], -1)
     final = None
     if dh_kk is not None and dh_kv is not None:
         final = torch.cat(
@@ -87,14 +88,14 @@ def chunk_backward(
         k_, v_ = problem.k[group], problem.v[group]
         adjoint = problem.states_at(adjoints, group, after=True)  # [dH | dG], [Z, K, K + V]
         exit_decay, weight = problem.exit_decay(group), problem.exit_weight(group)
-        rows = torch.bmm(torch.cat([k_, v_], -1), adjoint.mT)  # dH k_s + dG v_s
+        rows = torch.bmm(k_, adjoint[..., :K].mT).baddbmm_(v_, adjoint[..., K:].mT)  # dH k_s + dG v_s
         columns = torch.bmm(k_, adjoint)  # dH'k_s | dG'k_s
         dk[group] += weight * (rows + columns[..., :K])
         dv[group] += weight * columns[..., K:]
         d_weight = (k_ * rows).sum(-1)
         dbeta[group] += exit_decay.squeeze(-1) * d_weight
         d_exit = weight.squeeze(-1) * d_weight
-        kept = (adjoint * problem.states_at(problem.states, group)).sum((-1, -2)) * decay[group]
+        kept = adjoint.mul_(problem.states_at(problem.states, group)).sum((-1, -2)) * decay[group]
         da[group] -= d_exit
         da[group, -1] += d_exit.sum(-1) + kept
 

@@ -17,7 +17,7 @@ from fla_mesa.ops.pytorch.tiles import Tiles
 
 CHUNK_SIZE = 64
 # The solver touches about ten arrays of C x K per tile in every step; a group of tiles that fits the cache is several times faster.
-GROUP_ELEMENTS = 2**17
+GROUP_ELEMENTS = 2**18
 
 
 class Problem:
@@ -43,7 +43,7 @@ class Problem:
         h_kv_init: torch.Tensor | None,
         cu_seqlens: torch.Tensor | None,
     ):
-        B, T, H, _ = k.shape
+        B, T, H, K = k.shape
         longest = T if cu_seqlens is None else int(cu_seqlens.diff().max())
         self.tiles = tiles = Tiles(B, T, H, min(CHUNK_SIZE, longest), cu_seqlens, k.device)
         self.dtype = torch.float64 if k.dtype == torch.float64 else torch.float32
@@ -59,7 +59,10 @@ class Problem:
             initial = torch.cat(
                 [self.unit[:, :, None] * h_kk_init * self.unit[:, None, :], self.unit[:, :, None] * h_kv_init], -1
             )
-        update = (self.k * self.exit_weight(slice(None))).mT @ torch.cat([self.k, self.v], -1)
+        update = self.k.new_empty(len(self.k), K, K + self.v.shape[-1])
+        for group in self.groups():
+            weighted = self.k[group] * self.exit_weight(group)
+            torch.bmm(weighted.mT, torch.cat([self.k[group], self.v[group]], -1), out=update[group])
         self.states = scan_states(tiles, update, self.a[:, -1].exp().to(self.dtype), initial)
 
     def split_scaled(self, x: torch.Tensor) -> torch.Tensor:

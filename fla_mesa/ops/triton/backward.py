@@ -1,0 +1,96 @@
+"""Launches of the backward pass."""
+
+from __future__ import annotations
+
+import torch
+from fla.ops.utils import chunk_local_cumsum
+from fla.utils import input_guard
+
+from fla_mesa.ops.triton.chunks import CHUNK, compute_states, cumulative_gates, cut, marked_beta, state_blocks
+from fla_mesa.ops.triton.forward import output_block
+from fla_mesa.ops.triton.kernels_backward import keys_values_backward_kernel, solve_backward_kernel
+from fla_mesa.ops.triton.kernels_states import states_backward_kernel
+from fla_mesa.ops.triton.plan import Plan, check_supported, make_plan
+from fla_mesa.ops.types import ChunkGradients
+
+
+@input_guard
+def chunk_backward(
+    k: torch.Tensor,
+    v: torch.Tensor,
+    g: torch.Tensor,
+    beta: torch.Tensor,
+    lamb: torch.Tensor,
+    h_kk_init: torch.Tensor | None,
+    h_kv_init: torch.Tensor | None,
+    x: torch.Tensor,
+    do: torch.Tensor,
+    dh_kk: torch.Tensor | None,
+    dh_kv: torch.Tensor | None,
+    *,
+    cu_seqlens: torch.Tensor | None,
+    cu_seqlens_cpu: torch.Tensor | None,
+    max_steps: int,
+    tolerance: float,
+    plan: Plan | None = None,
+) -> ChunkGradients:
+    """The backward pass in Triton kernels: gradients in float32, given the solution x of the forward pass.
+
+    Sums over positions and tiles are taken in a fixed order: the same inputs give the same bits.
+
+    Args:
+        do: Gradient of the output ``[B, T, H, V]``.
+        dh_kk: Gradient of the final ``H``, ``[N, H, K, K]``, or None.
+        dh_kv: Gradient of the final ``G``, ``[N, H, K, V]``, or None.
+        plan: Tile shapes and precisions; the default for the key size if None.
+
+    Raises:
+        TypeError: A dtype the kernels do not take.
+        ValueError: A head size or device the kernels do not take.
+    """
+    check_supported(k=k, v=v, g=g, beta=beta, lamb=lamb, h_kk_init=h_kk_init, h_kv_init=h_kv_init, x=x, do=do,
+                    dh_kk=dh_kk, dh_kv=dh_kv)  # fmt: skip
+    B, T, H, K, V = *k.shape, v.shape[-1]
+    plan = plan or make_plan(K)
+    chunks = cut(k, cu_seqlens, cu_seqlens_cpu)
+    a = cumulative_gates(g, chunks)
+    beta = marked_beta(k, beta)
+    states = compute_states(k, v, a, beta, h_kk_init, h_kv_init, chunks, plan.FINE)
+
+    n_tiles = plan.BT // plan.BR
+    grid = (B * H * chunks.per_grid * n_tiles,)
+    dx, y = torch.empty_like(x), torch.empty_like(x)
+    da_rows = k.new_empty(B, T, H, dtype=torch.float32)
+    dlamb = k.new_empty(chunks.total * n_tiles, H, K, dtype=torch.float32)
+    solve_backward_kernel[grid](
+        k=k, v=v, g=a, beta=beta, lamb=lamb, h_kk=states.h_kk, h_kv=states.h_kv, x=x, do=do, dx=dx, y=y,
+        da_rows=da_rows, dlamb=dlamb, scratch=None if plan.RESIDENT else torch.empty_like(x),
+        cu_seqlens=chunks.cu_seqlens, chunk_indices=chunks.indices, T=T, n_chunks=chunks.per_grid,
+        max_steps=max_steps, tolerance=tolerance, H=H, K=K, V=V, **plan._asdict(),
+    )  # fmt: skip
+
+    dh_kk_chunks, dh_kv_chunks = torch.empty_like(states.h_kk), torch.empty_like(states.h_kv)
+    has_init = h_kk_init is not None
+    dh_kk_init = torch.empty_like(states.h_kk_final) if has_init else None
+    dh_kv_init = torch.empty_like(states.h_kv_final) if has_init else None
+    blocks = state_blocks(K, V)
+    inner = k.new_empty(chunks.total, H, blocks["N_K"] * blocks["N_C"], dtype=torch.float32)
+    states_backward_kernel[(chunks.n_sequences * H * blocks["N_K"] * blocks["N_C"],)](
+        x=x, y=y, do=do, g=a, h_kk=states.h_kk, h_kv=states.h_kv, h_kk_final=states.h_kk_final,
+        h_kv_final=states.h_kv_final, dh_kk_final=dh_kk, dh_kv_final=dh_kv, dh_kk=dh_kk_chunks, dh_kv=dh_kv_chunks,
+        dh_kk_init=dh_kk_init, dh_kv_init=dh_kv_init, inner=inner, cu_seqlens=chunks.cu_seqlens,
+        chunk_offsets=chunks.offsets, T=T, H=H, K=K, V=V, BT=CHUNK, PRECISION=plan.FINE, **blocks,
+    )  # fmt: skip
+
+    dk, dv = torch.empty_like(x), torch.empty_like(v, dtype=torch.float32)
+    dbeta, da = torch.empty_like(da_rows), torch.empty_like(da_rows)
+    keys_values_backward_kernel[grid](
+        k=k, v=v, g=a, beta=beta, x=x, y=y, do=do, dh_kk=dh_kk_chunks, dh_kv=dh_kv_chunks, inner=inner.sum(-1),
+        da_rows=da_rows, dk=dk, dv=dv, dbeta=dbeta, da=da, cu_seqlens=chunks.cu_seqlens,
+        chunk_indices=chunks.indices, T=T, n_chunks=chunks.per_grid, H=H, K=K, V=V, BT=plan.BT, BR=plan.BR,
+        BD=plan.BD, BN=output_block(max(K, V)), PRECISION=plan.FINE,
+    )  # fmt: skip
+    dg = chunk_local_cumsum(
+        da, chunk_size=CHUNK, reverse=True, cu_seqlens=chunks.cu_seqlens, chunk_indices=chunks.indices
+    )
+    return ChunkGradients(y, dk, dv, dg, dbeta, dlamb.sum(0), dh_kk_init, dh_kv_init)

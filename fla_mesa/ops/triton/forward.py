@@ -1,0 +1,64 @@
+"""Launches of the forward pass."""
+
+from __future__ import annotations
+
+import torch
+import triton
+from fla.utils import input_guard
+
+from fla_mesa.ops.triton.chunks import compute_states, cumulative_gates, cut, marked_beta
+from fla_mesa.ops.triton.kernels_forward import solve_output_kernel
+from fla_mesa.ops.triton.plan import Plan, check_supported, make_plan
+from fla_mesa.ops.types import ChunkForward
+
+
+@input_guard
+def chunk_forward(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    g: torch.Tensor,
+    beta: torch.Tensor,
+    lamb: torch.Tensor,
+    h_kk_init: torch.Tensor | None,
+    h_kv_init: torch.Tensor | None,
+    *,
+    cu_seqlens: torch.Tensor | None,
+    cu_seqlens_cpu: torch.Tensor | None,
+    max_steps: int,
+    tolerance: float,
+    plan: Plan | None = None,
+) -> ChunkForward:
+    """The forward pass in Triton kernels. Shapes as in ``fla_mesa.ops.chunk_mesa_net``; q and k are used as they are.
+
+    Args:
+        plan: Tile shapes and precisions; the default for the key size if None.
+
+    Raises:
+        TypeError: A dtype the kernels do not take.
+        ValueError: A head size or device the kernels do not take.
+    """
+    check_supported(q=q, k=k, v=v, g=g, beta=beta, lamb=lamb, h_kk_init=h_kk_init, h_kv_init=h_kv_init)
+    B, T, H, K, V = *k.shape, v.shape[-1]
+    plan = plan or make_plan(K)
+    chunks = cut(k, cu_seqlens, cu_seqlens_cpu)
+    a = cumulative_gates(g, chunks)
+    beta = marked_beta(k, beta)
+    states = compute_states(k, v, a, beta, h_kk_init, h_kv_init, chunks, plan.FINE)
+    x = k.new_empty(B, T, H, K, dtype=torch.float32)
+    o = torch.empty_like(v)
+    iterations = k.new_empty(B, T, H, dtype=torch.int32)
+    residual = k.new_empty(B, T, H, dtype=torch.float32)
+    tiles = B * H * chunks.per_grid * (plan.BT // plan.BR)
+    solve_output_kernel[(tiles,)](
+        q=q, k=k, v=v, g=a, beta=beta, lamb=lamb, h_kk=states.h_kk, h_kv=states.h_kv, x=x, o=o,
+        iterations=iterations, residual=residual, scratch=None if plan.RESIDENT else torch.empty_like(x),
+        cu_seqlens=chunks.cu_seqlens, chunk_indices=chunks.indices, T=T, n_chunks=chunks.per_grid,
+        max_steps=max_steps, tolerance=tolerance, H=H, K=K, V=V, BV=output_block(V), **plan._asdict(),
+    )  # fmt: skip
+    return ChunkForward(o, x, states.h_kk_final, states.h_kv_final, iterations, residual)
+
+
+def output_block(V: int) -> int:
+    """Columns of the output computed at a time."""
+    return min(64, max(16, triton.next_power_of_2(V)))

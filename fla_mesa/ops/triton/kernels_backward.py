@@ -1,0 +1,185 @@
+"""Backward kernels: the second solve with what feeds it, and the gradients of keys, values and gates.
+
+With dx_t = G_t do_t and y_t = (H_t + diag(lamb))^-1 dx_t, every gradient but those of q (which is y) and lamb (which is
+- sum_t x_t * y_t) is that of   sum_t do_t.(G_t'x_t) - y_t.(H_t x_t)   with x and y held fixed.
+"""
+
+import triton
+import triton.language as tl
+from fla.ops.utils.op import exp2
+from fla.utils import autotune_cache_kwargs
+
+from fla_mesa.ops.triton.kernels_solve import attend, dot, locate, solve_tile
+
+
+@triton.heuristics({"IS_VARLEN": lambda args: args["cu_seqlens"] is not None})
+@triton.autotune(
+    configs=[triton.Config({}, num_warps=w, num_stages=1) for w in (4, 8)],
+    key=["H", "K", "V", "BT", "BR", "RESIDENT", "REFINE", "PRECISION", "FINE"],
+    **autotune_cache_kwargs,
+)
+@triton.jit(do_not_specialize=["T", "n_chunks", "max_steps"])
+def solve_backward_kernel(
+    k, v, g, beta, lamb, h_kk, h_kv, x, do, dx, y, da_rows, dlamb, scratch, cu_seqlens, chunk_indices,
+    T, n_chunks, max_steps, tolerance,
+    H: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BT: tl.constexpr, BR: tl.constexpr, BK: tl.constexpr,
+    BS: tl.constexpr, BD: tl.constexpr,
+    RESIDENT: tl.constexpr, REFINE: tl.constexpr, PRECISION: tl.constexpr, FINE: tl.constexpr, IS_VARLEN: tl.constexpr,
+):  # fmt: skip
+    """dx_t = G_t do_t and the solve for y_t of one tile; its part of dlamb; and what the decay of each row receives,
+
+    x_t.(G_t do_t) - x_t.(H_t y_t) = x_t.(lamb * y_t + r_t) ,    r_t the residual of the solve.
+    """
+    i_r, i_s, i_h, first, T = locate(cu_seqlens, chunk_indices, T, n_chunks, H, BT, BT // BR, IS_VARLEN)
+    o_t = i_r * BR + tl.arange(0, BR)
+    o_k = tl.arange(0, BK)
+    i_row = first * H + i_h
+    k += i_row * K
+    v += i_row * V
+    g += i_row
+    beta += i_row
+    lamb += i_h * K
+    x += i_row * K
+    do += i_row * V
+    dx += i_row * K
+    y += i_row * K
+    h_kk += (i_s * H + i_h) * K * K
+    h_kv += (i_s * H + i_h) * K * V
+    if not RESIDENT:
+        scratch += i_row * K
+
+    b_dx = attend(do, H * V, v, H * V, k, H * K, h_kv, 1, V, g, beta, o_t, o_k, T, K, 0,
+                  H, V, BT, BR, BK, BS, BD, FINE, False)  # fmt: skip
+    tl.store(dx + o_t[:, None] * (H * K) + o_k[None, :], b_dx, mask=(o_t < T)[:, None] & (o_k < K)[None, :])
+    tl.debug_barrier()
+    b_y, b_r, _, _, i_zero = solve_tile(
+        dx, y, k, h_kk, g, beta, lamb, scratch, o_t, T, max_steps, tolerance,
+        H, K, BT, BR, BK, BS, BD, RESIDENT, REFINE, PRECISION, FINE,
+    )  # fmt: skip
+
+    o_t += i_zero
+    o_k += i_zero
+    m_t = o_t < T
+    m_k = o_k < K
+    b_x = tl.load(x + o_t[:, None] * (H * K) + o_k[None, :], mask=m_t[:, None] & m_k[None, :], other=0.0)
+    b_lamb = tl.load(lamb + o_k, mask=m_k, other=0.0).to(tl.float32)
+    tl.store(da_rows + i_row + o_t * H, tl.sum(b_x * (b_lamb[None, :] * b_y + b_r), axis=1), mask=m_t)
+    i_tile = i_s * (BT // BR) + i_r
+    tl.store(dlamb + (i_tile * H + i_h) * K + o_k, -tl.sum(b_x * b_y, axis=0), mask=m_k)
+
+
+@triton.heuristics({"IS_VARLEN": lambda args: args["cu_seqlens"] is not None})
+@triton.autotune(
+    configs=[triton.Config({}, num_warps=w, num_stages=s) for w, s in ((4, 1), (8, 1), (4, 2))],
+    key=["H", "K", "V", "BT", "BR", "PRECISION"],
+    **autotune_cache_kwargs,
+)
+@triton.jit(do_not_specialize=["T", "n_chunks"])
+def keys_values_backward_kernel(
+    k, v, g, beta, x, y, do, dh_kk, dh_kv, inner, da_rows, dk, dv, dbeta, da, cu_seqlens, chunk_indices,
+    T, n_chunks,
+    H: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BT: tl.constexpr, BR: tl.constexpr, BD: tl.constexpr,
+    BN: tl.constexpr, PRECISION: tl.constexpr, IS_VARLEN: tl.constexpr,
+):  # fmt: skip
+    """dk, dv, dbeta and what the decay receives, for BR keys s of a chunk and all its rows t >= s. With dH, dG after the chunk,
+
+    D_st  = exp(a_t - a_s) ,   U = D * (K X') ,   W = D * (V dO' - K Y') ,   e_s = exp(a_C - a_s)
+    dk    = beta (W X - U Y + e (V dG' + K (dH + dH')))
+    dv    = beta (U dO + e K dG)
+    dbeta = sum_t U * (V dO' - K Y') + e sum_k K * (V dG' + K dH)
+    """
+    i_r, i_s, i_h, first, T = locate(cu_seqlens, chunk_indices, T, n_chunks, H, BT, BT // BR, IS_VARLEN)
+    o_s = i_r * BR + tl.arange(0, BR)
+    o_t = tl.arange(0, BT)
+    m_s, m_t = o_s < T, o_t < T
+    i_row = first * H + i_h
+    k += i_row * K
+    v += i_row * V
+    x += i_row * K
+    y += i_row * K
+    do += i_row * V
+    dk += i_row * K
+    dv += i_row * V
+    g += i_row
+    beta += i_row
+    dh_kk += (i_s * H + i_h) * K * K
+    dh_kv += (i_s * H + i_h) * K * V
+    o_sk, o_tk = o_s[:, None] * (H * K), o_t[:, None] * (H * K)
+    o_sv, o_tv = o_s[:, None] * (H * V), o_t[:, None] * (H * V)
+
+    b_kx = tl.zeros([BR, BT], dtype=tl.float32)
+    b_w = tl.zeros([BR, BT], dtype=tl.float32)
+    for i_d in range(0, K, BD):
+        o_d = i_d + tl.arange(0, BD)
+        m_d = (o_d < K)[None, :]
+        b_k = tl.load(k + o_sk + o_d[None, :], mask=m_s[:, None] & m_d, other=0.0).to(tl.float32)
+        b_x = tl.load(x + o_tk + o_d[None, :], mask=m_t[:, None] & m_d, other=0.0)
+        b_y = tl.load(y + o_tk + o_d[None, :], mask=m_t[:, None] & m_d, other=0.0)
+        b_kx = dot(b_k, tl.trans(b_x), b_kx, PRECISION)
+        b_w = dot(-b_k, tl.trans(b_y), b_w, PRECISION)
+    for i_d in range(0, V, BD):
+        o_d = i_d + tl.arange(0, BD)
+        m_d = (o_d < V)[None, :]
+        b_v = tl.load(v + o_sv + o_d[None, :], mask=m_s[:, None] & m_d, other=0.0)
+        b_do = tl.load(do + o_tv + o_d[None, :], mask=m_t[:, None] & m_d, other=0.0)
+        b_w = dot(b_v, tl.trans(b_do), b_w, PRECISION)
+
+    b_gs = tl.load(g + o_s * H, mask=m_s, other=0.0).to(tl.float32)
+    b_gt = tl.load(g + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+    b_last = tl.load(g + (T - 1) * H).to(tl.float32)
+    b_beta = tl.load(beta + o_s * H, mask=m_s, other=0.0).to(tl.float32)
+    m_causal = (o_t[None, :] >= o_s[:, None]) & m_t[None, :] & m_s[:, None]
+    b_d = tl.where(m_causal, exp2(tl.minimum(b_gt[None, :] - b_gs[:, None], 0.0)), 0.0)
+    b_u = b_kx * b_d
+    b_dbeta = tl.sum(b_u * b_w, axis=1)
+    b_w *= b_d
+    b_end = tl.where(m_s, exp2(b_last - b_gs), 0.0)
+
+    for i_n in range(0, K, BN):
+        o_n = i_n + tl.arange(0, BN)
+        m_n = (o_n < K)[None, :]
+        b_state = tl.zeros([BR, BN], dtype=tl.float32)  # V dG' + K dH
+        b_turned = tl.zeros([BR, BN], dtype=tl.float32)  # K dH'
+        for i_d in range(0, V, BD):
+            o_d = i_d + tl.arange(0, BD)
+            m_d = o_d < V
+            b_v = tl.load(v + o_sv + o_d[None, :], mask=m_s[:, None] & m_d[None, :], other=0.0)
+            b_dg = tl.load(dh_kv + o_d[:, None] + o_n[None, :] * V, mask=m_d[:, None] & m_n, other=0.0)
+            b_state = dot(b_v, b_dg, b_state, PRECISION)
+        for i_d in range(0, K, BD):
+            o_d = i_d + tl.arange(0, BD)
+            m_d = o_d < K
+            b_k = tl.load(k + o_sk + o_d[None, :], mask=m_s[:, None] & m_d[None, :], other=0.0)
+            b_dh = tl.load(dh_kk + o_d[:, None] * K + o_n[None, :], mask=m_d[:, None] & m_n, other=0.0)
+            b_state = dot(b_k, b_dh, b_state, PRECISION)
+            b_dh = tl.load(dh_kk + o_d[:, None] + o_n[None, :] * K, mask=m_d[:, None] & m_n, other=0.0)
+            b_turned = dot(b_k, b_dh, b_turned, PRECISION)
+        b_k = tl.load(k + o_sk + o_n[None, :], mask=m_s[:, None] & m_n, other=0.0).to(tl.float32)
+        b_dbeta += b_end * tl.sum(b_k * b_state, axis=1)
+        b_x = tl.load(x + o_tk + o_n[None, :], mask=m_t[:, None] & m_n, other=0.0)
+        b_y = tl.load(y + o_tk + o_n[None, :], mask=m_t[:, None] & m_n, other=0.0)
+        b_dk = (b_state + b_turned) * b_end[:, None]
+        b_dk = dot(b_w, b_x, b_dk, PRECISION)
+        b_dk = dot(-b_u, b_y, b_dk, PRECISION)
+        tl.store(dk + o_sk + o_n[None, :], b_dk * b_beta[:, None], mask=m_s[:, None] & m_n)
+
+    for i_n in range(0, V, BN):
+        o_n = i_n + tl.arange(0, BN)
+        m_n = (o_n < V)[None, :]
+        b_dv = tl.zeros([BR, BN], dtype=tl.float32)
+        for i_d in range(0, K, BD):
+            o_d = i_d + tl.arange(0, BD)
+            m_d = o_d < K
+            b_k = tl.load(k + o_sk + o_d[None, :], mask=m_s[:, None] & m_d[None, :], other=0.0)
+            b_dg = tl.load(dh_kv + o_d[:, None] * V + o_n[None, :], mask=m_d[:, None] & m_n, other=0.0)
+            b_dv = dot(b_k, b_dg, b_dv, PRECISION)
+        b_do = tl.load(do + o_tv + o_n[None, :], mask=m_t[:, None] & m_n, other=0.0)
+        b_dv = dot(b_u, b_do, b_dv * b_end[:, None], PRECISION)
+        tl.store(dv + o_sv + o_n[None, :], b_dv * b_beta[:, None], mask=m_s[:, None] & m_n)
+
+    # The decay: a key's weight falls with -a_s; the whole state's, after the chunk's last position.
+    b_inner = tl.load(inner + i_s * H + i_h)
+    b_da = tl.load(da_rows + i_row + o_s * H, mask=m_s, other=0.0)
+    b_da += tl.where(o_s == T - 1, b_inner, 0.0) - b_beta * b_dbeta
+    tl.store(da + i_row + o_s * H, b_da, mask=m_s)
+    tl.store(dbeta + i_row + o_s * H, b_dbeta, mask=m_s)

@@ -1,0 +1,85 @@
+"""What the kernels take, and in which tiles and precision they run it."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import triton
+
+CHUNK = 64  # positions between stored states
+MAX_HEAD_SIZE = 256
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+class Plan(NamedTuple):
+    """Tile shapes and precisions of the solve, by name as the kernels take them.
+
+    Attributes:
+        BT: Positions a chunk.
+        BR: Positions a tile: rows that are solved together, and keys whose gradients are computed together.
+        BK: Key size, rounded up to a power of two.
+        BS: Keys read at a time where they are not resident.
+        BD: Rows of a state read at a time where it is not resident.
+        RESIDENT: Keep the state and the chunk's keys in shared memory through the iteration.
+        REFINE: Compute the residual anew in FINE, and go on where it is too large.
+        PRECISION: Of the products in the iteration: "bf16x3", "tf32", "tf32x3" or "ieee" (notes in ``ops/NOTES.md``).
+        FINE: Of every other product with a float32 operand: "tf32x3" or "ieee".
+    """
+
+    BT: int
+    BR: int
+    BK: int
+    BS: int
+    BD: int
+    RESIDENT: bool
+    REFINE: bool
+    PRECISION: str
+    FINE: str
+
+
+def make_plan(K: int, *, PRECISION: str = "bf16x3", REFINE: bool = True, FINE: str = "tf32x3") -> Plan:
+    """The default plan for key size K."""
+    BK = power_of_two(K)
+    RESIDENT = BK <= 128
+    # The interpreter's time goes by the number of operations, not by their size.
+    BLOCK = 64 if interpreted() else 16
+    return Plan(CHUNK, 32 if RESIDENT else 16, BK, BLOCK, BLOCK, RESIDENT, REFINE, PRECISION, FINE)
+
+
+def power_of_two(n: int) -> int:
+    """The block that holds n columns: a power of two, and at least the 16 that a matrix instruction needs."""
+    return max(triton.next_power_of_2(n), 16)
+
+
+def interpreted() -> bool:
+    """Whether kernels run in Triton's interpreter, which takes CPU tensors."""
+    return bool(triton.knobs.runtime.interpret)
+
+
+def check_supported(**tensors: torch.Tensor | None) -> None:
+    """Raise unless the kernels take these tensors; q, k and v carry the head size in their last dimension.
+
+    Raises:
+        TypeError: A dtype other than float32, bfloat16 and float16.
+        ValueError: A head size above 256, or a device without Triton.
+    """
+    for name, x in tensors.items():
+        if x is None:
+            continue
+        if x.dtype not in DTYPES:
+            raise TypeError(
+                f"{name} has dtype {x.dtype}; backend='triton' takes float32, bfloat16 and float16. "
+                "Use backend='pytorch' for other dtypes."
+            )
+        if name in ("q", "k", "v") and x.shape[-1] > MAX_HEAD_SIZE:
+            raise ValueError(
+                f"{name} has head size {x.shape[-1]}; backend='triton' takes at most {MAX_HEAD_SIZE}. "
+                "Use backend='pytorch' for larger heads."
+            )
+        if x.device.type != "cuda" and not (interpreted() and x.device.type == "cpu"):
+            raise ValueError(
+                f"{name} is on device {str(x.device)!r}; backend='triton' takes GPU tensors"
+                + (" and, in the interpreter, CPU tensors. " if interpreted() else ". ")
+                + "Use backend='pytorch' on any other device."
+            )

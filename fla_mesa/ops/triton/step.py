@@ -1,0 +1,51 @@
+"""Launch of the decoding step."""
+
+from __future__ import annotations
+
+import torch
+from fla.utils import input_guard
+
+from fla_mesa.ops.triton.forward import output_block
+from fla_mesa.ops.triton.kernels_step import step_kernel
+from fla_mesa.ops.triton.plan import check_supported, power_of_two
+from fla_mesa.ops.types import DecodingStep
+
+
+@input_guard
+def decoding_step(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    g: torch.Tensor,
+    beta: torch.Tensor,
+    lamb: torch.Tensor,
+    h_kk: torch.Tensor,
+    h_kv: torch.Tensor,
+    *,
+    max_steps: int,
+    tolerance: float,
+) -> DecodingStep:
+    """One position in one kernel, without gradients. Shapes as in ``fla_mesa.ops.mesa_net_decoding_one_step``.
+
+    Raises:
+        TypeError: A dtype the kernel does not take.
+        ValueError: A head size or device the kernel does not take.
+    """
+    check_supported(q=q, k=k, v=v, g=g, beta=beta, lamb=lamb, h_kk=h_kk, h_kv=h_kv)
+    B, H, K, V = *k.shape, v.shape[-1]
+    BK = power_of_two(K)
+    result = DecodingStep(
+        torch.empty_like(v),
+        torch.empty_like(h_kk, dtype=torch.float32),
+        torch.empty_like(h_kv, dtype=torch.float32),
+        k.new_empty(B, H, dtype=torch.int32),
+        k.new_empty(B, H, dtype=torch.float32),
+    )
+    resident = BK <= 128
+    step_kernel[(B * H,)](
+        q=q, k=k, v=v, g=g, beta=beta, lamb=lamb, h_kk=h_kk, h_kv=h_kv, h_kk_new=result.h_kk, h_kv_new=result.h_kv,
+        o=result.o, iterations=result.iterations, residual=result.residual,
+        scratch=None if resident else k.new_empty(B, H, K, dtype=torch.float32), max_steps=max_steps,
+        tolerance=tolerance, H=H, K=K, V=V, BK=BK, BV=output_block(V), BD=32, RESIDENT=resident,
+    )  # fmt: skip
+    return result

@@ -1,0 +1,232 @@
+"""chunk_mesa_net on the Triton kernels, in the interpreter, against the truth in float64: the cases of the PyTorch back end, smaller."""
+
+import dataclasses
+import functools
+
+import pytest
+import torch
+
+from fla_mesa.ops import backends, chunk_mesa_net, mesa_net_decoding_one_step, triton
+from fla_mesa.ops.triton.plan import make_plan
+from tests.interpreter import stub_driver
+from tests.ops.cases import INPUTS, OUTPUTS, SMALL, STATED, Case, draw, errors, relative_error, run, truth, upstream
+
+# The interpreter takes seconds where the PyTorch back end takes milliseconds.
+SHORT = {name: dataclasses.replace(case, T=100, H=1) for name, case in STATED.items()}
+SMALL_HERE = {name: case if case.lengths else dataclasses.replace(case, H=1) for name, case in SMALL.items()}
+
+
+@pytest.fixture(autouse=True)
+def _registered(monkeypatch):
+    monkeypatch.setitem(backends.BACKENDS, "triton", triton)
+
+
+op = functools.partial(chunk_mesa_net, backend="triton", max_CG_iteration=64)
+
+
+@pytest.mark.parametrize("name", SHORT)
+@pytest.mark.parametrize(("tolerance", "scale", "bound"), [(1e-4, 1e-12, 1e-3), (1e-6, 1.0, 5e-5)])
+def test_stated_accuracy(name, tolerance, scale, bound):
+    worst = errors(run(op, SHORT[name], scale=scale, cg_tolerance=tolerance), truth(SHORT[name]))
+    assert max(worst.values()) <= bound, worst
+
+
+@pytest.mark.parametrize("name", SMALL_HERE)
+def test_shapes(name):
+    worst = errors(run(op, SMALL_HERE[name], cg_tolerance=1e-6), truth(SMALL_HERE[name]))
+    assert max(worst.values()) <= 5e-6, worst
+
+
+def test_scaling_the_upstream_gradient_scales_the_gradients():
+    # By powers of two, so that the scaling itself does not round.
+    case = Case(T=70, H=1, K=16, V=16)
+    one = run(op, case)
+    for exponent in (-90, 90):
+        scaled = run(op, case, scale=2.0**exponent)
+        for name in one:
+            assert relative_error(scaled[name], one[name]) < 1e-6, name
+
+
+@pytest.mark.parametrize(("K", "V"), [(256, 16), (16, 256), (200, 130)])
+def test_large_heads(K, V):
+    case = Case(T=20, H=1, K=K, V=V)
+    worst = errors(run(op, case, cg_tolerance=1e-6), truth(case))
+    assert max(worst.values()) <= 5e-6, worst
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_sixteen_bits_cost_at_most_twice_the_error_of_the_pytorch_back_end(dtype):
+    case = Case(T=90, H=1, K=32, V=32)
+    want = truth(case, dtype)
+    ours = errors(run(op, case, dtype), want)
+    theirs = errors(run(functools.partial(chunk_mesa_net, backend="pytorch", max_CG_iteration=64), case, dtype), want)
+    for name in want:
+        assert ours[name] <= 2 * theirs[name] + 1e-6, (name, ours[name], theirs[name])
+
+
+@pytest.mark.parametrize("PRECISION", ["bf16x3", "tf32"])
+def test_refinement_mends_products_in_low_precision(PRECISION):
+    """Products rounded as tensor cores round them: the residual is reached all the same, and not without refinement."""
+    case = Case(T=40, H=1, K=64, V=16, mean=1.0, gates=(1.0, 1.0))
+    x = {name: value.detach() for name, value in draw(case).items()}
+    want = truth(case)["o"]
+    worst = {}
+    with stub_driver.rounded_dots():
+        for REFINE in (True, False):
+            out = triton.chunk_forward(
+                *x.values(), cu_seqlens=None, cu_seqlens_cpu=None, max_steps=100, tolerance=1e-6,
+                plan=make_plan(64, PRECISION=PRECISION, REFINE=REFINE),
+            )  # fmt: skip
+            worst[REFINE] = relative_error(out.o, want)
+            if REFINE:
+                assert out.residual.max() <= 1e-6
+    assert worst[True] < 3e-6 < worst[False]
+
+
+def test_blocks_as_on_a_gpu():
+    """The interpreter reads larger blocks than a GPU does; here it reads the same."""
+    case = Case(T=100, H=1, K=64, V=32)
+    x = {name: value.detach() for name, value in draw(case).items()}
+    plan = make_plan(64)._replace(BS=16, BD=16)
+    options = {"cu_seqlens": None, "cu_seqlens_cpu": None, "max_steps": 64, "tolerance": 1e-6, "plan": plan}
+    out = triton.chunk_forward(*x.values(), **options)
+    want = truth(case)
+    assert relative_error(out.o, want["o"]) < 5e-6
+    do, dh_kk, dh_kv = (w.float() for w in upstream(case))
+    got = triton.chunk_backward(*list(x.values())[1:], out.x, do, dh_kk, dh_kv, **options)
+    for name, gradient in zip(INPUTS, got, strict=True):
+        assert relative_error(gradient, want[f"d{name}"]) < 5e-6, name
+
+
+def test_the_same_bits_twice():
+    case = Case(T=70, H=1, K=16, V=16)
+    one, two = run(op, case), run(op, case)
+    for name in one:
+        assert torch.equal(one[name], two[name]), name
+
+
+def test_statistics():
+    x = {n: v.detach() for n, v in draw(Case(B=2, T=70, H=2, K=16, V=16)).items()}
+    x["q"][:, 10] = 0
+    o, _, _, stats = op(**x, return_stats=True)
+    want = chunk_mesa_net(**x, return_stats=True, backend="pytorch")[3]
+    assert stats.iterations.dtype == torch.int32 and stats.residual.dtype == torch.float32
+    assert stats.iterations.shape == stats.residual.shape == (2, 70, 2)
+    assert (stats.residual <= 1e-4).all()
+    assert (stats.iterations[:, 10] == 0).all() and (o[:, 10] == 0).all()
+    # The same iteration: rounding moves a row by a step at most.
+    assert (stats.iterations - want.iterations).abs().max() <= 1
+    assert op(**{**x}, max_CG_iteration=2, return_stats=True)[3].iterations.max() == 2
+
+
+def test_a_gate_of_zero_forgets_everything():
+    x = {n: v.detach() for n, v in draw(Case(T=80, H=1, K=16, V=16)).items()}
+    x["g"][:, 40] = -torch.inf
+    got = op(**x, output_final_state=True, cg_tolerance=1e-6)
+    want = chunk_mesa_net(**x, output_final_state=True, cg_tolerance=1e-6, backend="pytorch")
+    for a, b in zip(got, want, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["q", "k", "v", "g", "beta"])
+def test_nan_touches_only_what_depends_on_it(name):
+    case, at = Case(T=100, H=2, K=16, V=16, lengths=(10, 75, 15)), 40
+    x = {n: v.detach() for n, v in draw(case).items()}
+    clean = op(**x, output_final_state=True, cu_seqlens=case.cu_seqlens)
+    bad = x[name].clone()
+    bad[(0, at, 1) if bad.ndim == 3 else (0, at, 1, 5)] = torch.nan
+    o, h_kk, h_kv, stats = op(
+        **{**x, name: bad}, output_final_state=True, cu_seqlens=case.cu_seqlens, return_stats=True
+    )
+    touched = torch.zeros_like(o, dtype=torch.bool)
+    touched[0, at : at + 1 if name == "q" else 85, 1, 5 if name == "v" else slice(None)] = True
+    assert torch.equal(o.isnan(), touched)
+    torch.testing.assert_close(o[~touched], clean[0][~touched])
+    if name in ("k", "g", "beta"):
+        assert h_kk[1, 1].isnan().all() and not h_kk[:, 0].isnan().any()
+        assert stats.residual.isnan().any()
+    else:
+        torch.testing.assert_close(h_kk, clean[1])
+    assert not h_kv[0].isnan().any() and not h_kv[2].isnan().any()
+
+
+def test_repeated_keys_without_forgetting_stay_finite():
+    T, K = 300, 16
+    k = torch.nn.functional.normalize(torch.randn(1, 1, 1, K), dim=-1).expand(1, T, 1, K).clone().requires_grad_()
+    v = torch.randn(1, T, 1, K, requires_grad=True)
+    g, beta = torch.zeros(1, T, 1, requires_grad=True), torch.ones(1, T, 1, requires_grad=True)
+    lamb = torch.full((1, K), 0.25, requires_grad=True)
+    o, h_kk, h_kv = op(k, k, v, g, beta, lamb, output_final_state=True)
+    gradients = torch.autograd.grad(o.square().mean(), (k, v, g, beta, lamb))
+    assert all(bool(torch.isfinite(x).all()) for x in (o, h_kk, h_kv, *gradients))
+    # Ridge regression on one repeated key: the prediction is the mean of the values seen, shrunk by lamb.
+    t = torch.arange(1, T + 1).view(1, T, 1, 1)
+    assert relative_error(o, v.double().cumsum(1) / (t + 0.25)) < 1e-3
+
+
+@pytest.mark.parametrize(
+    ("K", "V", "dtype"), [(16, 16, torch.float32), (24, 40, torch.bfloat16), (200, 16, torch.float32)]
+)
+def test_step(K, V, dtype):
+    case = Case(B=2, T=1, H=2, K=K, V=V, spread=1.0)
+    x = {n: v.detach() for n, v in draw(case, dtype).items()}
+    step = [x[n][:, 0] if x[n].ndim > 2 and n in INPUTS[:5] else x[n] for n in ("q", "k", "v", "g")]
+    before = [x["h_kk_init"].clone(), x["h_kv_init"].clone()]
+    o, h_kk, h_kv, stats = mesa_net_decoding_one_step(
+        *step, x["lamb"], x["beta"][:, 0], x["h_kk_init"], x["h_kv_init"], 64, cg_tolerance=1e-6, return_stats=True,
+        backend="triton",
+    )  # fmt: skip
+    want = truth(case, dtype)
+    assert relative_error(o, want["o"][:, 0]) < (1e-5 if dtype == torch.float32 else 4e-3)
+    assert relative_error(h_kk, want["h_kk"]) < 1e-6 and relative_error(h_kv, want["h_kv"]) < 1e-6
+    assert o.dtype == dtype and h_kk.dtype == torch.float32
+    assert stats.residual.max() <= 1e-6 and stats.iterations.min() >= 1
+    assert torch.equal(x["h_kk_init"], before[0]) and torch.equal(x["h_kv_init"], before[1])
+
+
+def test_step_with_nan_and_zero_queries():
+    case = Case(B=3, T=1, H=1, K=16, V=16)
+    x = {n: v.detach() for n, v in draw(case).items()}
+    x["q"][0], x["q"][1, 0, 0, 3] = 0, torch.nan
+    o, *_, stats = mesa_net_decoding_one_step(
+        *(x[n][:, 0] for n in ("q", "k", "v", "g")), x["lamb"], x["beta"][:, 0], x["h_kk_init"], x["h_kv_init"],
+        return_stats=True, backend="triton",
+    )  # fmt: skip
+    assert (o[0] == 0).all() and o[1].isnan().all() and torch.isfinite(o[2]).all()
+    assert stats.iterations[0] == 0 and stats.residual[0] == 0 and stats.residual[1].isnan()
+
+
+@pytest.mark.parametrize(
+    ("error", "change", "message"),
+    [
+        (TypeError, {"dtype": torch.float64}, "float64.*backend='pytorch'"),
+        (ValueError, {"K": 257}, "head size 257.*at most 256.*backend='pytorch'"),
+        (ValueError, {"V": 300}, "head size 300.*at most 256.*backend='pytorch'"),
+    ],
+)
+def test_what_the_kernels_do_not_take(error, change, message):
+    sizes = {"T": 2, "H": 1, "K": 16, "V": 16} | {n: s for n, s in change.items() if n != "dtype"}
+    x = draw(Case(**sizes), change.get("dtype", torch.float32))
+    with pytest.raises(error, match=message):
+        op(*x.values())
+
+
+def test_a_device_without_triton():
+    x = {n: v.detach().to("meta") for n, v in draw(Case(T=2, H=1, K=16, V=16)).items()}
+    with pytest.raises(ValueError, match="device 'meta'.*backend='pytorch'"):
+        triton.chunk_forward(*x.values(), cu_seqlens=None, cu_seqlens_cpu=None, max_steps=3, tolerance=1e-4)
+
+
+def test_fla_s_own_kernels_agree_at_scale_one():
+    """A second oracle: fla's kernels, which compute q, k and q* in float16 and always take all their steps."""
+    from fla.ops.mesa_net import chunk_mesa_net as fla_chunk_mesa_net
+
+    stub_driver.mend_loops()
+    case = Case(T=128, H=1, K=32, V=32, initial=False)
+
+    def by_fla(q, k, v, g, beta, lamb, h_kk_init, h_kv_init, output_final_state, cu_seqlens):
+        return fla_chunk_mesa_net(q, k, v, g, beta, lamb, output_final_state=output_final_state)
+
+    theirs, ours = run(by_fla, case), run(op, case)
+    for name in (*OUTPUTS, *(f"d{n}" for n in INPUTS[:6])):
+        assert relative_error(ours[name], theirs[name]) < 5e-3, name
