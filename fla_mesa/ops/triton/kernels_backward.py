@@ -10,12 +10,14 @@ from fla.ops.utils.op import exp2
 from fla.utils import autotune_cache_kwargs
 
 from fla_mesa.ops.triton.kernels_solve import attend, dot, locate, solve_tile
+from fla_mesa.ops.triton.plan import solve_configs
 
 
 @triton.heuristics({"IS_VARLEN": lambda args: args["cu_seqlens"] is not None})
 @triton.autotune(
     configs=[triton.Config({}, num_warps=w, num_stages=1) for w in (4, 8)],
     key=["H", "K", "V", "BT", "BR", "RESIDENT", "REFINE", "PRECISION", "FINE"],
+    prune_configs_by={"early_config_prune": solve_configs},
     **autotune_cache_kwargs,
 )
 @triton.jit(do_not_specialize=["T", "n_chunks", "max_steps"])
@@ -28,7 +30,7 @@ def solve_backward_kernel(
 ):  # fmt: skip
     """dx_t = G_t do_t and the solve for y_t of one tile; its part of dlamb; and what the decay of each row receives,
 
-        x_t.(G_t do_t) - x_t.(H_t y_t) = x_t.(lamb * y_t + r_t) ,    r_t the residual of the solve.
+    x_t.(G_t do_t) - x_t.(H_t y_t) = x_t.(lamb * y_t + r_t) ,    r_t the residual of the solve.
     """
     i_r, i_s, i_h, first, T = locate(cu_seqlens, chunk_indices, T, n_chunks, H, BT, BT // BR, IS_VARLEN)
     o_t = i_r * BR + tl.arange(0, BR)
@@ -70,7 +72,7 @@ def solve_backward_kernel(
 
 @triton.heuristics({"IS_VARLEN": lambda args: args["cu_seqlens"] is not None})
 @triton.autotune(
-    configs=[triton.Config({}, num_warps=w, num_stages=s) for w, s in ((4, 1), (8, 1), (4, 2))],
+    configs=[triton.Config({}, num_warps=w, num_stages=s) for w, s in ((8, 1), (8, 2))],
     key=["H", "K", "V", "BT", "BR", "PRECISION"],
     **autotune_cache_kwargs,
 )
@@ -83,10 +85,10 @@ def keys_values_backward_kernel(
 ):  # fmt: skip
     """dk, dv, dbeta and what the decay receives, for BR keys s of a chunk and all its rows t >= s. With dH, dG after the chunk,
 
-        D_st  = exp(a_t - a_s) ,   U = D * (K X') ,   W = D * (V dO' - K Y') ,   e_s = exp(a_C - a_s)
-        dk    = beta (W X - U Y + e (V dG' + K (dH + dH')))
-        dv    = beta (U dO + e K dG)
-        dbeta = sum_t U * (V dO' - K Y') + e sum_k K * (V dG' + K dH)
+    D_st  = exp(a_t - a_s) ,   U = D * (K X') ,   W = D * (V dO' - K Y') ,   e_s = exp(a_C - a_s)
+    dk    = beta (W X - U Y + e (V dG' + K (dH + dH')))
+    dv    = beta (U dO + e K dG)
+    dbeta = sum_t U * (V dO' - K Y') + e sum_k K * (V dG' + K dH)
     """
     i_r, i_s, i_h, first, T = locate(cu_seqlens, chunk_indices, T, n_chunks, H, BT, BT // BR, IS_VARLEN)
     o_s = i_r * BR + tl.arange(0, BR)
