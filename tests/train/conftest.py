@@ -25,7 +25,9 @@ def flags(text: Path, output_dir: Path, *more: object) -> list[str]:
         "logging_steps": 2,
     }
     given = [str(word) for word in more]
-    defaults = [str(word) for name, value in settings.items() if f"--{name}" not in given for word in (f"--{name}", value)]
+    defaults = [
+        str(word) for name, value in settings.items() if f"--{name}" not in given for word in (f"--{name}", value)
+    ]
     return [*defaults, *given]
 
 

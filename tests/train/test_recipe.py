@@ -44,7 +44,11 @@ def listing(root: Path) -> dict[str, float]:
 
 def start(arguments: list[str], before: str = "", launcher: tuple[str, ...] = ()) -> subprocess.Popen:
     """`fla-mesa train` in a process of its own, after the statements `before`."""
-    program = ["-m", "fla_mesa", "train"] if not before else ["-c", f"{before}\nimport sys\nfrom fla_mesa.cli import main\nsys.exit(main(['train', *sys.argv[1:]]))"]
+    program = (
+        ["-m", "fla_mesa", "train"]
+        if not before
+        else ["-c", f"{before}\nimport sys\nfrom fla_mesa.cli import main\nsys.exit(main(['train', *sys.argv[1:]]))"]
+    )
     root = Path(__file__).parents[2]
     environment = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, *launcher, *program, *arguments]
@@ -57,7 +61,10 @@ def start(arguments: list[str], before: str = "", launcher: tuple[str, ...] = ()
 def test_results_on_disk(undisturbed):
     names = {path.name for path in undisturbed.iterdir()}
     assert {"model.safetensors", "config.json", "tokenizer.json", "metrics.json", "loss.png", "run.json"} <= names
-    assert {name for name in names if name.startswith("checkpoint")} == {"checkpoint-8", "checkpoint-12"}  # two are kept
+    assert {name for name in names if name.startswith("checkpoint")} == {
+        "checkpoint-8",
+        "checkpoint-12",
+    }  # two are kept
     assert not [name for name in names if name.endswith(".tmp")]
     assert (undisturbed / "loss.png").read_bytes().startswith(b"\x89PNG")
     tokenizer = AutoTokenizer.from_pretrained(undisturbed)
@@ -247,7 +254,9 @@ def test_folder_with_a_run_or_foreign_files(undisturbed, text, tmp_path, capsys)
     assert listing(undisturbed) == before
     (tmp_path / "thesis.tex").write_text("x")
     for more in ([], ["--resume"]):
-        assert "holds files that are no run of this program (thesis.tex)" in refused(flags(text, tmp_path, *more), capsys)
+        assert "holds files that are no run of this program (thesis.tex)" in refused(
+            flags(text, tmp_path, *more), capsys
+        )
     assert list(listing(tmp_path)) == ["thesis.tex"]
     assert "is a file" in refused(flags(text, tmp_path / "thesis.tex"), capsys)
 
@@ -374,7 +383,18 @@ def test_accumulated_small_batches_equal_one_large(monkeypatch, text, tmp_path):
         run = tmp_path / f"{batch}"
         # Plain gradient descent, so that the change of the weights is the gradient.
         plain = ("--optim", "sgd", "--learning_rate", 1, "--lr_scheduler_type", "constant", "--warmup_steps", 0)
-        plain += ("--weight_decay", 0, "--max_grad_norm", 0, "--max_steps", 1, "--eval_strategy", "no", "--save_strategy", "no")
+        plain += (
+            "--weight_decay",
+            0,
+            "--max_grad_norm",
+            0,
+            "--max_steps",
+            1,
+            "--eval_strategy",
+            "no",
+            "--save_strategy",
+            "no",
+        )
         sizes = ("--per_device_train_batch_size", batch, "--gradient_accumulation_steps", accumulation)
         ready = Run(*parse(flags("uneven", run, *plain, *sizes)), say=lambda _: None)
         initial = {name: value.detach().clone() for name, value in ready.trainer.model.named_parameters()}
