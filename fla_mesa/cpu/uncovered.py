@@ -10,7 +10,9 @@ from triton.runtime import driver as _  # noqa: F401  (loads the module below; t
 
 from fla_mesa.cpu import registry
 
-FAMILIES = "delta_net, gated_deltanet, gla, hgrn, kda, linear_attn, mamba2, mesa_net, retnet, transformer (softmax attention)"
+FAMILIES = (
+    "delta_net, gated_deltanet, gla, hgrn, kda, linear_attn, mamba2, mesa_net, retnet, transformer (softmax attention)"
+)
 
 
 def name_uncovered_entry_points() -> None:
