@@ -181,6 +181,21 @@ def test_continuation_of_several_tokens(family):
     close(torch.cat([out.logits, rest.logits], 1), model(input_ids=x).logits, 1e-4)
 
 
+@pytest.mark.parametrize("family", ["kda", "mamba2", "transformer"])
+def test_gradient_checkpointing(family):
+    model, x = build(family).train(), tokens(2, 40)
+
+    def gradients():
+        model.zero_grad()
+        model(input_ids=x, labels=x).loss.backward()
+        return [p.grad.clone() for p in model.parameters()]
+
+    expected = gradients()
+    model.gradient_checkpointing_enable()
+    for a, b in zip(gradients(), expected, strict=True):
+        close(a, b)
+
+
 def test_mamba2_is_fla_own_definition():
     """With one group fla's own slow path is right: same outputs, states and gradients."""
     torch.manual_seed(0)

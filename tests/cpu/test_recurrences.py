@@ -365,6 +365,21 @@ def test_steep_gates(steepest):
     )
 
 
+@pytest.mark.parametrize("name", ["q", "gk", "h0"])
+def test_nan_stays_with_its_sequence(name):
+    """NaN in the first of two sequences neither hangs nor reaches the second."""
+    names = "q k v gk beta h0"
+    inputs = dict(zip(names.split(), tensors(names), strict=True))
+    inputs[name][0, 0] = torch.nan
+
+    def call(x):
+        return chunk_kda(*[x[n] for n in names.split()[:5]], initial_state=x["h0"], output_final_state=True)
+
+    o, _ = call(inputs)
+    assert o[0].isnan().any()
+    close(o[1:], call({n: x[1:] for n, x in inputs.items()})[0])
+
+
 # ---------------------------------------------------------------------------- the layouts every entry point shares
 
 CALLS = {
