@@ -17,7 +17,7 @@ def sample(folder: Path, prompt: str, *, new_tokens: int = 300, temperature: flo
     with no_bars():
         model = AutoModelForCausalLM.from_pretrained(folder).eval()
     if torch.accelerator.is_available():
-        model = model.to(torch.accelerator.current_accelerator())
+        model = model.to(torch.device(str(torch.accelerator.current_accelerator())))
     set_seed(seed)
     tokens = tokenizer(prompt, return_tensors="pt").to(model.device)
     with torch.no_grad():
