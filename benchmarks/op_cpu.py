@@ -31,7 +31,7 @@ import torch.nn.functional as F
 
 import fla_mesa
 from fla_mesa.ops import chunk_mesa_net, naive_mesa_net_exact
-from fla_mesa.ops.pytorch.problem import CHUNK_SIZE
+from fla_mesa.ops.pytorch.segments import CHUNK_SIZE
 
 HEADS, K, V, STEPS = 2, 64, 64, 30
 NAMES = ("q", "k", "v", "g", "beta", "lamb")

@@ -14,7 +14,7 @@ from fla_mesa.ops.triton.plan import CHUNK
 
 # A gate below e^-64 forgets everything; larger steps would only cost digits in the sums of the others, and -inf all of them.
 LEAST_LOG_GATE = -64.0
-STATE_BLOCK = 64
+STATE_BLOCK = 32
 
 
 class Chunks(NamedTuple):
@@ -59,10 +59,10 @@ class States(NamedTuple):
 
 
 def state_blocks(K: int, V: int) -> dict[str, int]:
-    """Blocks of the state kernels, and how many of them there are."""
+    """Blocks of the state kernels (BP positions at a time), and how many of them there are."""
     BK = min(STATE_BLOCK, max(16, triton.next_power_of_2(K)))
     BC = min(STATE_BLOCK, max(16, triton.next_power_of_2(max(K, V))))
-    return {"BK": BK, "BC": BC, "N_K": triton.cdiv(K, BK), "N_C": triton.cdiv(max(K, V), BC)}
+    return {"BK": BK, "BC": BC, "BP": 32, "N_K": triton.cdiv(K, BK), "N_C": triton.cdiv(max(K, V), BC)}
 
 
 def compute_states(
