@@ -155,6 +155,7 @@ class Run:
             if not self._nothing_left():
                 with stop.training():
                     trainer.train(resume_from_checkpoint=str(self.checkpoint) if self.checkpoint else None)
+            self.say("validating on all held-out data")
             final = trainer.evaluate(self.splits.validation, metric_key_prefix="final")
             self.metrics = self._save(final)
         return self.metrics

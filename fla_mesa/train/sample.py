@@ -21,5 +21,7 @@ def sample(folder: Path, prompt: str, *, new_tokens: int = 250, temperature: flo
     set_seed(seed)
     tokens = tokenizer(prompt, return_tensors="pt").to(model.device)
     with torch.no_grad():
-        made = model.generate(**tokens, max_new_tokens=new_tokens, do_sample=True, temperature=temperature)
+        made = model.generate(  # pyright: ignore[reportAttributeAccessIssue]
+            **tokens, max_new_tokens=new_tokens, do_sample=True, temperature=temperature
+        )
     return tokenizer.decode(made[0], skip_special_tokens=True)

@@ -398,3 +398,15 @@ def test_accumulated_small_batches_equal_one_large(flags, monkeypatch, text, tmp
     for name, gradient in updates[8].items():
         difference = (gradient - updates[2][name]).norm() / gradient.norm()
         assert difference < 1e-5, (name, difference)
+
+
+def test_label_smoothing_shifts_the_labels(flags, text, tmp_path):
+    """transformers shifts them only for the models that it ships."""
+    run = Run(*parse(flags(text, tmp_path / "run", "--label_smoothing_factor", 0.1)), say=lambda _: None)
+    batch = {name: torch.stack([run.splits.train[row][name] for row in range(3)]) for name in ("input_ids", "labels")}
+    batch["labels"][0, 5:] = -100
+    logits = run.trainer.model(input_ids=batch["input_ids"]).logits[:, :-1]
+    by_hand = torch.nn.functional.cross_entropy(
+        logits.transpose(1, 2), batch["labels"][:, 1:], ignore_index=-100, label_smoothing=0.1
+    )
+    torch.testing.assert_close(run.trainer.compute_loss(run.trainer.model, dict(batch)), by_hand)
