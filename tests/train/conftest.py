@@ -8,25 +8,29 @@ import pytest
 from fla_mesa.train.command import main
 
 TINY = "num_hidden_layers=1,hidden_size=32,num_heads=2,head_dim=16,intermediate_size=64"
-STEPS = 12
 
 
-def flags(text: Path, output_dir: Path, *more: object) -> list[str]:
-    """A command line of `fla-mesa train`: 12 steps, a checkpoint every 4."""
+def make_flags(text: Path | str, output_dir: Path, *more: object) -> list[str]:
     settings = {
         "data": text,
         "output_dir": output_dir,
         "config_overrides": TINY,
         "seq_len": 32,
-        "max_steps": STEPS,
+        "max_steps": 12,
         "per_device_train_batch_size": 4,
         "eval_steps": 6,
         "save_steps": 4,
         "logging_steps": 2,
     }
     given = [str(word) for word in more]
-    defaults = [str(word) for name, value in settings.items() if f"--{name}" not in given for word in (f"--{name}", value)]
-    return [*defaults, *given]
+    kept = {name: value for name, value in settings.items() if f"--{name}" not in given}
+    return [str(word) for name, value in kept.items() for word in (f"--{name}", value)] + given
+
+
+@pytest.fixture(scope="session")
+def flags():
+    """flags(data, output_dir, more...): a command line of `fla-mesa train`, 12 steps with a checkpoint every 4."""
+    return make_flags
 
 
 @pytest.fixture(scope="session")
@@ -45,5 +49,5 @@ def text(tmp_path_factory) -> Path:
 def undisturbed(text, tmp_path_factory) -> Path:
     """The folder of a run that nothing has disturbed."""
     folder = tmp_path_factory.mktemp("undisturbed") / "run"
-    assert main(flags(text, folder)) == 0
+    assert main(make_flags(text, folder)) == 0
     return folder

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,11 +11,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import STEPS, TINY, flags
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
-from fla_mesa.data import TokenBlocks, Splits, register_source, sources
+from fla_mesa.data import Splits, TokenBlocks, register_source, sources
 from fla_mesa.train import folder
 from fla_mesa.train.command import main
 from fla_mesa.train.interrupt import Interrupted
@@ -44,7 +44,11 @@ def listing(root: Path) -> dict[str, float]:
 
 def start(arguments: list[str], before: str = "", launcher: tuple[str, ...] = ()) -> subprocess.Popen:
     """`fla-mesa train` in a process of its own, after the statements `before`."""
-    program = ["-m", "fla_mesa", "train"] if not before else ["-c", f"{before}\nimport sys\nfrom fla_mesa.cli import main\nsys.exit(main(['train', *sys.argv[1:]]))"]
+    program = (
+        ["-m", "fla_mesa", "train"]
+        if not before
+        else ["-c", f"{before}\nimport sys\nfrom fla_mesa.cli import main\nsys.exit(main(['train', *sys.argv[1:]]))"]
+    )
     root = Path(__file__).parents[2]
     environment = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, *launcher, *program, *arguments]
@@ -57,7 +61,10 @@ def start(arguments: list[str], before: str = "", launcher: tuple[str, ...] = ()
 def test_results_on_disk(undisturbed):
     names = {path.name for path in undisturbed.iterdir()}
     assert {"model.safetensors", "config.json", "tokenizer.json", "metrics.json", "loss.png", "run.json"} <= names
-    assert {name for name in names if name.startswith("checkpoint")} == {"checkpoint-8", "checkpoint-12"}  # two are kept
+    assert {name for name in names if name.startswith("checkpoint")} == {
+        "checkpoint-8",
+        "checkpoint-12",
+    }  # two are kept
     assert not [name for name in names if name.endswith(".tmp")]
     assert (undisturbed / "loss.png").read_bytes().startswith(b"\x89PNG")
     tokenizer = AutoTokenizer.from_pretrained(undisturbed)
@@ -73,7 +80,7 @@ def test_metrics(undisturbed, text):
     model = AutoModelForCausalLM.from_pretrained(undisturbed)
     assert metrics["parameters"] == sum(parameter.numel() for parameter in model.parameters())
     assert metrics["parameters_without_embeddings"] == metrics["parameters"] - 257 * 32  # tied
-    assert metrics["steps"] == STEPS and metrics["sequences_per_step"] == 4 and metrics["seq_len"] == 32
+    assert metrics["steps"] == 12 and metrics["sequences_per_step"] == 4 and metrics["seq_len"] == 32
     assert metrics["tokens_per_second"] > 0 and metrics["seed"] == 42
     assert metrics["data"]["source"] == str(text) and re.fullmatch("[0-9a-f]{64}", metrics["data"]["sha256"])
     assert metrics["versions"]["torch"] == torch.__version__ and metrics["versions"]["flash-linear-attention"]
@@ -84,7 +91,7 @@ def test_metrics(undisturbed, text):
     assert last < first - 0.5 and metrics["loss"] < first - 0.5  # it learns
 
 
-def test_loss_and_bits_per_byte_by_hand(undisturbed, text):
+def test_loss_and_bits_per_byte_by_hand(flags, undisturbed, text):
     """The validation blocks (the last one not full) through the saved model, one token after the other."""
     run = Run(*parse(flags(text, undisturbed, "--resume")), say=lambda _: None)
     validation = run.splits.validation
@@ -106,9 +113,9 @@ def test_loss_and_bits_per_byte_by_hand(undisturbed, text):
     assert metrics["bits_per_byte"] == pytest.approx(nats / torch.tensor(2.0).log().item() / text_bytes, rel=1e-6)
 
 
-def test_validation_does_not_depend_on_its_batch_size(undisturbed, text):
+def test_validation_does_not_depend_on_its_batch_size(flags, undisturbed, text):
     run = Run(*parse(flags(text, undisturbed, "--resume", "--per_device_eval_batch_size", 3)), say=lambda _: None)
-    run.trainer._load_from_checkpoint(str(undisturbed / f"checkpoint-{STEPS}"))
+    run.trainer._load_from_checkpoint(str(undisturbed / f"checkpoint-{12}"))
     again = run.trainer.evaluate(run.splits.validation)
     assert again["eval_loss"] == pytest.approx(metrics_of(undisturbed)["loss"], rel=1e-6)
 
@@ -116,7 +123,7 @@ def test_validation_does_not_depend_on_its_batch_size(undisturbed, text):
 # Killed, stopped, resumed
 
 
-def test_killed_while_writing_a_checkpoint_then_resumed_is_bit_exact(undisturbed, text, tmp_path, capfd):
+def test_killed_while_writing_a_checkpoint_then_resumed_is_bit_exact(flags, undisturbed, text, tmp_path, capfd):
     kill = """
 import os, signal, transformers
 def half_written(self, output_dir):
@@ -145,7 +152,7 @@ transformers.Trainer._save_optimizer_and_scheduler = half_written
     assert one["loss"] == other["loss"] and one["history"] == other["history"]
 
 
-def test_sigterm_saves_says_how_to_go_on_and_exits_143(text, tmp_path):
+def test_sigterm_saves_says_how_to_go_on_and_exits_143(flags, text, tmp_path):
     run = tmp_path / "run"
     process = start(flags(text, run, "--max_steps", 5000, "--save_steps", 5000, "--eval_strategy", "no"))
     for line in process.stderr:
@@ -185,7 +192,7 @@ class SignalAt(TrainerCallback):
     ("number", "step", "during", "saved"),
     [(signal.SIGINT, 5, "step", 6), (signal.SIGTERM, 6, "evaluation", 6), (signal.SIGTERM, 12, "final", 12)],
 )
-def test_stopped_anywhere_then_resumed_is_bit_exact(undisturbed, text, tmp_path, number, step, during, saved):
+def test_stopped_anywhere_then_resumed_is_bit_exact(flags, undisturbed, text, tmp_path, number, step, during, saved):
     run = Run(*parse(flags(text, tmp_path / "run")), say=lambda _: None)
     if during == "final":
         evaluate = run.trainer.evaluate
@@ -208,24 +215,20 @@ def test_stopped_anywhere_then_resumed_is_bit_exact(undisturbed, text, tmp_path,
     assert metrics_of(run.folder)["loss"] == metrics_of(undisturbed)["loss"]
 
 
-def test_resume_where_nothing_is_starts(undisturbed, text, tmp_path):
+def test_resume_where_nothing_is_starts(flags, undisturbed, text, tmp_path):
     assert main(flags(text, tmp_path / "new" / "run", "--resume")) == 0
     assert_same_weights(undisturbed, tmp_path / "new" / "run")
 
 
-def test_resume_of_a_finished_run_trains_no_step_more(undisturbed, text, tmp_path, capsys):
-    import shutil
-
+def test_resume_of_a_finished_run_trains_no_step_more(flags, undisturbed, text, tmp_path, capsys):
     run = shutil.copytree(undisturbed, tmp_path / "run")
     assert main(flags(text, run, "--resume")) == 0
     assert "all 12 steps have been done" in capsys.readouterr().out
     assert_same_weights(undisturbed, run)
-    assert metrics_of(run)["steps"] == STEPS and metrics_of(run)["tokens_per_second"] is None
+    assert metrics_of(run)["steps"] == 12 and metrics_of(run)["tokens_per_second"] is None
 
 
-def test_resume_prolongs_a_run(undisturbed, text, tmp_path):
-    import shutil
-
+def test_resume_prolongs_a_run(flags, undisturbed, text, tmp_path):
     run = shutil.copytree(undisturbed, tmp_path / "run")
     assert main(flags(text, run, "--resume", "--max_steps", 14)) == 0
     assert metrics_of(run)["steps"] == 14
@@ -241,13 +244,15 @@ def refused(arguments: list[str], capsys) -> str:
     return captured.err
 
 
-def test_folder_with_a_run_or_foreign_files(undisturbed, text, tmp_path, capsys):
+def test_folder_with_a_run_or_foreign_files(flags, undisturbed, text, tmp_path, capsys):
     before = listing(undisturbed)
     assert "holds a run already: add --resume" in refused(flags(text, undisturbed), capsys)
     assert listing(undisturbed) == before
     (tmp_path / "thesis.tex").write_text("x")
     for more in ([], ["--resume"]):
-        assert "holds files that are no run of this program (thesis.tex)" in refused(flags(text, tmp_path, *more), capsys)
+        assert "holds files that are no run of this program (thesis.tex)" in refused(
+            flags(text, tmp_path, *more), capsys
+        )
     assert list(listing(tmp_path)) == ["thesis.tex"]
     assert "is a file" in refused(flags(text, tmp_path / "thesis.tex"), capsys)
 
@@ -262,13 +267,13 @@ def test_folder_with_a_run_or_foreign_files(undisturbed, text, tmp_path, capsys)
         (("--config_overrides", "num_hidden_layers=2"), "config_overrides was"),
     ],
 )
-def test_resume_with_other_settings(undisturbed, text, capsys, change, named):
+def test_resume_with_other_settings(flags, undisturbed, text, capsys, change, named):
     before = listing(undisturbed)
     assert named in refused(flags(text, undisturbed, "--resume", *change), capsys)
     assert listing(undisturbed) == before
 
 
-def test_resume_with_other_data(undisturbed, text, tmp_path, capsys):
+def test_resume_with_other_data(flags, undisturbed, text, tmp_path, capsys):
     changed = tmp_path / "text"
     changed.mkdir()
     for file in text.iterdir():
@@ -277,7 +282,7 @@ def test_resume_with_other_data(undisturbed, text, tmp_path, capsys):
     assert "data_sha256 was" in message
 
 
-def test_resume_from_what_cannot_be_resumed(undisturbed, text, tmp_path, capsys):
+def test_resume_from_what_cannot_be_resumed(flags, undisturbed, text, tmp_path, capsys):
     elsewhere = flags(text, tmp_path / "run", "--resume_from_checkpoint", undisturbed / "checkpoint-8")
     assert "is not of the run in" in refused(elsewhere, capsys)
     nothing = flags(text, undisturbed, "--resume_from_checkpoint", undisturbed / "checkpoint-3")
@@ -287,9 +292,7 @@ def test_resume_from_what_cannot_be_resumed(undisturbed, text, tmp_path, capsys)
     assert "holds a model only" in refused(flags(text, run, "--resume", "--save_only_model", "--max_steps", 6), capsys)
 
 
-def test_resume_from_a_chosen_checkpoint(undisturbed, text, tmp_path):
-    import shutil
-
+def test_resume_from_a_chosen_checkpoint(flags, undisturbed, text, tmp_path):
     run = shutil.copytree(undisturbed, tmp_path / "run")
     assert main(flags(text, run, "--resume_from_checkpoint", run / "checkpoint-8")) == 0
     assert_same_weights(undisturbed, run)
@@ -310,13 +313,13 @@ def test_resume_from_a_chosen_checkpoint(undisturbed, text, tmp_path):
         (("--resume_from_checkpoint", "runs/nothing"), "is not of the run in"),
     ],
 )
-def test_wrong_settings_before_any_work(text, tmp_path, capsys, change, message):
+def test_wrong_settings_before_any_work(flags, text, tmp_path, capsys, change, message):
     run = tmp_path / "run"
     assert message in refused(flags(text, run, *change), capsys)
     assert not run.exists()
 
 
-def test_diverged_run_says_so_and_keeps_what_was_good(text, tmp_path, capsys):
+def test_diverged_run_says_so_and_keeps_what_was_good(flags, text, tmp_path, capsys):
     run = Run(*parse(flags(text, tmp_path / "run")), say=lambda _: None)
 
     class Poison(TrainerCallback):
@@ -333,7 +336,7 @@ def test_diverged_run_says_so_and_keeps_what_was_good(text, tmp_path, capsys):
 # More than one process, more than one batch
 
 
-def test_two_processes_equal_one_with_twice_the_batch(text, tmp_path):
+def test_two_processes_equal_one_with_twice_the_batch(flags, text, tmp_path):
     """On the CPU, by torchrun with gloo; figures to the rounding of float32 sums in another order."""
     one, two = tmp_path / "one", tmp_path / "two"
     launcher = ("-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0", "--rdzv_backend", "c10d")
@@ -354,7 +357,7 @@ def test_two_processes_equal_one_with_twice_the_batch(text, tmp_path):
     assert first["loss"] == pytest.approx(second["loss"], rel=2e-6)
 
 
-def test_accumulated_small_batches_equal_one_large(monkeypatch, text, tmp_path):
+def test_accumulated_small_batches_equal_one_large(flags, monkeypatch, text, tmp_path):
     """Rows of unequal numbers of labels: a mean of means would weigh them wrongly."""
     monkeypatch.setattr(sources, "_REGISTERED", {})
 
@@ -374,7 +377,18 @@ def test_accumulated_small_batches_equal_one_large(monkeypatch, text, tmp_path):
         run = tmp_path / f"{batch}"
         # Plain gradient descent, so that the change of the weights is the gradient.
         plain = ("--optim", "sgd", "--learning_rate", 1, "--lr_scheduler_type", "constant", "--warmup_steps", 0)
-        plain += ("--weight_decay", 0, "--max_grad_norm", 0, "--max_steps", 1, "--eval_strategy", "no", "--save_strategy", "no")
+        plain += (
+            "--weight_decay",
+            0,
+            "--max_grad_norm",
+            0,
+            "--max_steps",
+            1,
+            "--eval_strategy",
+            "no",
+            "--save_strategy",
+            "no",
+        )
         sizes = ("--per_device_train_batch_size", batch, "--gradient_accumulation_steps", accumulation)
         ready = Run(*parse(flags("uneven", run, *plain, *sizes)), say=lambda _: None)
         initial = {name: value.detach().clone() for name, value in ready.trainer.model.named_parameters()}
@@ -384,3 +398,15 @@ def test_accumulated_small_batches_equal_one_large(monkeypatch, text, tmp_path):
     for name, gradient in updates[8].items():
         difference = (gradient - updates[2][name]).norm() / gradient.norm()
         assert difference < 1e-5, (name, difference)
+
+
+def test_label_smoothing_shifts_the_labels(flags, text, tmp_path):
+    """transformers shifts them only for the models that it ships."""
+    run = Run(*parse(flags(text, tmp_path / "run", "--label_smoothing_factor", 0.1)), say=lambda _: None)
+    batch = {name: torch.stack([run.splits.train[row][name] for row in range(3)]) for name in ("input_ids", "labels")}
+    batch["labels"][0, 5:] = -100
+    logits = run.trainer.model(input_ids=batch["input_ids"]).logits[:, :-1]
+    by_hand = torch.nn.functional.cross_entropy(
+        logits.transpose(1, 2), batch["labels"][:, 1:], ignore_index=-100, label_smoothing=0.1
+    )
+    torch.testing.assert_close(run.trainer.compute_loss(run.trainer.model, dict(batch)), by_hand)
