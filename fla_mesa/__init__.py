@@ -12,4 +12,4 @@ if not cpu.accelerator_available():
 from fla_mesa import models
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "cpu", "models"]
+__all__ = ["__version__", "cpu", "models", "replace_fla_op"]
