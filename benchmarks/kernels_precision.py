@@ -14,7 +14,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from tests.interpreter import stub_driver  # noqa: E402
+from tests.interpreter import stub_driver
 
 stub_driver.install()
 

@@ -208,7 +208,7 @@ def test_what_the_kernels_do_not_take(error, change, message):
 
 def test_a_device_without_triton():
     x = {n: v.detach().to("meta") for n, v in draw(Case(T=2, H=1, K=16, V=16)).items()}
-    with pytest.raises(ValueError, match="device 'meta'.*backend='pytorch'"):
+    with pytest.raises(ValueError, match=r"device 'meta'.*backend='pytorch'"):
         triton.chunk_forward(*x.values(), cu_seqlens=None, cu_seqlens_cpu=None, max_steps=3, tolerance=1e-4)
 
 
