@@ -7,6 +7,7 @@ import sys
 # Name: the module whose `main(argv) -> exit code` is the command, and what it does.
 COMMANDS = {
     "train": ("fla_mesa.train.command", "train a model on text or on a synthetic task"),
+    "compare": ("fla_mesa.eval.compare", "train several models alike and compare them in a table and pictures"),
     "demo": ("fla_mesa.train.demo", "train a tiny MesaNet in minutes and see what it has learned"),
 }
 
