@@ -31,7 +31,8 @@ class Attention(FlaAttention):
             **kwargs,
         }
         if attention_mask is None or not cached or length == 1:
-            return super().forward(hidden_states, attention_mask=attention_mask, **options)
+            output, attentions, _ = super().forward(hidden_states, attention_mask=attention_mask, **options)
+            return output, attentions, past_key_values
         before = attention_mask.shape[1] - length
         outputs = [
             super(Attention, self).forward(
