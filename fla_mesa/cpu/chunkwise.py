@@ -66,81 +66,91 @@ def _sum(terms: list[Tensor]) -> Tensor:
     return total
 
 
-# With gates by channel the exponential of a difference cannot be taken out of the sum over channels. It is split at a row m,
-# exp(G_t - G_m) exp(G_m - G_s). Where a chunk's gates add up to little, one m will do for the whole chunk, and the scores are one
-# matrix product. Where they add up to more, a factor with t < m or s > m would overflow; with m between s and t both are <= 1. So
-# the lower left quarter of the scores is one matrix product around the middle row, and the two quarters on the diagonal are
-# halved again, down to single rows.
+# With gates by channel the exponential of a difference cannot be taken out of the sum over channels. It is split at some G_m into
+# exp(G_t - G_m) exp(G_m - G_s), and the scores of a block of tokens are one matrix product, as long as neither factor overflows:
+# as long as the block's gates add up to little. Otherwise its lower left quarter is one product around the row in the middle, where
+# both factors are <= 1 however steep the gates, and the two quarters on the diagonal are halved again.
 
-_GENTLE = 80.0  # exp(80) and exp(-80) are normal float32 numbers
-
-
-def _is_gentle(G: Tensor) -> bool:
-    return G.numel() == 0 or bool((G[..., 0, :] - G[..., -1, :]).amax() <= _GENTLE)
+GENTLE = 80.0  # the most that gates may add up to in one product: factors between exp(-40) and exp(40) leave room for gradients
 
 
-def _around_one_row(G: Tensor) -> tuple[Tensor, Tensor]:
-    """-> exp(G - G_m), exp(G_m - G)"""
-    m = G.shape[-2] // 2
-    e = (G - G[..., m : m + 1, :]).exp_()
-    return e, e.reciprocal()
+def split_gates(G: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """G `[..., C, K]` -> the middle M of its range `[..., 1, K]`, exp(G - M), exp(M - G)"""
+    middle = (G[..., :1, :] + G[..., -1:, :]) / 2
+    return middle, (G - middle).exp(), (middle - G).exp()
+
+
+def are_gentle(G: Tensor) -> bool:
+    return bool((G[..., 0, :] - G[..., -1, :]).amax() <= GENTLE)
+
+
+def _blocks(x: Tensor, size: int) -> Tensor:
+    """`[..., C, K]` -> `[..., C / size, size, K]`"""
+    return x.unflatten(-2, (-1, size))
 
 
 def _halves(x: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """`[..., C, K]` -> rows of the even and of the odd blocks of `size`: two `[..., C / (2 size), size, K]`"""
+    """`[..., C, K]` -> the even and the odd blocks of `size` rows: two `[..., C / (2 size), size, K]`"""
     even, odd = x.unflatten(-2, (-1, 2, size)).unbind(-3)
     return even, odd
 
 
-def _quarters(A: Tensor, size: int) -> Tensor:
-    """`[..., C, C]` -> view of its blocks of `size` with odd row t and even column t - 1: `[..., C / (2 size), size, size]`"""
-    tiles = A.unflatten(-1, (-1, 2, size)).unflatten(-4, (-1, 2, size))[..., :, 1, :, :, 0, :]
-    return tiles.diagonal(dim1=-4, dim2=-2).movedim(-1, -3)
+def _on_diagonal(A: Tensor, size: int) -> Tensor:
+    """`[..., C, C]` -> view of its blocks on the diagonal, `[..., C / size, size, size]`"""
+    return A.unflatten(-1, (-1, size)).unflatten(-3, (-1, size)).diagonal(dim1=-4, dim2=-2).movedim(-1, -3)
 
 
-def _sizes(C: int) -> list[int]:
-    return [1 << i for i in range(C.bit_length() - 1)]
+def _below_diagonal(A: Tensor, size: int) -> Tensor:
+    """`[..., C, C]` -> view of the lower left quarters of its blocks of 2 `size` on the diagonal"""
+    return _on_diagonal(A, 2 * size)[..., size:, :size]
 
 
-def _around_middle(G: Tensor, size: int) -> tuple[Tensor, Tensor]:
+def _around_middle_row(G: Tensor, size: int) -> tuple[Tensor, Tensor]:
     """-> exp(G_m - G) of the even blocks, exp(G - G_m) of the odd ones, m the last row of the even block"""
     G_even, G_odd = _halves(G, size)
     middle = G_even[..., -1:, :]
     return (middle - G_even).exp_(), (G_odd - middle).exp_()
 
 
+def _sizes(G: Tensor) -> tuple[list[int], int]:
+    """-> sizes of the quarters on the way from C down to gentle blocks on the diagonal, and the size of those"""
+    size, quarters = G.shape[-2], []
+    while not are_gentle(_blocks(G, size)):  # one row always is
+        size //= 2
+        quarters.append(size)
+    return quarters, size
+
+
 def _scores_by_channel(G: Tensor, k: Tensor, lefts: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     C = k.shape[-2]
-    if _is_gentle(G):
-        e, e_inverse = _around_one_row(G)
-        k_out = (k * e_inverse).mT
-        return tuple(((left * e) @ k_out).tril_() for left in lefts)
-    out = tuple(torch.diag_embed(torch.linalg.vecdot(left, k)) for left in lefts)
-    for size in _sizes(C):
-        e_even, e_odd = _around_middle(G, size)
+    out = tuple(left.new_zeros(*left.shape[:-1], C) for left in lefts)
+    quarters, block = _sizes(G)
+    for size in quarters:
+        e_even, e_odd = _around_middle_row(G, size)
         k_even = (_halves(k, size)[0] * e_even).mT
         for left, A in zip(lefts, out, strict=True):
-            _quarters(A, size).copy_((_halves(left, size)[1] * e_odd) @ k_even)
+            _below_diagonal(A, size).copy_((_halves(left, size)[1] * e_odd) @ k_even)
+    _, opening, closing = split_gates(_blocks(G, block))
+    k_closing = (_blocks(k, block) * closing).mT
+    for left, A in zip(lefts, out, strict=True):
+        _on_diagonal(A, block).copy_(((_blocks(left, block) * opening) @ k_closing).tril_())
     return out
 
 
 def _scores_by_channel_backward(G: Tensor, k: Tensor, lefts: list[Tensor], grads: tuple[Tensor, ...]):
-    C = k.shape[-2]
-    if _is_gentle(G):
-        e, e_inverse = _around_one_row(G)
-        k_out = k * e_inverse
-        grads = tuple(dA.tril() for dA in grads)
-        dk = _sum([dA.mT @ (left * e) for dA, left in zip(grads, lefts, strict=True)])
-        return dk.mul_(e_inverse), [(dA @ k_out).mul_(e) for dA in grads]
-    diagonals = [dA.diagonal(dim1=-2, dim2=-1)[..., None] for dA in grads]
-    dlefts = [d * k for d in diagonals]
-    dk = _sum([d * left for d, left in zip(diagonals, lefts, strict=True)])
-    for size in _sizes(C):
-        e_even, e_odd = _around_middle(G, size)
+    quarters, block = _sizes(G)
+    _, opening, closing = split_gates(_blocks(G, block))
+    k_closing = _blocks(k, block) * closing
+    diagonals = [_on_diagonal(dA, block).tril() for dA in grads]
+    dlefts = [((dA @ k_closing) * opening).view_as(k) for dA in diagonals]
+    dk = _sum([dA.mT @ (_blocks(left, block) * opening) for dA, left in zip(diagonals, lefts, strict=True)])
+    dk = (dk * closing).view_as(k)
+    for size in quarters:
+        e_even, e_odd = _around_middle_row(G, size)
         k_even = _halves(k, size)[0] * e_even
         dk_even = _halves(dk, size)[0]
         for left, dleft, dA in zip(lefts, dlefts, grads, strict=True):
-            dA = _quarters(dA, size)
+            dA = _below_diagonal(dA, size)
             _halves(dleft, size)[1].addcmul_(dA @ k_even, e_odd)
             dk_even.addcmul_(dA.mT @ (_halves(left, size)[1] * e_odd), e_even)
     return dk, dlefts
@@ -243,12 +253,12 @@ def unit_lower_inverse(L: Tensor) -> Tensor:
     Most of the work is matrix products, several times faster than substitution for the whole."""
     C = L.shape[-1]
     size = min(_SOLVED_DIRECTLY, C)
-    blocks = L.unflatten(-1, (-1, size)).unflatten(-3, (-1, size)).diagonal(dim1=-4, dim2=-2).movedim(-1, -3)
+    blocks = _on_diagonal(L, size)
     eye = torch.eye(size, dtype=L.dtype).expand(blocks.shape)
     inverse = torch.linalg.solve_triangular(blocks, eye, upper=False, unitriangular=True)
     while size < C:
         P, Q = inverse.unflatten(-3, (-1, 2)).unbind(-3)
-        below = -(Q @ _quarters(L, size) @ P)
+        below = -(Q @ _below_diagonal(L, size) @ P)
         inverse = torch.cat([F.pad(P, (0, size)), torch.cat([below, Q], -1)], -2)
         size *= 2
     return inverse.squeeze(-3)

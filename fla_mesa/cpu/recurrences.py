@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import torch
 
-from fla_mesa.cpu.chunkwise import recurrence, scores
+from fla_mesa.cpu.chunkwise import are_gentle, recurrence, scores, split_gates
 from fla_mesa.cpu.packing import Chunks
 from fla_mesa.cpu.precision import up, without_autocast
 
@@ -102,27 +102,29 @@ def _reversed(q, k, v, beta, g, gk, gv, scale: float | None, initial_state: Tens
 
 def _chunkwise(chunks: Chunks, q: Tensor, k: Tensor, v: Tensor, beta: Tensor | None, g: Tensor | None, h: Tensor):
     if beta is None:
-        G, (q_in,), k_out, decay = _through_gates(g, k, q)
-        (A,) = scores(G, k, q)
+        (A,), (q_in,), k_out, decay = _through_gates(g, k, q)
         return recurrence(chunks.counts, A, q_in, k_out, decay, v, None, h)
     beta = beta[..., None]
-    kb = beta * k
-    G, (q_in, kb_in), k_out, decay = _through_gates(g, k, q, kb)
-    A, L = scores(G, k, q, kb)
+    (A, L), (q_in, kb_in), k_out, decay = _through_gates(g, k, q, beta * k)
     return recurrence(chunks.counts, A, q_in, k_out, decay, torch.cat([beta * v, kb_in], -1), L, h)
 
 
-def _through_gates(g: Tensor | None, k: Tensor, *reading: Tensor):
-    """-> G; each of `reading` as it meets the state before the chunk, exp(G) x; k as it enters the state after the chunk,
-    exp(G_last - G) k; and the decay of the state over the chunk, exp(G_last)"""
+def _through_gates(g: Tensor | None, k: Tensor, *lefts: Tensor):
+    """-> for each left its scores with k; each left as it meets the state before the chunk, exp(G) left; k as it enters the state
+    after the chunk, exp(G_last - G) k; and the decay of the state over the chunk, exp(G_last)"""
     if g is None:
-        return None, reading, k, None
+        return scores(None, k, *lefts), lefts, k, None
     G = g.cumsum(2)
     last = G[:, :, -1:]
+    if g.ndim == k.ndim and are_gentle(G.detach()):
+        middle, opening, closing = split_gates(G)
+        lefts, k = tuple(x * opening for x in lefts), k * closing
+        to_start, to_end = middle.exp(), (last - middle).exp()
+        return scores(None, k, *lefts), tuple(x * to_start for x in lefts), k * to_end, last.exp().mT
     opening, closing = G.exp(), (last - G).exp()
     if g.ndim < k.ndim:
         opening, closing, last = opening[..., None], closing[..., None], last[..., None]
-    return G, tuple(x * opening for x in reading), k * closing, last.exp().mT
+    return scores(G, k, *lefts), tuple(x * opening for x in lefts), k * closing, last.exp().mT
 
 
 def _token_by_token(q, k, v, beta: Tensor | None, g: Tensor | None, gk: Tensor | None, gv: Tensor | None, h: Tensor):

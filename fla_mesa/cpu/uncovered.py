@@ -10,7 +10,9 @@ from triton.runtime import driver as _  # noqa: F401  (loads the module below; t
 
 from fla_mesa.cpu import registry
 
-FAMILIES = "delta_net, gated_deltanet, gla, hgrn, kda, linear_attn, mamba2, mesa_net, retnet, simple_gla, transformer (softmax attention)"
+FAMILIES = (
+    "delta_net, gated_deltanet, gla, hgrn, kda, linear_attn, mamba2, mesa_net, retnet, transformer (softmax attention)"
+)
 
 
 def name_uncovered_entry_points() -> None:
@@ -44,8 +46,11 @@ def _fla_entry_point(frame: FrameType | None) -> str | None:
 
 
 def _message(entry_point: str) -> str:
-    names = ", ".join(sorted({name.rpartition(".")[2] for name in registry.covered()}))
+    covered = [name.split(".") for name in registry.covered()]
+    functions = sorted({name[-1] for name in covered if name[:2] == ["fla", "ops"]})
+    modules = sorted({name[2] for name in covered if name[:2] == ["fla", "modules"]})
     return (
         f"{entry_point} launches a Triton kernel, which needs a GPU: there is none here, and fla_mesa.cpu has no stand-in "
-        f"for it. Covered model families: {FAMILIES}. Covered functions: {names}."
+        f"for it. Covered model families: {FAMILIES}. Covered in fla.ops: {', '.join(functions)}. "
+        f"Covered in fla.modules: {', '.join(modules)}."
     )
