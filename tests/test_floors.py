@@ -30,7 +30,9 @@ def imported_rooms(path: Path) -> set[str]:
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
-            names |= {f"{node.module}.{alias.name}" if node.module == "fla_mesa" else str(node.module) for alias in node.names}
+            names |= {
+                f"{node.module}.{alias.name}" if node.module == "fla_mesa" else str(node.module) for alias in node.names
+            }
     rooms = {name.split(".")[1] for name in names if name.startswith("fla_mesa.")}
     return rooms - {"__version__"}
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from fla.layers.attn import Attention as FlaAttention
 from fla.models.utils import Cache
@@ -13,7 +15,7 @@ class Attention(FlaAttention):
     def forward(
         self,
         hidden_states: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
+        attention_mask: torch.LongTensor | None = None,
         past_key_values: Cache | None = None,
         output_attentions: bool = False,
         use_cache: bool = False,
@@ -33,7 +35,9 @@ class Attention(FlaAttention):
         before = attention_mask.shape[1] - length
         outputs = [
             super(Attention, self).forward(
-                hidden_states[:, t : t + 1], attention_mask=attention_mask[:, : before + t + 1], **options
+                hidden_states[:, t : t + 1],
+                attention_mask=cast("torch.LongTensor", attention_mask[:, : before + t + 1]),
+                **options,
             )[0]
             for t in range(length)
         ]
