@@ -90,17 +90,20 @@ def load_data(request: DataRequest) -> Splits:
 
 
 def _find(spec: str, request: DataRequest) -> text_files.TextFiles | tables.Table:
-    if spec == "stdlib":
-        return text_files.standard_library(say=request.say)
     path = Path(spec).expanduser()
-    if path.is_dir():
-        return _find_in_folder(path, request)
-    known = text_files.SUFFIXES | tables.SUFFIXES
-    if not path.exists():
-        looks_like_path = spec.startswith((".", "/", "~")) or spec.count("/") > 1 or tables.suffix_of(path) in known
-        if looks_like_path:
+    if spec != "stdlib" and not path.exists():
+        known = tables.suffix_of(path) in text_files.SUFFIXES | tables.SUFFIXES
+        if known or spec.startswith((".", "/", "~")) or spec.count("/") > 1:
             raise ValueError(f"{path}: no such file or folder")
         return tables.read_hub(spec, request.config, request.text_column)
+    if request.config is not None and spec == request.spec:
+        raise ValueError(
+            f"data_config: {spec} is no data set of the hub and has no configurations, got {request.config!r}"
+        )
+    if spec == "stdlib":
+        return text_files.standard_library(say=request.say)
+    if path.is_dir():
+        return _find_in_folder(path, request)
     if tables.suffix_of(path) in tables.SUFFIXES:
         return tables.read_files(path.parent, [path], request.text_column)
     return text_files.read_file(path)  # whatever its name: it was asked for, and what is no text is found out
@@ -134,11 +137,11 @@ def _text(request: DataRequest) -> Splits:
     seq_len = TEXT_SEQ_LEN if request.seq_len is None else request.seq_len
     tokenizer = load_tokenizer(request.tokenizer)
     found = _find(request.spec, request)
-    if request.config is not None and not isinstance(found, tables.Table):
-        raise ValueError(f"data_config: only a data set of the hub has configurations, and {request.spec!r} is none")
+    other = found if request.validation is None else _find(request.validation, request)
+    if request.text_column is not None and not isinstance(found, tables.Table) and not isinstance(other, tables.Table):
+        raise ValueError(f"text_column: {request.spec} is text without columns, got {request.text_column!r}")
     if request.validation is not None:
-        train, validation = found.for_training(), _find(request.validation, request).for_validation()
-        how = request.validation
+        train, validation, how = found.for_training(), other.for_validation(), request.validation
     else:
         train, validation, how = found.split()
 

@@ -14,7 +14,7 @@ def main(argv: list[str]) -> int:
     try:
         settings, arguments = parse(argv)
         run = Run(settings, arguments, command=["fla-mesa", "train", *argv])
-    except (ValueError, TypeError, OSError) as error:
+    except (ValueError, TypeError, OSError, RuntimeError, ImportError) as error:
         print(f"fla-mesa train: {error}", file=sys.stderr)
         return 2
     return finish(run)

@@ -50,7 +50,7 @@ def main(argv: list[str]) -> int:
         run = Run(settings, arguments, command=["fla-mesa", "demo", *argv])
         if run.splits.tokenizer is None or not is_byte_tokenizer(run.splits.tokenizer):
             raise ValueError("tokenizer: the demo's yardsticks are of bytes; use fla-mesa train for other tokens")
-    except (ValueError, TypeError, OSError) as error:
+    except (ValueError, TypeError, OSError, RuntimeError, ImportError) as error:
         print(f"fla-mesa demo: {error}", file=sys.stderr)
         return 2
     code = command.finish(run)

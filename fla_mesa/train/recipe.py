@@ -58,7 +58,7 @@ class Run:
     """A run made ready: everything that can be wrong with what was asked for has been found by `Run(...)`.
 
     Until `train` is called nothing is written; an output folder may have come into being, empty. Raises ValueError,
-    TypeError or OSError.
+    TypeError or OSError, and whatever transformers raises, RuntimeError or ImportError, for what this machine lacks.
     """
 
     def __init__(
@@ -155,9 +155,10 @@ class Run:
             if not self._nothing_left():
                 with stop.training():
                     trainer.train(resume_from_checkpoint=str(self.checkpoint) if self.checkpoint else None)
+            trainer.save_model(str(self.folder))  # before an evaluation that may cast it (bf16_full_eval)
             self.say("validating on all held-out data")
             final = trainer.evaluate(self.splits.validation, metric_key_prefix="final")
-            self.metrics = self._save(final)
+            self.metrics = self._report(final)
         return self.metrics
 
     def _begin(self) -> None:
@@ -188,10 +189,8 @@ class Run:
         self.trainer._load_from_checkpoint(str(self.checkpoint))
         return True
 
-    def _save(self, final: dict[str, float]) -> dict[str, Any]:
-        trainer = self.trainer
-        trainer.save_model(str(self.folder))
-        metrics = collect(trainer, self.settings, self.splits, final, self.command)
+    def _report(self, final: dict[str, float]) -> dict[str, Any]:
+        metrics = collect(self.trainer, self.settings, self.splits, final, self.command)
         if self.arguments.should_save:
             title = f"{self.settings.model} {self.settings.size} on {self.settings.data}"
             loss_curve(metrics["history"], title, self.folder / "loss.png")

@@ -144,14 +144,15 @@ class RecipeArguments(TrainingArguments):
         _check(self.max_steps != 0, "max_steps", self.max_steps, "1 or more, or -1 to count epochs")
         _check(self.max_steps > 0 or self.num_train_epochs > 0, "num_train_epochs", self.num_train_epochs, "> 0")
 
-        on_cpu = self.use_cpu or not torch.accelerator.is_available()
+        # Said outright, so that what transformers grants a CPU that was asked for (bf16, gloo) is granted to the only one.
+        self.use_cpu = on_cpu = self.use_cpu or not torch.accelerator.is_available()
         if on_cpu and (self.fsdp or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"):
             # transformers would run plain data parallelism here and say nothing.
             raise ValueError("fsdp: sharding needs GPUs; on a CPU leave it out (torchrun then runs data parallelism)")
+        if on_cpu and self.fp16:  # transformers would compute in float32 and say nothing
+            raise ValueError("fp16: needs a GPU; on a CPU leave it out, or use --bf16")
         if self.bf16 is None:
             self.bf16 = not on_cpu and not self.fp16 and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-        if on_cpu:
-            self.dataloader_pin_memory = False
         if self.disable_tqdm is None:
             self.disable_tqdm = not sys.stderr.isatty()
         if self.lr_scheduler_type == SchedulerType.COSINE_WITH_MIN_LR and self.lr_scheduler_kwargs is None:

@@ -283,8 +283,10 @@ def test_too_little_text_for_a_block(tmp_path):
 
 def test_configuration_of_what_has_none(tmp_path):
     (tmp_path / "a.txt").write_text("a" * 1000)
-    with pytest.raises(ValueError, match="data_config: only a data set of the hub"):
+    with pytest.raises(ValueError, match=r"data_config: .* is no data set of the hub.* got 'en'"):
         load(tmp_path / "a.txt", config="en")
+    with pytest.raises(ValueError, match=r"text_column: .* is text without columns, got 'text'"):
+        load(tmp_path / "a.txt", text_column="text")
 
 
 def test_byte_tokenizer_saved_by_a_run_is_taken_for_what_it_is(tmp_path):
