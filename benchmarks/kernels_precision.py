@@ -54,7 +54,13 @@ def main() -> None:
     for precision, refine in CHOICES:
         plan = make_plan(case.K, PRECISION=precision, REFINE=refine, FINE="ieee" if precision == "ieee" else "tf32x3")
         for tolerance in (1e-4, 1e-6):
-            options = {"cu_seqlens": None, "cu_seqlens_cpu": None, "max_steps": 100, "tolerance": tolerance, "plan": plan}
+            options = {
+                "cu_seqlens": None,
+                "cu_seqlens_cpu": None,
+                "max_steps": 100,
+                "tolerance": tolerance,
+                "plan": plan,
+            }
             with stub_driver.rounded_dots():
                 out = triton.chunk_forward(*x.values(), **options)
                 gradients = triton.chunk_backward(*list(x.values())[1:], out.x, weights[0], *weights[1:], **options)

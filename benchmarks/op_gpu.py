@@ -64,7 +64,9 @@ def draw(
     }
 
 
-def gate(op: Callable[..., Any], device: str, *, T: int = 130, H: int = 2, sizes: tuple[int, ...] = (64, 128)) -> dict[str, float]:
+def gate(
+    op: Callable[..., Any], device: str, *, T: int = 130, H: int = 2, sizes: tuple[int, ...] = (64, 128)
+) -> dict[str, float]:
     """Relative error of each output and gradient over its bound: the worst over sizes, tolerances and scales. Green is <= 1."""
     from fla_mesa.ops import naive_mesa_net_exact
 
@@ -72,9 +74,7 @@ def gate(op: Callable[..., Any], device: str, *, T: int = 130, H: int = 2, sizes
     for size in sizes:
         x = draw(1, T, H, size, size, torch.float32, device, states=True)
         exact = {n: t.double().requires_grad_() for n, t in x.items() if t is not None}
-        want = naive_mesa_net_exact(
-            *(exact[n] for n in ("q", "k", "v", "g", "lamb", "beta", "h_kk_init", "h_kv_init"))
-        )
+        want = naive_mesa_net_exact(*(exact[n] for n in ("q", "k", "v", "g", "lamb", "beta", "h_kk_init", "h_kv_init")))
         weights = [torch.randn_like(o) for o in want]
         want_gradients = torch.autograd.grad(want, [exact[n] for n in NAMES], weights)
         for tolerance, bound in BOUND.items():
@@ -84,7 +84,9 @@ def gate(op: Callable[..., Any], device: str, *, T: int = 130, H: int = 2, sizes
                     *(leaves[n] for n in NAMES), output_final_state=True, max_CG_iteration=100, cg_tolerance=tolerance
                 )[:3]
                 gradients = torch.autograd.grad(
-                    got, [leaves[n] for n in NAMES], [(scale * w).to(o.dtype) for w, o in zip(weights, got, strict=True)]
+                    got,
+                    [leaves[n] for n in NAMES],
+                    [(scale * w).to(o.dtype) for w, o in zip(weights, got, strict=True)],
                 )
                 pairs = [*zip(("o", "h_kk", "h_kv"), got, want, strict=True)]
                 pairs += [
@@ -212,7 +214,12 @@ def step_rows(batches: list[int], H: int, sizes: list[int], copy: float) -> list
     for K in sizes:
         for B in batches:
             x = draw(B, 1, H, K, K, torch.bfloat16, "cuda", states=True)
-            args = [x[n][:, 0] for n in ("q", "k", "v", "g")] + [x["lamb"], x["beta"][:, 0], x["h_kk_init"], x["h_kv_init"]]
+            args = [x[n][:, 0] for n in ("q", "k", "v", "g")] + [
+                x["lamb"],
+                x["beta"][:, 0],
+                x["h_kk_init"],
+                x["h_kv_init"],
+            ]
             moved = 4 * B * H * K * K * 4  # both states read and written, float32
             ours = functools.partial(mesa_net_decoding_one_step, backend="triton")
             for name, f in (("fla_mesa", ours), ("fla", fla_step)):

@@ -7,6 +7,8 @@ import sys
 # Name: the module whose `main(argv) -> exit code` is the command, and what it does.
 COMMANDS = {
     "train": ("fla_mesa.train.command", "train a model on text or on a synthetic task"),
+    "eval": ("fla_mesa.eval.harness", "run lm-evaluation-harness on checkpoints"),
+    "sweep": ("fla_mesa.eval.sweep", "what each step of the solver buys a MesaNet checkpoint"),
     "demo": ("fla_mesa.train.demo", "train a tiny MesaNet in minutes and see what it has learned"),
 }
 

@@ -67,12 +67,12 @@ class _Buffer:
 
 def _convolve(buffer: _Buffer, weight: Tensor, bias: Tensor | None) -> Tensor:
     """-> `[B, T, D]`, before the activation"""
-    rows, w = up(buffer.rows), up(weight).T
+    rows, w = up(buffer.rows), up(weight).T.contiguous()
     z = rows[:, buffer.windows(0)] * w[0]
     for i in range(1, buffer.width):
         z.addcmul_(rows[:, buffer.windows(i)], w[i])
     z = buffer.pick(z)
-    return z if bias is None else z + up(bias)
+    return z if bias is None else z.add_(up(bias))
 
 
 def _is_silu(activation: str | None) -> bool:
@@ -105,9 +105,9 @@ def causal_conv1d_fwd(
     buffer = _Buffer(_flat(x, D), W, initial_state, cu_seqlens)
     y = _convolve(buffer, weight, bias)
     if _is_silu(activation):
-        y = F.silu(y)
+        y = F.silu(y, inplace=True)
     if residual is not None:
-        y = y + up(residual).view_as(y)
+        y += residual.view_as(y)
     return y.to(x.dtype).reshape(x.shape), buffer.final_state() if output_final_state else None
 
 
@@ -136,12 +136,12 @@ def causal_conv1d_bwd(
     db = None if bias is None else dz.sum((0, 1)).to(bias.dtype)
     dz = buffer.place(dz)
 
-    rows, w = up(buffer.rows), up(weight).T
-    drows = torch.zeros_like(rows)
+    rows, w = up(buffer.rows), up(weight).T.contiguous()
+    drows, product = torch.zeros_like(rows), torch.empty_like(dz)
     dw = []
     for i in range(W):
         drows[:, buffer.windows(i)].addcmul_(dz, w[i])
-        dw.append((rows[:, buffer.windows(i)] * dz).sum((0, 1)))
+        dw.append(torch.mul(rows[:, buffer.windows(i)], dz, out=product).sum((0, 1)))
     if dht is not None:
         if buffer.tails is None:
             drows[:, -W:] += dht.mT

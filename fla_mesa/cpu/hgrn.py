@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from fla.ops import hgrn
 
-from fla_mesa.cpu.packing import _lengths
+from fla_mesa.cpu.packing import sequence_lengths
 from fla_mesa.cpu.precision import up
 from fla_mesa.cpu.registry import stand_in
 
@@ -43,7 +43,7 @@ class _Recurrence(torch.autograd.Function):
 
 def _hgrn(x: Tensor, g: Tensor, initial_state: Tensor | None, cu_seqlens: Tensor | None) -> tuple[Tensor, Tensor]:
     """-> o in the dtype of x, final states in float32 (float64 stays)"""
-    lengths = _lengths(*x.shape[:2], cu_seqlens)
+    lengths = sequence_lengths(x, cu_seqlens)
     N = x.shape[0] if lengths is None else len(lengths)
     if initial_state is not None and initial_state.shape[0] != N:
         raise ValueError(

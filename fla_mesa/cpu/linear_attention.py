@@ -1,11 +1,4 @@
-"""Linear attention with a decaying state: fla's gla, simple_gla, and what is built on them (retention, linear_attn).
-
-    h_t = diag(exp(g_t)) h_{t-1} + k_t v_t',   o_t = scale * h_t' q_t          h `[K, V]`
-
-g is nothing, one number a head, or one for each key channel. Chunkwise, G = sum of g over the chunk so far, h0 the state before
-the chunk:   o_t = scale * ( (exp(G_t) q_t)' h0 + sum_{s <= t} A_ts v_s ),   A_ts = sum_i q_ti k_si exp(G_ti - G_si)
-Only differences G_t - G_s <= 0 are ever exponentiated, so no gate is too steep.
-"""
+"""fla's entry points for linear attention: gla, simple_gla, and what is built on them (retention, linear_attn)."""
 
 from __future__ import annotations
 
@@ -13,50 +6,25 @@ import warnings
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from fla.ops import gla, simple_gla
 from fla.ops.utils import cumsum
 
+from fla_mesa.cpu.chunkwise import decay_mask
 from fla_mesa.cpu.packing import Chunks
 from fla_mesa.cpu.precision import up, without_autocast
+from fla_mesa.cpu.recurrences import matrix_recurrence
 from fla_mesa.cpu.registry import stand_in
 
 Tensor = torch.Tensor
 
-# Tokens a chunk. With gates by channel the scores cost more per pair of tokens.
-CHUNK, CHUNK_BY_CHANNEL = 64, 32
-
-
 # ---------------------------------------------------------------------------- shared with the delta rules
-
-
-def decay_mask(G: Tensor) -> Tensor:
-    """G `[..., C]` -> exp(G_t - G_s) for s <= t, else 0: `[..., C, C]`"""
-    future = torch.full(G.shape[-1:] * 2, -torch.inf, dtype=G.dtype).triu(1)
-    return (G[..., :, None] - G[..., None, :] + future).exp()
-
-
-def decayed_scores(left: Tensor, k: Tensor, G: Tensor) -> Tensor:
-    """left `[..., C, K]`, k and G `[..., C, K]` -> sum_i left_ti k_si exp(G_ti - G_si) for s <= t, else 0: `[..., C, C]`
-
-    The exponential of each difference is split at a row between t and s, G_t - G_m and G_m - G_s, into two factors <= 1: the
-    lower left quarter is one matrix product around the middle row, the two quarters on the diagonal are halved again.
-    """
-    C = k.shape[-2]
-    if C == 1:
-        return (left * k).sum(-1, keepdim=True)
-    left_hi, k_lo = left[..., C // 2 :, :], k[..., : C // 2, :]
-    (G_lo, G_hi) = G.unflatten(-2, (2, C // 2)).unbind(-3)
-    middle = G_lo[..., -1:, :]
-    across = (left_hi * (G_hi - middle).exp()) @ (k_lo * (middle - G_lo).exp()).mT
-    halves = decayed_scores(*(x.unflatten(-2, (2, C // 2)) for x in (left, k, G)))
-    upper, lower = halves.unbind(-3)
-    return torch.cat([F.pad(upper, (0, C // 2)), torch.cat([across, lower], -1)], -2)
 
 
 def state_in(state: Tensor | None, v_first: bool) -> Tensor | None:
     """fla's `[N, H, K, V]`, or `[N, H, V, K]` where `v_first` -> `[N, H, K, V]`"""
-    return up(state.mT if state is not None and v_first else state)
+    if state is None:
+        return None
+    return up(state.mT if v_first else state)
 
 
 def state_out(state: Tensor, wanted: bool, v_first: bool) -> Tensor | None:
@@ -81,100 +49,6 @@ def take_options(
     return state_v_first
 
 
-# ---------------------------------------------------------------------------- the recurrence
-
-
-@without_autocast
-def linear_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    g: Tensor | None = None,
-    gk: Tensor | None = None,
-    gv: Tensor | None = None,
-    *,
-    scale: float | None = None,
-    initial_state: Tensor | None = None,
-    reverse: bool = False,
-    cu_seqlens: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """q, k `[B, T, H, K]`, v `[B, T, H, V]`, log gates g `[B, T, H]`, gk like k, gv like v, initial_state `[N, H, K, V]`
-    -> o like v, final state `[N, H, K, V]` in float32 (float64 stays). `reverse`: from the last token to the first."""
-    if reverse:
-        q, k, v, g, gk, gv = (None if x is None else x.flip(1) for x in (q, k, v, g, gk, gv))
-        turned = None if cu_seqlens is None else cu_seqlens[-1] - cu_seqlens.flip(0)
-        packed_state = initial_state is not None and cu_seqlens is not None
-        o, state = linear_attention(
-            q, k, v, g, gk, gv, scale=scale, initial_state=initial_state.flip(0) if packed_state else initial_state,
-            cu_seqlens=turned,
-        )  # fmt: skip
-        return o.flip(1), state if cu_seqlens is None else state.flip(0)
-
-    scale = k.shape[-1] ** -0.5 if scale is None else scale
-    if g is not None and gk is not None:
-        gk, g = gk + g[..., None], None
-    by_channel = gk is not None
-    chunks = Chunks(q, CHUNK_BY_CHANNEL if by_channel else CHUNK, cu_seqlens, initial_state)
-    step_by_step = gv is not None or chunks.longest <= 1
-    if step_by_step:
-        chunks = Chunks(q, None, cu_seqlens, initial_state)
-    q_, k_, v_ = (chunks.split(up(x)) for x in (q, k, v))
-    g_, gk_, gv_ = (None if x is None else chunks.split(up(x)) for x in (g, gk, gv))
-    shape = (chunks.N, *k_.shape[1:2], k_.shape[-1], v_.shape[-1])
-    h0 = k_.new_zeros(shape) if initial_state is None else chunks.enter(initial_state.to(k_.dtype))
-    q_ = q_ * scale
-    if step_by_step:
-        o, state = _steps(chunks, q_, k_, v_, g_, gk_, gv_, h0)
-    else:
-        o, state = _chunkwise(chunks, q_, k_, v_, gk_ if by_channel else g_, h0)
-    return chunks.join(o).to(v.dtype), chunks.leave(state)
-
-
-def _chunkwise(chunks: Chunks, q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, h0: Tensor) -> tuple[Tensor, Tensor]:
-    if g is None:
-        scores, q_in, k_out, decay = (q @ k.mT).tril(), q, k, None
-    elif g.ndim == k.ndim:
-        G = g.cumsum(-2)
-        scores = decayed_scores(q, k, G)
-        q_in, k_out, decay = q * G.exp(), k * (G[..., -1:, :] - G).exp(), G[..., -1, :].exp()[..., None]
-    else:
-        G = g.cumsum(-1)
-        scores = (q @ k.mT) * decay_mask(G)
-        q_in, k_out = q * G.exp()[..., None], k * (G[..., -1:] - G).exp()[..., None]
-        decay = G[..., -1].exp()[..., None, None]
-    before, state = scan(chunks, k_out.mT @ v, decay, h0)
-    return scores @ v + q_in @ before, state
-
-
-def scan(chunks: Chunks, update: Tensor, decay: Tensor | None, h0: Tensor) -> tuple[Tensor, Tensor]:
-    """h <- decay * h + update over the chunks `[M, H, K, V]` of each sequence -> states before each chunk, final states"""
-    before, finished, h = [], [], h0
-    decays = [None] * len(chunks.counts) if decay is None else decay.split(chunks.counts)
-    for u, d in zip(update.split(chunks.counts), decays, strict=True):
-        if len(u) < len(h):
-            finished.append(h[len(u) :])
-            h = h[: len(u)]
-        before.append(h)
-        h = torch.add(h, u) if d is None else torch.addcmul(u, h, d)
-    return torch.cat(before) if before else update, torch.cat([h, *reversed(finished)])
-
-
-def _steps(chunks: Chunks, q, k, v, g, gk, gv, h: Tensor) -> tuple[Tensor, Tensor]:
-    """One token at a time: for single tokens, and for gates on the value channels."""
-    outputs, (M, C) = [], (k.shape[0], k.shape[2])
-    h, rest = h[:M], h[M:]  # sequences without a token keep their state
-    for t in range(C):
-        if g is not None:
-            h = h * g[:, :, t].exp()[..., None, None]
-        if gk is not None:
-            h = h * gk[:, :, t].exp()[..., :, None]
-        if gv is not None:
-            h = h * gv[:, :, t].exp()[..., None, :]
-        h = h + k[:, :, t, :, None] * v[:, :, t, None, :]
-        outputs.append(q[:, :, t, None, :] @ h)
-    return torch.cat(outputs, 2), torch.cat([h, rest]) if len(rest) else h
-
-
 # ---------------------------------------------------------------------------- fla's entry points
 
 
@@ -192,7 +66,7 @@ def chunk_gla(
     cu_seqlens_cpu: Tensor | None = None,
 ):
     initial_state = state_in(initial_state, state_v_first)
-    o, state = linear_attention(q, k, v, gk=g, scale=scale, initial_state=initial_state, cu_seqlens=cu_seqlens)
+    o, state = matrix_recurrence(q, k, v, gk=g, scale=scale, initial_state=initial_state, cu_seqlens=cu_seqlens)
     return o, state_out(state, output_final_state, state_v_first)
 
 
@@ -213,7 +87,7 @@ def fused_recurrent_gla(
 ):
     state_v_first = take_options("fused_recurrent_gla", kwargs, state_v_first)
     initial_state = state_in(initial_state, state_v_first)
-    o, state = linear_attention(
+    o, state = matrix_recurrence(
         q, k, v, gk=gk, gv=gv, scale=scale, initial_state=initial_state, reverse=reverse, cu_seqlens=cu_seqlens
     )
     return o, state_out(state, output_final_state, state_v_first)
@@ -243,7 +117,7 @@ def chunk_simple_gla(
 ):
     state_v_first = take_options("chunk_simple_gla", kwargs, state_v_first)
     g, initial_state = _gate(q, g, g_gamma), state_in(initial_state, state_v_first)
-    o, state = linear_attention(q, k, v, g, scale=scale, initial_state=initial_state, cu_seqlens=cu_seqlens)
+    o, state = matrix_recurrence(q, k, v, g=g, scale=scale, initial_state=initial_state, cu_seqlens=cu_seqlens)
     return o, state_out(state, output_final_state, state_v_first)
 
 
@@ -279,8 +153,8 @@ def fused_recurrent_simple_gla(
 ):
     state_v_first = take_options("fused_recurrent_simple_gla", kwargs, state_v_first)
     g, initial_state = _gate(q, g, g_gamma), state_in(initial_state, state_v_first)
-    o, state = linear_attention(
-        q, k, v, g, scale=scale, initial_state=initial_state, reverse=reverse, cu_seqlens=cu_seqlens
+    o, state = matrix_recurrence(
+        q, k, v, g=g, scale=scale, initial_state=initial_state, reverse=reverse, cu_seqlens=cu_seqlens
     )
     return o, state_out(state, output_final_state, state_v_first)
 
@@ -298,7 +172,7 @@ def parallel_simple_gla(
 ):
     """-> o, and where `output_attentions` the scores `[B, H, T, T]`"""
     if not output_attentions:
-        return linear_attention(q, k, v, g, scale=scale, cu_seqlens=cu_seqlens)[0], None
+        return matrix_recurrence(q, k, v, g=g, scale=scale, cu_seqlens=cu_seqlens)[0], None
     if cu_seqlens is not None:
         raise ValueError("`output_attentions` must be False with packed sequences (`cu_seqlens`)")
     return _with_scores(q, k, v, g, k.shape[-1] ** -0.5 if scale is None else scale)

@@ -99,7 +99,8 @@ def logsumexp_fwd(x, scale: float | None = None, softcapping: float | None = Non
 @stand_in_method(cross_entropy.FusedCrossEntropyLoss, "forward")
 def forward(self: cross_entropy.FusedCrossEntropyLoss, input: Tensor, target: Tensor):
     """fla's method, but for its assertion that the tensors are on a GPU."""
-    loss, z_loss = cross_entropy.cross_entropy_loss(
+    cross_entropy_loss: Any = cross_entropy.cross_entropy_loss
+    loss, z_loss = cross_entropy_loss(
         input,
         target,
         self.label_smoothing,

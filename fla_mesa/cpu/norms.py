@@ -8,9 +8,12 @@ Shapes: x, y, residual `[R, D]`; weight, bias `[G * D]`, row r of x belongs to g
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from fla.modules.norm import fused_norm_gate, l2norm, layernorm, layernorm_gated
+from fla.modules.norm.layernorm import group_norm
 
 from fla_mesa.cpu.precision import up
 from fla_mesa.cpu.registry import stand_in
@@ -214,7 +217,8 @@ def layernorm_fn(
     """Mamba2's norm: over groups of `group_size` channels (all if None), of x or of x * silu(z)."""
     h = up(x) if z is None or norm_before_gate else up(x) * F.silu(up(z))
     groups = 1 if group_size is None else x.shape[-1] // group_size
-    y = layernorm.group_norm(h, weight, bias, eps=eps, is_rms_norm=is_rms_norm, num_groups=groups)
+    norm: Any = group_norm  # fla types a bias of None as a tensor
+    y = norm(h, weight, bias, eps=eps, is_rms_norm=is_rms_norm, num_groups=groups)
     return (y * F.silu(up(z)) if z is not None and norm_before_gate else y).to(x.dtype)
 
 

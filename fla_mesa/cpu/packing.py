@@ -11,6 +11,8 @@ A token of zeros (k = v = beta = 0, log gate 0) leaves the state of every recurr
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
 
@@ -30,7 +32,7 @@ class Chunks:
                 initial states other than the number of sequences.
         """
         B, T = x.shape[:2]
-        lengths = _lengths(B, T, cu_seqlens)
+        lengths = sequence_lengths(x, cu_seqlens)
         self.N = B if lengths is None else len(lengths)
         if initial_state is not None and initial_state.shape[0] != self.N:
             raise ValueError(
@@ -102,13 +104,15 @@ def _chunk_size(longest: int, chunk_size: int | None) -> int:
     return min(chunk_size, 1 << max(longest - 1, 0).bit_length())
 
 
-def _lengths(B: int, T: int, cu_seqlens: Tensor | None) -> list[int] | None:
+def sequence_lengths(x: Tensor, cu_seqlens: Tensor | None) -> list[int] | None:
+    """Lengths of the sequences packed into x `[1, T, ...]`, None where nothing is packed. Raises ValueError as `Chunks` does."""
     if cu_seqlens is None:
         return None
+    B, T = x.shape[:2]
     if B != 1:
         raise ValueError(f"`cu_seqlens` is for packed input, of batch size 1: got batch size {B}")
     ends = cu_seqlens.tolist()
-    lengths = [b - a for a, b in zip(ends, ends[1:], strict=False)]
+    lengths = [b - a for a, b in pairwise(ends)]
     if not lengths or ends[0] != 0 or ends[-1] != T or min(lengths) < 0:
         raise ValueError(f"`cu_seqlens` must rise from 0 to the {T} tokens given, got {ends}")
     return lengths

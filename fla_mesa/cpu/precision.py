@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import ParamSpec, TypeVar, overload
+from typing import ParamSpec, TypeVar
 
 import torch
 
@@ -11,13 +11,9 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-@overload
-def up(x: torch.Tensor) -> torch.Tensor: ...
-@overload
-def up(x: None) -> None: ...
-def up(x: torch.Tensor | None) -> torch.Tensor | None:
+def up(x: torch.Tensor) -> torch.Tensor:
     """`x` in the precision to compute in."""
-    return x if x is None or x.dtype in (torch.float32, torch.float64) else x.float()
+    return x if x.dtype in (torch.float32, torch.float64) else x.float()
 
 
 def without_autocast(function: Callable[P, R]) -> Callable[P, R]:

@@ -1,0 +1,14 @@
+"""Evaluation: lm-eval with this package's models and tasks (``fla-mesa eval``), and what test-time compute buys (``fla-mesa sweep``).
+
+    harness.py      the command line, over lm-eval's own
+    lm.py           the model that lm-eval runs: HFLM with the solver's settings and two requests of our own
+    tasks/          task files for lm-eval; sequence_task.py is the class behind most of them
+    one_by_one.py   runs tasks one at a time, so that one that cannot run does not cost the others' results
+    table.py        several checkpoints side by side
+    checkpoint.py   is this a checkpoint, and what is it?
+    stub.py         lets plain `lm_eval --model hf` load a checkpoint
+    solver.py       the settings of the conjugate gradients in a model's Mesa layers
+    sweep.py        quality and speed against those settings
+
+lm-eval comes with the extra ``eval``: ``pip install fla-mesa[eval]``.
+"""

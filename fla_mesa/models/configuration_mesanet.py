@@ -249,10 +249,6 @@ def _from_fla(config_dict: dict[str, Any]) -> dict[str, Any]:
     if theirs["intermediate_size"] is not None:
         theirs["hidden_ratio"] = None  # fla ignores it then
     theirs["use_short_conv"] = True  # fla ignores it: its layer always has the convolutions
-    return {
-        **theirs,
-        "model_type": MesaNetConfig.model_type,
-        "architectures": None,
-        "gamma_cap": None,
-        "logit_soft_cap": None,
-    }
+    # fla takes all of its steps, whatever the residual: a tolerance near float32's own error gives what it means to compute.
+    ours = {"model_type": MesaNetConfig.model_type, "gamma_cap": None, "logit_soft_cap": None, "cg_tolerance": 1e-6}
+    return {**theirs, **ours, "architectures": None}

@@ -19,7 +19,7 @@ def _norm(config: MesaNetConfig) -> nn.Module:
     return (RMSNorm if config.fuse_norm else nn.RMSNorm)(config.hidden_size, eps=config.norm_eps)
 
 
-def _mixer(config: MesaNetConfig, layer_idx: int) -> nn.Module:
+def mixer(config: MesaNetConfig, layer_idx: int) -> nn.Module:
     """A Mesa layer, or softmax attention where ``config.attn`` says so."""
     spec = get_attention_spec(config.attn, layer_idx=layer_idx)
     if spec is not None:
@@ -55,10 +55,12 @@ def _mixer(config: MesaNetConfig, layer_idx: int) -> nn.Module:
 class MesaNetBlock(GradientCheckpointingLayer):
     """``x + mixer(norm(x))``, then ``x + mlp(norm(x))``."""
 
+    mixer = staticmethod(mixer)
+
     def __init__(self, config: MesaNetConfig, layer_idx: int):
         super().__init__()
         self.attn_norm = _norm(config)
-        self.attn = _mixer(config, layer_idx)
+        self.attn = self.mixer(config, layer_idx)
         self.mlp_norm = _norm(config)
         self.mlp = GatedMLP(
             hidden_size=config.hidden_size,
@@ -105,6 +107,7 @@ class MesaNetPreTrainedModel(FLAPreTrainedModel):
 class MesaNetModel(MesaNetPreTrainedModel, FLAModel):
     """Embedding, blocks and final norm. ``forward`` is fla's: input_ids ``[B, T]`` to hidden states ``[B, T, D]`` and a cache."""
 
+    block = MesaNetBlock
     use_attnres = False  # read by fla's forward
 
     def __init__(self, config: MesaNetConfig):
@@ -112,7 +115,7 @@ class MesaNetModel(MesaNetPreTrainedModel, FLAModel):
         self.padding_idx = config.pad_token_id
         self.vocab_size = config.vocab_size
         self.embeddings = nn.Embedding(config.vocab_size, config.hidden_size, self.padding_idx)
-        self.layers = nn.ModuleList([MesaNetBlock(config, layer_idx) for layer_idx in range(config.num_hidden_layers)])
+        self.layers = nn.ModuleList([self.block(config, layer_idx) for layer_idx in range(config.num_hidden_layers)])
         self.norm = _norm(config)
         self.gradient_checkpointing = False
         self.post_init()
@@ -125,10 +128,11 @@ class MesaNetForCausalLM(MesaNetPreTrainedModel, FLAForCausalLM, FLAUnsupportedC
     """
 
     _tied_weights_keys = {"lm_head.weight": "model.embeddings.weight"}  # noqa: RUF012 (transformers' own form)
+    decoder = MesaNetModel
 
     def __init__(self, config: MesaNetConfig):
         super().__init__(config)
-        self.model = MesaNetModel(config)
+        self.model = self.decoder(config)
         self.vocab_size = config.vocab_size
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.criterion = _criterion(config)

@@ -1,59 +1,218 @@
 """Architectures of the comparison by name, and the sizes they come in.
 
 To add an architecture, write a function from a :class:`Shape` and the tokens' settings to a configuration, and name it in
-``ARCHITECTURES``. To add a size, add a line to ``SIZES``.
+``RELEASED``. To add a size, add a line to ``SIZES``.
+
+At one size all architectures have the same depth, width, rule for the MLP, tokenizer and tied embeddings. Their token mixers have
+4 D² parameters, as MesaNet's: where a mixer's values are wider than its keys or it has an output gate, it has half as many heads. Its
+state is then as large as MesaNet's too. What cannot be brought to that says so in ``NOTES``, which reports print.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+from fla.models import (
+    DeltaNetConfig,
+    GatedDeltaNetConfig,
+    GLAConfig,
+    KDAConfig,
+    Mamba2Config,
+    RetNetConfig,
+    TransformerConfig,
+)
+from fla.models import MesaNetConfig as FlaMesaNetConfig
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
+from fla_mesa.models.configuration_matched import MatchedConfig
 from fla_mesa.models.configuration_mesanet import MesaNetConfig
+from fla_mesa.models.xlstm import TiedXLSTMConfig
+
+# How far an architecture's number of parameters may lie from MesaNet's.
+TOLERANCE = 0.03
 
 
 @dataclass(frozen=True)
 class Shape:
-    """What all architectures of one size have in common."""
+    """What all architectures of one size have in common: L, D, H, the size of a head's keys, and the width of the MLP."""
 
     num_hidden_layers: int
     hidden_size: int
     num_heads: int
     head_dim: int
+    intermediate_size: int
 
-    @property
-    def intermediate_size(self) -> int:
-        """Width of the MLP: three times that of the residual stream, the paper's rule."""
-        return 3 * self.hidden_size
+
+def _paper(num_hidden_layers: int, hidden_size: int, num_heads: int, head_dim: int = 128) -> Shape:
+    """The MLP is three times as wide as the residual stream."""
+    return Shape(num_hidden_layers, hidden_size, num_heads, head_dim, 3 * hidden_size)
+
+
+def _fla(num_hidden_layers: int, hidden_size: int, num_heads: int, head_dim: int = 128) -> Shape:
+    """The MLP is 8/3 times as wide as the residual stream, rounded up to a multiple of 256."""
+    return Shape(num_hidden_layers, hidden_size, num_heads, head_dim, 256 * math.ceil(hidden_size * 8 / 3 / 256))
 
 
 SIZES = {
     # For machines without a GPU.
-    "tiny": Shape(num_hidden_layers=4, hidden_size=128, num_heads=2, head_dim=64),
-    "small": Shape(num_hidden_layers=6, hidden_size=256, num_heads=4, head_dim=64),
+    "tiny": _paper(4, 128, num_heads=2, head_dim=64),
+    "small": _paper(6, 256, num_heads=4, head_dim=64),
     # Table 5 of arXiv 2506.05233.
-    "140M": Shape(num_hidden_layers=14, hidden_size=768, num_heads=6, head_dim=128),
-    "440M": Shape(num_hidden_layers=28, hidden_size=1024, num_heads=8, head_dim=128),
-    "940M": Shape(num_hidden_layers=28, hidden_size=1536, num_heads=12, head_dim=128),
+    "140M": _paper(14, 768, num_heads=6),
+    "440M": _paper(28, 1024, num_heads=8),
+    "940M": _paper(28, 1536, num_heads=12),
+    # The sizes at which fla's own models are trained.
+    "340M": _fla(24, 1024, num_heads=8),
+    "1.3B": _fla(24, 2048, num_heads=16),
 }
 
+Tokens = dict[str, Any]  # vocab_size, the special ids, max_position_embeddings
+Builder = Callable[[Shape, Tokens], PreTrainedConfig]
 
-def _mesanet(shape: Shape, tokens: dict[str, Any]) -> PreTrainedConfig:
-    return MesaNetConfig(
-        hidden_size=shape.hidden_size,
-        num_hidden_layers=shape.num_hidden_layers,
-        num_heads=shape.num_heads,
-        head_dim=shape.head_dim,
-        intermediate_size=shape.intermediate_size,
+
+def _common(shape: Shape, tokens: Tokens) -> dict[str, Any]:
+    """What fla's configurations call alike."""
+    return {
+        "hidden_size": shape.hidden_size,
+        "num_hidden_layers": shape.num_hidden_layers,
+        "intermediate_size": shape.intermediate_size,
+        "tie_word_embeddings": True,
         **tokens,
+    }
+
+
+def _mesanet(shape: Shape, tokens: Tokens) -> PreTrainedConfig:
+    return MesaNetConfig(num_heads=shape.num_heads, head_dim=shape.head_dim, **_common(shape, tokens))
+
+
+def _mesa_net(shape: Shape, tokens: Tokens) -> PreTrainedConfig:
+    return FlaMesaNetConfig(num_heads=shape.num_heads, head_dim=shape.head_dim, **_common(shape, tokens))
+
+
+def _delta_net(shape: Shape, tokens: Tokens) -> PreTrainedConfig:
+    return DeltaNetConfig(num_heads=shape.num_heads, **_common(shape, tokens))
+
+
+def _gated_deltanet(shape: Shape, tokens: Tokens) -> PreTrainedConfig:
+    # q, k: D²/2 each; v, output gate, output: D² each.
+    return GatedDeltaNetConfig(
+        num_heads=shape.num_heads // 2, head_dim=shape.head_dim, expand_v=2.0, **_common(shape, tokens)
     )
 
 
-ARCHITECTURES: dict[str, Callable[[Shape, dict[str, Any]], PreTrainedConfig]] = {
+def _kda(shape: Shape, tokens: Tokens) -> PreTrainedConfig:
+    # Both of its gates are matrices of rank head_dim, 2 D head_dim each, which the MLP's three of D x width pay for.
+    common = _common(shape, tokens)
+    common["intermediate_size"] -= 16 * round(4 * shape.head_dim / 3 / 16)
+    return KDAConfig(num_heads=shape.num_heads, head_dim=shape.head_dim, **common)
+
+
+def _gla(shape: Shape, tokens: Tokens) -> PreTrainedConfig:
+    return GLAConfig(num_heads=shape.num_heads // 2, **_common(shape, tokens))  # expand_k 1/2, expand_v 1, output gate
+
+
+def _retnet(shape: Shape, tokens: Tokens) -> PreTrainedConfig:
+    return RetNetConfig(num_heads=shape.num_heads // 2, expand_k=0.5, expand_v=1.0, **_common(shape, tokens))
+
+
+def _mamba2(shape: Shape, tokens: Tokens) -> PreTrainedConfig:
+    # A block has D (3 inner + 2 state + heads) parameters; two of them stand for a mixer and an MLP.
+    D, inner = shape.hidden_size, 2 * shape.hidden_size
+    heads = max(8, inner // 64)  # a multiple of 8, for the kernel of its convolution
+    state = (4 * D + 3 * shape.intermediate_size) / 4 - 3 * inner / 2 - heads / 2
+    common = _common(shape, tokens)
+    # It has no positions, so no longest sequence, and no MLP.
+    del common["max_position_embeddings"], common["intermediate_size"]
+    common["num_hidden_layers"] *= 2
+    return Mamba2Config(expand=2, head_dim=inner // heads, state_size=min(256, 2 ** round(math.log2(state))), **common)
+
+
+def _xlstm(shape: Shape, tokens: Tokens) -> PreTrainedConfig:
+    ids = {name: value for name, value in tokens.items() if name != "max_position_embeddings"}
+    return TiedXLSTMConfig(
+        hidden_size=shape.hidden_size,
+        num_hidden_layers=shape.num_hidden_layers,
+        num_heads=shape.num_heads // 2,  # keys are half as wide as values
+        ffn_proj_factor=shape.intermediate_size / shape.hidden_size,
+        # The other modes take no length but multiples of a chunk, and do not generate.
+        mode="inference",
+        **ids,
+    )
+
+
+def _transformer(shape: Shape, tokens: Tokens) -> PreTrainedConfig:
+    return TransformerConfig(num_heads=shape.num_heads, **_common(shape, tokens))
+
+
+def _with_rule(*rules: str) -> Builder:
+    """A builder of the matched family: the rules take turns over the layers."""
+
+    def build(shape: Shape, tokens: Tokens) -> PreTrainedConfig:
+        layers = [rules[layer % len(rules)] for layer in range(shape.num_hidden_layers)]
+        return MatchedConfig(rule=layers, num_heads=shape.num_heads, head_dim=shape.head_dim, **_common(shape, tokens))
+
+    return build
+
+
+# Each as fla or transformers ships it. Neither ships Hawk with an MLP of this kind: it is this package's.
+RELEASED: dict[str, Builder] = {
     "mesanet": _mesanet,
+    "mesa_net": _mesa_net,
+    "delta_net": _delta_net,
+    "gated_deltanet": _gated_deltanet,
+    "kda": _kda,
+    "gla": _gla,
+    "mamba2": _mamba2,
+    "retnet": _retnet,
+    "xlstm": _xlstm,
+    "hawk": _with_rule("rg_lru"),
+    "hawk_mesa": _with_rule("rg_lru", "mesa"),
+    "transformer": _transformer,
+}
+
+# One parametrisation for all, in which only the recurrence rule differs (arXiv 2506.05233, appendix E.1), by the paper's names.
+MATCHED_PREFIX = "matched-"
+MATCHED: dict[str, Builder] = {
+    "mesanet": _with_rule("mesa"),
+    "delta_net": _with_rule("delta"),
+    "gated_deltanet": _with_rule("gated_delta"),
+    "gla": _with_rule("gated_linear"),
+    "mamba2": _with_rule("gated_linear_no_input_gate"),
+    "hawk": _with_rule("rg_lru"),
+    "hawk_mesa": _with_rule("rg_lru", "mesa"),
+    "transformer": _with_rule("softmax"),
+}
+
+ARCHITECTURES: dict[str, Builder] = {
+    **RELEASED,
+    **{MATCHED_PREFIX + name: builder for name, builder in MATCHED.items()},
+}
+
+PARAMETRIZATIONS = {"released": RELEASED, "matched": MATCHED}
+
+# In what an architecture is not as the others; reports print it.
+NOTES = {
+    "mesa_net": "fla's own implementation of MesaNet: its solver, no cap on gamma, no soft cap on the logits",
+    "gated_deltanet": "half as many heads, values twice as wide as keys",
+    "kda": "its MLP is narrower by 4/3 of a head, to pay for its low-rank gates",
+    "gla": "half as many heads, values twice as wide as keys",
+    "mamba2": "it has no MLP: two of its blocks take the place of a mixer and an MLP, and its state size is what matches the parameters",
+    "retnet": "half as many heads, values twice as wide as keys",
+    "xlstm": "half as many heads, values twice as wide as keys; transformers' plain PyTorch code; it ignores padding",
+    "hawk": "RG-LRU; the width of its recurrence is what matches the parameters",
+    "hawk_mesa": "RG-LRU and Mesa layers in turn",
+    "matched-gla": "linear attention with a scalar forget gate and a scalar input gate a head",
+    "matched-mamba2": "linear attention with a scalar forget gate a head",
+    "matched-delta_net": "delta rule with a scalar input gate a head",
+    "matched-gated_deltanet": "delta rule with a scalar forget gate and a scalar input gate a head",
+    "matched-transformer": "softmax attention with RoPE on the same normalised queries and keys",
+    "matched-mesanet": "Mesa, the released MesaNet",
+    "matched-hawk": "RG-LRU; the width of its recurrence is what matches the parameters",
+    "matched-hawk_mesa": "RG-LRU and Mesa layers in turn",
 }
 
 
@@ -65,6 +224,22 @@ def names() -> list[str]:
 def sizes() -> list[str]:
     """The sizes that :func:`build` knows."""
     return list(SIZES)
+
+
+def resolve(name: str, parametrization: str) -> str:
+    """The full name of an architecture under a parametrisation, ``"released"`` or ``"matched"``.
+
+    Raises:
+        ValueError: There is none; the message lists what exists.
+    """
+    if parametrization not in PARAMETRIZATIONS:
+        raise ValueError(f"parametrization must be one of {', '.join(PARAMETRIZATIONS)}; got {parametrization!r}")
+    available = PARAMETRIZATIONS[parametrization]
+    if name not in available:
+        raise ValueError(
+            f"unknown model {name!r}; available with {parametrization} parametrization: {', '.join(available)}"
+        )
+    return name if parametrization == "released" else MATCHED_PREFIX + name
 
 
 def build_config(
@@ -105,3 +280,10 @@ def build_config(
 def build(name: str, size: str, **tokens: Any) -> PreTrainedModel:
     """A freshly initialised causal language model; the arguments are those of :func:`build_config`."""
     return AutoModelForCausalLM.from_config(build_config(name, size, **tokens))
+
+
+def count_parameters(config: PreTrainedConfig) -> int:
+    """Parameters of the language model, tied ones counted once; nothing is allocated."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    return sum(parameter.numel() for parameter in model.parameters())

@@ -77,7 +77,9 @@ def replace_fla_op(*, cg_tolerance: float = 1e-4, backend: str | None = None) ->
     """
     global _active
     if _active is not None:
-        raise RuntimeError("fla's mesa_net op is replaced already: undo that first, with what replace_fla_op() returned")
+        raise RuntimeError(
+            "fla's mesa_net op is replaced already: undo that first, with what replace_fla_op() returned"
+        )
     options = {"cg_tolerance": cg_tolerance, "backend": backend}
     replacements = {name: functools.wraps(ours)(functools.partial(ours, **options)) for name, ours in OURS.items()}
     _active = FlaOpReplacement(replacements)

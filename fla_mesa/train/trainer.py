@@ -10,13 +10,12 @@ from torch import nn
 from torch.utils.data import Dataset
 from transformers import PreTrainedModel, ProgressCallback, Trainer, default_data_collator
 from transformers.trainer_callback import PrinterCallback
-from transformers.utils import logging
 
 from fla_mesa.data import Splits
 from fla_mesa.train import folder
 from fla_mesa.train.decay import exempt_parameters
 from fla_mesa.train.evaluation import ValidationFigures, row_sums
-from fla_mesa.train.progress import Progress
+from fla_mesa.train.progress import Progress, no_bars
 from fla_mesa.train.settings import RecipeArguments
 from fla_mesa.train.throughput import Throughput
 
@@ -89,13 +88,8 @@ class RecipeTrainer(Trainer):
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         """As the Trainer's, without a progress bar for each file."""
-        shown = logging.is_progress_bar_enabled()
-        logging.disable_progress_bar()
-        try:
+        with no_bars():
             super()._save(output_dir, state_dict)
-        finally:
-            if shown:
-                logging.enable_progress_bar()
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         if not torch.isfinite(self._tr_loss):

@@ -6,7 +6,7 @@ import functools
 import pytest
 import torch
 
-from fla_mesa.ops import backends, chunk_mesa_net, mesa_net_decoding_one_step, triton
+from fla_mesa.ops import chunk_mesa_net, mesa_net_decoding_one_step, triton
 from fla_mesa.ops.triton.plan import make_plan
 from tests.interpreter import stub_driver
 from tests.ops.cases import INPUTS, OUTPUTS, SMALL, STATED, Case, draw, errors, relative_error, run, truth, upstream
@@ -14,11 +14,6 @@ from tests.ops.cases import INPUTS, OUTPUTS, SMALL, STATED, Case, draw, errors, 
 # The interpreter takes seconds where the PyTorch back end takes milliseconds.
 SHORT = {name: dataclasses.replace(case, T=100, H=1) for name, case in STATED.items()}
 SMALL_HERE = {name: case if case.lengths else dataclasses.replace(case, H=1) for name, case in SMALL.items()}
-
-
-@pytest.fixture(autouse=True)
-def _registered(monkeypatch):
-    monkeypatch.setitem(backends.BACKENDS, "triton", triton)
 
 
 op = functools.partial(chunk_mesa_net, backend="triton", max_CG_iteration=64)

@@ -11,8 +11,19 @@ regbench                        regular languages learnt in context             
 own-haystack-niah-1, -2, -3     single-needle retrieval, with a haystack of our own     after arXiv 2404.06654
 """
 
-from fla_mesa.data.synthetic.suite import Suite, get, greedy, setting_name, suites
+from fla_mesa.data.synthetic.suite import Suite, get, greedy, merge_specs, setting_name, suites
 from fla_mesa.data.synthetic.task import IGNORE, SPLITS, Task
 from fla_mesa.data.synthetic.tokenizer import number_tokenizer
 
-__all__ = ["IGNORE", "SPLITS", "Suite", "Task", "get", "greedy", "number_tokenizer", "setting_name", "suites"]
+__all__ = [
+    "IGNORE",
+    "SPLITS",
+    "Suite",
+    "Task",
+    "get",
+    "greedy",
+    "merge_specs",
+    "number_tokenizer",
+    "setting_name",
+    "suites",
+]

@@ -77,10 +77,13 @@ class Suite:
         """The arrays of a split, task by task, in the order of `dataset`."""
         return [(task, task.generate(split, n, self.seed)) for task, n in self.segments(split)]
 
-    def dataset(self, split: str) -> datasets.Dataset:
+    def dataset(self, split: str, width: int | None = None) -> datasets.Dataset:
         """The split as a datasets.Dataset with columns input_ids and labels, ready for transformers' Trainer.
 
-        Rows have their own lengths where the suite mixes lengths: then pass `collate` as data_collator.
+        Args:
+            split: 'train', 'validation' or 'test'.
+            width: Pad every row on the right to this length, with id 0 and label -100. By default rows have their own lengths, which
+                differ where the suite mixes lengths: then pass `collate` as data_collator.
         """
         import datasets
         import pyarrow as pa
@@ -88,10 +91,11 @@ class Suite:
         tables = []
         for _, rows in self.generate(split):
             columns = {}
-            for key in ("input_ids", "labels"):
-                n, width = rows[key].shape
-                offsets = pa.array(np.arange(n + 1, dtype=np.int64) * width)
-                columns[key] = pa.LargeListArray.from_arrays(offsets, pa.array(rows[key].reshape(-1)))
+            for key, filler in (("input_ids", 0), ("labels", IGNORE)):
+                array = rows[key] if width is None else _pad(rows[key], width, filler)
+                n, length = array.shape
+                offsets = pa.array(np.arange(n + 1, dtype=np.int64) * length)
+                columns[key] = pa.LargeListArray.from_arrays(offsets, pa.array(array.reshape(-1)))
             tables.append(pa.table(columns))
         return datasets.Dataset(pa.concat_tables(tables))
 
@@ -145,6 +149,12 @@ class Suite:
         """For Trainer(compute_metrics=..., preprocess_logits_for_metrics=greedy) with eval_dataset=dataset(split)."""
         data = self.generate(split)
         return lambda evaluated: self.metric(split, evaluated.predictions, data)
+
+
+def _pad(array: np.ndarray, width: int, filler: int) -> np.ndarray:
+    if width < array.shape[1]:
+        raise ValueError(f"width must be at least the length of the sequences, {array.shape[1]}; got {width}")
+    return np.pad(array, ((0, 0), (0, width - array.shape[1])), constant_values=filler)
 
 
 def greedy(logits: Any, labels: Any) -> torch.Tensor:
@@ -242,6 +252,17 @@ def get(spec: str) -> Suite:
         return Suite(name, canonical, seed, *entry.mixture())
     task = entry.task(**entry.fixed, **parameters)
     return Suite(name, canonical, seed, *(((task, sizes[split]),) for split in SPLITS))
+
+
+def merge_specs(base: str, over: str) -> str | None:
+    """The settings of `over` on top of those of `base`, without base's sizes; None if they are of different suites."""
+    base_name, over_name = (spec.partition(":")[0].replace("_", "-") for spec in (base, over))
+    if base_name != over_name:
+        return None
+    kept = {key: value for key, value in _parse(base_name, base.partition(":")[2]).items() if key not in SPLITS}
+    merged = kept | _parse(over_name, over.partition(":")[2])
+    settings = ",".join(f"{key}={_text(value)}" for key, value in merged.items())
+    return get(f"{over_name}:{settings}").spec
 
 
 def _parse(name: str, settings: str) -> dict[str, Any]:

@@ -99,7 +99,5 @@ def chunk_backward(
         chunk_indices=chunks.indices, T=T, n_chunks=chunks.per_grid, H=H, K=K, V=V, BT=plan.BT, BR=KEYS,
         BD=plan.BD, BN=output_block(max(K, V)), PRECISION=plan.FINE,
     )  # fmt: skip
-    dg = local_cumsum(
-        da, chunk_size=CHUNK, reverse=True, cu_seqlens=chunks.cu_seqlens, chunk_indices=chunks.indices
-    )
+    dg = local_cumsum(da, chunk_size=CHUNK, reverse=True, cu_seqlens=chunks.cu_seqlens, chunk_indices=chunks.indices)
     return ChunkGradients(y, dk, dv, dg, dbeta, dlamb.sum(0), dh_kk_init, dh_kv_init)

@@ -43,9 +43,7 @@ def cut(k: torch.Tensor, cu_seqlens: torch.Tensor | None, cu_seqlens_cpu: torch.
 def cumulative_gates(g: torch.Tensor, chunks: Chunks) -> torch.Tensor:
     """Base-2 logarithm of the decay since the start of the chunk, including the position's own gate, float32 [B, T, H]."""
     g = g.float().clamp(min=LEAST_LOG_GATE)
-    return local_cumsum(
-        g, chunk_size=CHUNK, scale=RCP_LN2, cu_seqlens=chunks.cu_seqlens, chunk_indices=chunks.indices
-    )
+    return local_cumsum(g, chunk_size=CHUNK, scale=RCP_LN2, cu_seqlens=chunks.cu_seqlens, chunk_indices=chunks.indices)
 
 
 def marked_beta(k: torch.Tensor, beta: torch.Tensor) -> torch.Tensor:

@@ -33,7 +33,7 @@ def solve_backward_kernel(
 ):  # fmt: skip
     """dx_t = G_t do_t and the solve for y_t of one tile; its part of dlamb; and what the decay of each row receives,
 
-        x_t.(G_t do_t) - x_t.(H_t y_t) = x_t.(lamb * y_t + r_t) ,    r_t the residual of the solve.
+    x_t.(G_t do_t) - x_t.(H_t y_t) = x_t.(lamb * y_t + r_t) ,    r_t the residual of the solve.
     """
     i_r, i_s, i_h, first, T = locate(cu_seqlens, chunk_indices, T, n_chunks, H, BT, BT // BR, IS_VARLEN)
     o_t = i_r * BR + tl.arange(0, BR)
@@ -88,10 +88,10 @@ def keys_values_backward_kernel(
 ):  # fmt: skip
     """dk, dv, dbeta and what the decay receives, for BR keys s of a chunk and all its rows t >= s. With dH, dG after the chunk,
 
-        D_st  = exp(a_t - a_s) ,   U = D * (K X') ,   W = D * (V dO' - K Y') ,   e_s = exp(a_C - a_s)
-        dk    = beta (W X - U Y + e (V dG' + K (dH + dH')))
-        dv    = beta (U dO + e K dG)
-        dbeta = sum_t U * (V dO' - K Y') + e sum_k K * (V dG' + K dH)
+    D_st  = exp(a_t - a_s) ,   U = D * (K X') ,   W = D * (V dO' - K Y') ,   e_s = exp(a_C - a_s)
+    dk    = beta (W X - U Y + e (V dG' + K (dH + dH')))
+    dv    = beta (U dO + e K dG)
+    dbeta = sum_t U * (V dO' - K Y') + e sum_k K * (V dG' + K dH)
     """
     i_r, i_s, i_h, first, T = locate(cu_seqlens, chunk_indices, T, n_chunks, H, BT, BT // BR, IS_VARLEN)
     o_s = i_r * BR + tl.arange(0, BR)

@@ -172,7 +172,9 @@ def cg_step(b_x, b_r, b_p, b_hp, b_rr, b_active, b_steps, b_enough, b_weight):
     b_alpha = tl.where(m_step, b_rr / b_php, 0.0)
     b_x += b_alpha[:, None] * b_p
     b_r -= b_alpha[:, None] * b_hp
-    b_rr_new = tl.where(m_step, tl.sum(b_r * b_r * b_weight[None, :], axis=1), tl.where(b_active, b_rr + (b_php - b_php), b_rr))
+    b_rr_new = tl.where(
+        m_step, tl.sum(b_r * b_r * b_weight[None, :], axis=1), tl.where(b_active, b_rr + (b_php - b_php), b_rr)
+    )
     b_steps += b_active.to(tl.int32)
     b_active = m_step & (b_rr_new > b_enough)
     b_p = tl.where(b_active[:, None], b_r * b_weight[None, :] + (b_rr_new / b_rr)[:, None] * b_p, 0.0)

@@ -1,0 +1,98 @@
+"""Held-out text for bits per byte and for loss by position."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import datasets
+
+from fla_mesa.data import text_files
+
+logger = logging.getLogger(__name__)
+
+
+STDLIB = "stdlib"
+
+
+def read_documents(text: object = STDLIB) -> list[str]:
+    """The documents to read.
+
+    Args:
+        text: "stdlib", the files of Python's standard library that `fla-mesa train` holds out; or the path of a text file (one document),
+            of a .jsonl file with a "text" in each line, or of a folder of text files.
+
+    Raises:
+        ValueError: No such file, nothing in it, or it is not text.
+    """
+    if not isinstance(text, str) or not text:
+        raise ValueError(f"held-out text: text must be 'stdlib' or the path of a file or folder, got {text!r}")
+    if text == STDLIB:
+        _, held_out, _ = text_files.standard_library(say=logger.info).split()
+        return list(held_out.documents)
+    path = Path(text).expanduser()
+    if path.is_dir():
+        found = [file for file in text_files.walk(path) if file.suffix.lower() in text_files.SUFFIXES]
+        if not found:
+            raise ValueError(f"held-out text: no text file in the folder {text!r}")
+        return list(text_files.read_folder(path, sorted(found)).texts.values())
+    if path.suffix != ".jsonl":
+        return list(text_files.read_file(path).texts.values())
+    documents = [document for document in _json_lines(path) if document]
+    if not documents:
+        raise ValueError(f"held-out text: {text!r} holds no text")
+    return documents
+
+
+def _json_lines(file: Path) -> Iterator[str]:
+    # Not splitlines, which also breaks at characters that may stand inside a JSON string.
+    for number, line in enumerate(text_files.decode(file).rstrip("\n").split("\n"), start=1):
+        try:
+            document = json.loads(line)["text"]
+            if not isinstance(document, str):
+                raise TypeError(f"text is {document!r}")
+            yield document
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"held-out text: line {number} of {str(file)!r} is no JSON object with a 'text' ({error!r})"
+            ) from error
+
+
+def documents(**settings: Any) -> dict[str, datasets.Dataset]:
+    """lm-eval's `custom_dataset`: it passes all of --metadata and --model_args, of which `text` is read."""
+    return {"test": datasets.Dataset.from_dict({"text": read_documents(settings.get("text", STDLIB))})}
+
+
+def token_blocks(settings: dict[str, Any], length: int) -> list[list[int]]:
+    """All whole blocks of `length` tokens of the held-out documents, each document cut by itself.
+
+    Args:
+        settings: lm-eval's metadata: `text`, and `tokenizer` or else `pretrained`, which says whose tokens.
+    """
+    from transformers import AutoTokenizer
+
+    name = settings.get("tokenizer") or settings.get("pretrained")
+    if not isinstance(name, str):
+        raise ValueError(
+            "loss by position needs a tokenizer: pass --model_args pretrained=PATH or --metadata tokenizer=PATH"
+        )
+    tokenizer = AutoTokenizer.from_pretrained(name)
+    blocks = []
+    for document in read_documents(settings.get("text", STDLIB)):
+        ids = tokenizer(document, add_special_tokens=False)["input_ids"]
+        blocks += [ids[start : start + length] for start in range(0, len(ids) - length + 1, length)]
+    if not blocks:
+        raise ValueError(f"held-out text: no document has {length} tokens; pass a smaller --metadata positions=")
+    return blocks
+
+
+def buckets(length: int) -> list[tuple[int, int]]:
+    """Ranges [first, end) of positions that double in size: 1-15, 16-31, 32-63, ... up to `length`."""
+    edges = [1]
+    while edges[-1] < length:
+        edges.append(min(max(2 * edges[-1], 16), length))
+    return list(itertools.pairwise(edges))

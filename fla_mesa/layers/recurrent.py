@@ -1,0 +1,223 @@
+"""What token mixers have in common that go through a sequence with states of fixed size."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from fla.layers.utils import get_layer_cache, update_layer_cache
+from fla.models.utils import Cache
+from fla.modules import FusedRMSNormGated, RMSNorm, ShortConvolution
+
+from fla_mesa.layers.padding import find_packing, pack, unpack
+
+States = tuple[torch.Tensor, ...]
+
+
+class Call(NamedTuple):
+    """How a mixer is to go through its input.
+
+    Attributes:
+        use_cache: Whether the states at the end are wanted.
+        cu_seqlens: Boundaries of packed sequences ``[N + 1]``, or None.
+        decode: Whether it is one token of each sequence, without gradients, after states that exist.
+    """
+
+    use_cache: bool
+    cu_seqlens: torch.Tensor | None
+    decode: bool
+
+
+class RecurrentMixer(nn.Module):
+    """Padding, packing and the cache; a subclass says in ``_mix`` what happens to a batch without padding.
+
+    Args:
+        hidden_size: Width of input and output, D.
+        layer_idx: Index of the layer in its model; needed with a cache.
+    """
+
+    def __init__(self, hidden_size: int, layer_idx: int | None):
+        super().__init__()
+        self.hidden_size, self.layer_idx = hidden_size, layer_idx
+
+    def _mix(
+        self, x: torch.Tensor, conv: States | None, states: States | None, call: Call
+    ) -> tuple[torch.Tensor, States | None, States | None]:
+        """``x [B, T, D] -> [B, T, D]``, with the states of convolutions and recurrence before and after (batch first)."""
+        raise NotImplementedError
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        use_cache: bool | None = False,
+        output_attentions: bool | None = False,
+        cu_seqlens: torch.Tensor | None = None,
+        **kwargs,
+    ) -> tuple[torch.Tensor, None, Cache | None]:
+        """Mix tokens.
+
+        Args:
+            hidden_states: ``[B, T, D]``.
+            attention_mask: ``[B, >= T]``, 0 for padding (on any side), 1 for tokens; its last T columns are those of the input.
+            past_key_values: fla's cache. A call of any length goes on from what it holds.
+            use_cache: Whether to update it.
+            output_attentions: There for fla's blocks; there are none to give.
+            cu_seqlens: Boundaries of packed sequences ``[N + 1]``, B = 1; takes precedence over the mask.
+            kwargs: What fla's models hand to all their layers; not used here.
+
+        Returns:
+            ``(output [B, T, D], None, past_key_values)``.
+        """
+        batch, length, _ = hidden_states.shape
+        use_cache = bool(use_cache) and past_key_values is not None
+        packing = None if attention_mask is None or cu_seqlens is not None else find_packing(attention_mask, length)
+        if packing is not None:
+            hidden_states, cu_seqlens = pack(hidden_states, packing), packing.cu_seqlens
+        rows = None if packing is None else packing.rows
+
+        cache = get_layer_cache(self, past_key_values)
+        kept_conv, kept_states = (None, None) if cache is None else (cache["conv_state"], cache["recurrent_state"])
+        conv, states = take_rows(kept_conv, rows), take_rows(kept_states, rows)
+        decode = states is not None and length == 1 and cu_seqlens is None and not torch.is_grad_enabled()
+
+        output, conv, states = self._mix(hidden_states, conv, states, Call(use_cache, cu_seqlens, decode))
+        if use_cache:
+            update_layer_cache(
+                self,
+                past_key_values,
+                recurrent_state=put_rows(kept_states, states, rows, batch),
+                conv_state=put_rows(kept_conv, conv, rows, batch),
+                offset=length,
+            )
+        return (output if packing is None else unpack(output, packing, batch, length)), None, past_key_values
+
+
+class QKVMixer(RecurrentMixer):
+    """One parametrisation for many recurrence rules (arXiv 2506.05233, appendix E.1); a subclass is a rule.
+
+    ::
+
+        q, k = SiLU(conv(W x))     v = W x     beta = sigmoid(W x + b)     gamma = sigmoid(W x + b)
+        y = W_o RMSNorm(rule(q, k, v, log gamma, beta))
+
+    Args:
+        hidden_size: Width of input and output, D.
+        num_heads: Heads, H.
+        head_dim: Size of keys and of values of a head.
+        use_output_gate: Whether the norm on the output is gated by ``SiLU(W x)``.
+        use_short_conv: Whether q and k pass a causal depthwise convolution (then SiLU).
+        conv_size: Its width.
+        conv_bias: Whether it has a bias.
+        layer_idx: Index of the layer in its model; needed with a cache.
+        norm_eps: Epsilon of the norm on the output.
+    """
+
+    # Which of the two gates the rule has.
+    forget_gate = True
+    input_gate = True
+
+    def __init__(
+        self,
+        hidden_size: int,
+        num_heads: int,
+        head_dim: int,
+        use_output_gate: bool = False,
+        use_short_conv: bool = True,
+        conv_size: int = 4,
+        conv_bias: bool = False,
+        layer_idx: int | None = None,
+        norm_eps: float = 1e-5,
+    ):
+        super().__init__(hidden_size, layer_idx)
+        self.num_heads, self.head_dim = num_heads, head_dim
+        self.use_output_gate, self.use_short_conv = use_output_gate, use_short_conv
+
+        inner = num_heads * head_dim
+        self.q_proj = nn.Linear(hidden_size, inner, bias=False)
+        self.k_proj = nn.Linear(hidden_size, inner, bias=False)
+        self.v_proj = nn.Linear(hidden_size, inner, bias=False)
+        if self.forget_gate:
+            self.a_proj = nn.Linear(hidden_size, num_heads, bias=True)
+        if self.input_gate:
+            self.b_proj = nn.Linear(hidden_size, num_heads, bias=True)
+        if use_short_conv:
+            self.q_conv1d = ShortConvolution(inner, conv_size, bias=conv_bias, activation="silu")
+            self.k_conv1d = ShortConvolution(inner, conv_size, bias=conv_bias, activation="silu")
+        if use_output_gate:
+            self.g_proj = nn.Linear(hidden_size, inner, bias=False)
+            self.o_norm = FusedRMSNormGated(head_dim, eps=norm_eps)
+        else:
+            self.o_norm = RMSNorm(head_dim, eps=norm_eps, dtype=torch.float32)
+        self.o_proj = nn.Linear(inner, hidden_size, bias=False)
+
+    def _heads(self, x: torch.Tensor) -> torch.Tensor:
+        return x.unflatten(-1, (self.num_heads, self.head_dim))
+
+    def _mix_neighbours(
+        self, x: torch.Tensor, cached: States | None, use_cache: bool, cu_seqlens: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor, States | None]:
+        """q and k ``[B, T, inner]`` after the short convolutions, and the state of those."""
+        q, k = self.q_proj(x), self.k_proj(x)
+        if not self.use_short_conv:
+            return q, k, None
+        state_q, state_k = (None, None) if cached is None else cached
+        q, state_q = self.q_conv1d(q, cache=state_q, output_final_state=use_cache, cu_seqlens=cu_seqlens)
+        k, state_k = self.k_conv1d(k, cache=state_k, output_final_state=use_cache, cu_seqlens=cu_seqlens)
+        return q, k, (state_q, state_k)
+
+    def _gates(self, x: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """log gamma and beta, ``[B, T, H]`` in float32; None for a gate that the rule has not."""
+        g = F.logsigmoid(self.a_proj(x).float()) if self.forget_gate else None
+        beta = self.b_proj(x).float().sigmoid() if self.input_gate else None
+        return g, beta
+
+    def _qkv(
+        self, x: torch.Tensor, conv: States | None, use_cache: bool, cu_seqlens: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, States | None]:
+        """q, k, v ``[B, T, H, head_dim]`` of one dtype, and the state of the convolutions."""
+        q, k, conv = self._mix_neighbours(x, conv, use_cache, cu_seqlens)
+        v = self.v_proj(x)
+        q, k = q.to(v.dtype), k.to(v.dtype)
+        return self._heads(q), self._heads(k), self._heads(v), conv
+
+    def _output(self, o: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        """``o [B, T, H, head_dim] -> [B, T, D]``; x is the input of the layer, for the gate."""
+        o = self.o_norm(o, self._heads(self.g_proj(x))) if self.use_output_gate else self.o_norm(o)
+        return self.o_proj(o.flatten(-2))
+
+    def _recur(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        g: torch.Tensor | None,
+        beta: torch.Tensor | None,
+        states: States | None,
+        call: Call,
+    ) -> tuple[torch.Tensor, States | None]:
+        """The rule on ``[B, T, H, ...]``, q and k not normalised: ``o [B, T, H, head_dim]`` and the new states."""
+        raise NotImplementedError
+
+    def _mix(
+        self, x: torch.Tensor, conv: States | None, states: States | None, call: Call
+    ) -> tuple[torch.Tensor, States | None, States | None]:
+        q, k, v, conv = self._qkv(x, conv, call.use_cache, call.cu_seqlens)
+        o, states = self._recur(q, k, v, *self._gates(x), states, call)
+        return self._output(o, x), conv, states
+
+
+def take_rows(states: States | None, rows: torch.Tensor | None) -> States | None:
+    """The states of these rows of the batch (None: all)."""
+    return states if states is None or rows is None else tuple(s[rows] for s in states)
+
+
+def put_rows(old: States | None, new: States | None, rows: torch.Tensor | None, batch: int) -> States | None:
+    """The states of the whole batch after those of some rows changed; zeros where a row has seen nothing yet."""
+    if new is None or rows is None:
+        return new
+    old = tuple(s.new_zeros(batch, *s.shape[1:]) for s in new) if old is None else old
+    return tuple(o.index_copy(0, rows, n.to(o.dtype)) for o, n in zip(old, new, strict=True))

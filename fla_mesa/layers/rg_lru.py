@@ -1,0 +1,99 @@
+"""Hawk's token mixer, with the real-gated linear recurrent unit."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from fla.modules import ShortConvolution
+from fla.ops.hgrn import fused_recurrent_hgrn
+
+from fla_mesa.layers.recurrent import Call, RecurrentMixer, States
+
+# How strongly the gate r moves the decay a = exp(-C softplus(Lambda) r), and where a^(1 / r) starts.
+C = 8.0
+DECAYS = (0.9, 0.999)
+
+
+class BlockDiagonal(nn.Module):
+    """``y = W x + b`` with W of `blocks` square blocks on its diagonal."""
+
+    def __init__(self, width: int, blocks: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(blocks, width // blocks, width // blocks))
+        self.bias = nn.Parameter(torch.empty(width))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.normal_(self.weight, std=self.weight.shape[-1] ** -0.5)
+        nn.init.zeros_(self.bias)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """``[..., width] -> [..., width]``"""
+        y = torch.einsum("...ni,nij->...nj", x.unflatten(-1, (len(self.weight), -1)), self.weight)
+        return y.flatten(-2) + self.bias
+
+
+class RGLRU(RecurrentMixer):
+    r"""The recurrent block of "Griffin: Mixing Gated Linear Recurrences with Local Attention" (De et al., arXiv 2402.19427, 2.3-2.4).
+
+    ::
+
+        x = conv(W u)     r = sigmoid(W x + b)     i = sigmoid(W x + b)     a = exp(-8 softplus(Lambda) r)
+        h <- a h + sqrt(1 - a^2) (i x)             y = W_o (GeLU(W u) h)
+
+    Args:
+        hidden_size: Width of input and output, D.
+        width: Width of the recurrence, a multiple of `blocks`.
+        blocks: Blocks of the matrices of both gates.
+        conv_size: Width of the convolution.
+        layer_idx: Index of the layer in its model; needed with a cache.
+
+    Raises:
+        ValueError: `blocks` does not divide `width`.
+    """
+
+    def __init__(self, hidden_size: int, width: int, blocks: int, conv_size: int = 4, layer_idx: int | None = None):
+        super().__init__(hidden_size, layer_idx)
+        if width % blocks:
+            raise ValueError(f"width must be a multiple of blocks = {blocks}; got {width}")
+        self.x_proj = nn.Linear(hidden_size, width, bias=False)
+        self.y_proj = nn.Linear(hidden_size, width, bias=False)
+        self.conv1d = ShortConvolution(width, conv_size, bias=True, activation=None)
+        self.r_gate = BlockDiagonal(width, blocks)
+        self.i_gate = BlockDiagonal(width, blocks)
+        self.decay_params = nn.Parameter(torch.empty(width, dtype=torch.float32))
+        self.decay_params._no_weight_decay = True  # pyright: ignore[reportAttributeAccessIssue] (fla's mark)
+        self.o_proj = nn.Linear(width, hidden_size, bias=False)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Start a^(1 / r) evenly spread. The other parameters belong to modules that initialise themselves."""
+        with torch.no_grad():
+            decay = torch.empty_like(self.decay_params).uniform_(*DECAYS)
+            self.decay_params.copy_(torch.log(torch.expm1(-torch.log(decay) / C)))
+
+    def _mix(
+        self, x: torch.Tensor, conv: States | None, states: States | None, call: Call
+    ) -> tuple[torch.Tensor, States | None, States | None]:
+        gate = F.gelu(self.y_proj(x))
+        u, state = self.conv1d(
+            self.x_proj(x),
+            cache=None if conv is None else conv[0],
+            output_final_state=call.use_cache,
+            cu_seqlens=call.cu_seqlens,
+        )
+        conv = None if state is None else (state,)
+        r, i = self.r_gate(u).float().sigmoid(), self.i_gate(u).float().sigmoid()
+        log_a = -C * F.softplus(self.decay_params.float()) * r
+        # The bound keeps the gradient of the root finite where a comes near 1.
+        size = (-torch.expm1(2 * log_a)).clamp(min=1e-6).sqrt()
+        # One kernel for all: fla's chunked one takes no packed sequences and no initial state.
+        h, final = fused_recurrent_hgrn(
+            size * i * u.float(),
+            log_a,
+            initial_state=None if states is None else states[0],
+            output_final_state=call.use_cache,
+            cu_seqlens=call.cu_seqlens,
+        )
+        return self.o_proj(gate * h.to(gate.dtype)), conv, None if final is None else (final,)

@@ -1,0 +1,69 @@
+"""The matched family: MesaNet's models with another recurrence rule in some or all layers."""
+
+from __future__ import annotations
+
+import torch.nn as nn
+from fla.models.configuration_utils import get_attention_spec
+
+from fla_mesa.layers import (
+    RGLRU,
+    DeltaRule,
+    GatedDeltaRule,
+    InputGatedLinearAttention,
+    LinearAttention,
+    SoftmaxAttention,
+)
+from fla_mesa.models.configuration_matched import MatchedConfig
+from fla_mesa.models.modeling_mesanet import MesaNetBlock, MesaNetForCausalLM, MesaNetModel
+from fla_mesa.models.modeling_mesanet import mixer as mesanet_mixer
+
+_RULES = {
+    "gated_delta": GatedDeltaRule,
+    "delta": DeltaRule,
+    "gated_linear": InputGatedLinearAttention,
+    "gated_linear_no_input_gate": LinearAttention,
+    "softmax": SoftmaxAttention,
+}
+
+
+def mixer(config: MatchedConfig, layer_idx: int) -> nn.Module:
+    """The token mixer of a layer."""
+    rule = config.rule[layer_idx]
+    in_hybrid = get_attention_spec(config.attn, layer_idx=layer_idx) is not None
+    if rule == "mesa" or in_hybrid:  # config.attn has the last word, as in MesaNet
+        return mesanet_mixer(config, layer_idx)
+    if rule == "rg_lru":
+        return RGLRU(config.hidden_size, config.recurrence_width, config.num_heads, config.conv_size, layer_idx)
+    return _RULES[rule](
+        hidden_size=config.hidden_size,
+        num_heads=config.num_heads,
+        head_dim=config.head_dim,
+        use_output_gate=config.use_output_gate,
+        use_short_conv=config.use_short_conv,
+        conv_size=config.conv_size,
+        conv_bias=config.conv_bias,
+        layer_idx=layer_idx,
+        norm_eps=config.norm_eps,
+    )
+
+
+class MatchedBlock(MesaNetBlock):
+    """``x + mixer(norm(x))``, then ``x + mlp(norm(x))``."""
+
+    mixer = staticmethod(mixer)
+
+
+class MatchedModel(MesaNetModel):
+    """Embedding, blocks and final norm."""
+
+    config_class = MatchedConfig
+    block = MatchedBlock
+    _no_split_modules = ["MatchedBlock"]  # noqa: RUF012 (transformers' own form)
+
+
+class MatchedForCausalLM(MesaNetForCausalLM):
+    """The matched family as language models."""
+
+    config_class = MatchedConfig
+    decoder = MatchedModel
+    _no_split_modules = ["MatchedBlock"]  # noqa: RUF012 (transformers' own form)

@@ -1,0 +1,252 @@
+"""The matched family: each rule against its definition, caches, padding, packing, checkpoints, configuration."""
+
+import pytest
+import torch
+from fla.models.utils import Cache
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+
+from fla_mesa.layers import RGLRU, MesaNet, rules, softmax
+from fla_mesa.models import MatchedConfig, MatchedForCausalLM, MatchedModel, MesaNetConfig, MesaNetForCausalLM
+from fla_mesa.models.configuration_matched import RULES
+from fla_mesa.ops.chunk import l2_normalize
+
+TINY = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_heads": 2,
+    "head_dim": 16,
+    "vocab_size": 50,
+    "max_position_embeddings": 64,
+    "bos_token_id": 48,
+    "eos_token_id": 49,
+    "initializer_range": 0.2,
+}
+
+
+def build(rule: str = "mesa", **changes) -> MatchedForCausalLM:
+    return MatchedForCausalLM(MatchedConfig(rule=rule, **{**TINY, **changes})).eval()
+
+
+def tokens(batch: int, length: int) -> torch.Tensor:
+    return torch.randint(0, 48, (batch, length))
+
+
+def assert_same(got: torch.Tensor, want: torch.Tensor) -> None:
+    """To 1e-4 of the largest entry."""
+    torch.testing.assert_close(got, want, rtol=0, atol=1e-4 * float(want.abs().max()))
+
+
+# The rules, a token at a time, in float64
+
+
+def recurrence(rule: str, q, k, v, gamma, beta):
+    """q, k, v ``[T, d]``, gamma, beta ``[T]`` -> o ``[T, d]``; straight from the docstrings."""
+    S, out = torch.zeros(q.shape[1], v.shape[1], dtype=q.dtype), []
+    for t in range(len(q)):
+        if rule == "gated_linear":
+            S = gamma[t] * S + beta[t] * torch.outer(k[t], v[t])
+        elif rule == "gated_linear_no_input_gate":
+            S = gamma[t] * S + torch.outer(k[t], v[t])
+        elif rule == "delta":
+            S = S + beta[t] * torch.outer(k[t], v[t] - S.T @ k[t])
+        elif rule == "gated_delta":
+            S = gamma[t] * S + beta[t] * torch.outer(k[t], v[t] - gamma[t] * (S.T @ k[t]))
+        out.append(S.T @ q[t])
+    return torch.stack(out)
+
+
+@pytest.mark.parametrize("rule", ["gated_linear", "gated_linear_no_input_gate", "delta", "gated_delta"])
+def test_a_linear_rule_is_its_definition(rule):
+    layer = build(rule).model.layers[0].attn
+    x = torch.randn(1, 70, 32)
+    with torch.no_grad():
+        q, k, v, _ = layer._qkv(x, None, False, None)
+        g, beta = layer._gates(x)
+        assert (g is None) == (rule == "delta") and (beta is None) == (rule == "gated_linear_no_input_gate")
+        ones = torch.ones(1, 70, 2)
+        gamma, beta = (ones if g is None else g.exp()), (ones if beta is None else beta)
+        q, k = l2_normalize(q.double()), l2_normalize(k.double())
+        heads = [recurrence(rule, *(y[0, :, h].double() for y in (q, k, v, gamma, beta))) for h in range(2)]
+        want = layer._output(torch.stack(heads, 1)[None].float(), x)
+        assert_same(layer(x)[0], want)
+
+
+def test_softmax_is_its_definition():
+    layer = build("softmax").model.layers[0].attn
+    x, T, d = torch.randn(1, 20, 32), 20, 16
+    with torch.no_grad():
+        q, k, v, _ = layer._normalised(x, None, False, None)
+        turn = torch.polar(torch.ones(T, d // 2), torch.outer(torch.arange(T), 1e4 ** (-torch.arange(8) / 8)))
+        q, k = (torch.complex(*y[0].chunk(2, -1)) * turn[:, None] for y in (q, k))  # [T, H, d/2]
+        scores = d**0.5 * torch.einsum("thd,shd->hts", q, k.conj()).real
+        scores = scores.masked_fill(torch.ones(T, T).triu(1).bool(), -torch.inf)
+        want = torch.einsum("hts,shd->thd", scores.softmax(-1), v[0])
+        assert_same(layer(x)[0], layer._output(want[None], x))
+
+
+def test_rg_lru_is_its_definition():
+    layer = build("rg_lru").model.layers[0].attn
+    assert isinstance(layer, RGLRU)
+    x = torch.randn(1, 30, 32)
+    with torch.no_grad():
+        u = layer.conv1d(layer.x_proj(x))[0][0]
+        blocks = {name: torch.block_diag(*getattr(layer, name).weight) for name in ("r_gate", "i_gate")}
+        r, i = ((u @ blocks[name] + getattr(layer, name).bias).sigmoid() for name in ("r_gate", "i_gate"))
+        a = torch.exp(-8 * torch.nn.functional.softplus(layer.decay_params) * r)
+        h, out = torch.zeros(u.shape[1]), []
+        for t in range(30):
+            h = a[t] * h + (1 - a[t] ** 2).sqrt() * i[t] * u[t]
+            out.append(h)
+        want = layer.o_proj(torch.nn.functional.gelu(layer.y_proj(x[0])) * torch.stack(out))
+        assert_same(layer(x)[0][0], want)
+        start = torch.exp(-8 * torch.nn.functional.softplus(layer.decay_params))
+        assert 0.899 < start.min() < start.max() < 0.9991
+
+
+def test_mesa_in_the_family_is_mesanet():
+    matched, mesanet, x = build("mesa"), MesaNetForCausalLM(MesaNetConfig(**TINY)).eval(), tokens(2, 30)
+    assert isinstance(matched.model.layers[0].attn, MesaNet)
+    matched.load_state_dict(mesanet.state_dict())
+    with torch.no_grad():
+        assert torch.equal(matched(x).logits, mesanet(x).logits)
+
+
+# Caches, padding, packing
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("changes", [{}, {"use_short_conv": False, "use_output_gate": True}], ids=["plain", "changed"])
+def test_a_cached_call_of_any_length_goes_on(rule, changes):
+    model, x = build(rule, **changes), tokens(2, 40)
+    with torch.no_grad():
+        want = model(x).logits
+        for pieces in ([40], [1] * 40, [17, 1, 1, 20, 1], [3, 37]):
+            cache, got = Cache(), []
+            for piece in x.split(pieces, 1):
+                got.append(model(piece, past_key_values=cache, use_cache=True).logits)
+            assert_same(torch.cat(got, 1), want)
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("pieces", [[24], [10, 1, 13], [4, 20], [23, 1]])
+def test_left_padding_changes_nothing(rule, pieces):
+    model, x, pads = build(rule), tokens(3, 24), (0, 5, 15)
+    mask = torch.ones_like(x)
+    for row, pad in enumerate(pads):
+        mask[row, :pad] = 0
+    with torch.no_grad():
+        cache, got, end = Cache(), [], 0
+        for piece in x.split(pieces, 1):
+            end += piece.shape[1]
+            got.append(model(piece, attention_mask=mask[:, :end], past_key_values=cache, use_cache=True).logits)
+        got = torch.cat(got, 1)
+        assert bool(torch.isfinite(got).all())
+        for row, pad in enumerate(pads):
+            assert_same(got[row, pad:], model(x[row : row + 1, pad:]).logits[0])
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_right_padding_and_holes_change_nothing(rule):
+    model, x = build(rule), tokens(2, 20)
+    mask = torch.ones_like(x)
+    mask[0, 14:], mask[1, 5:9] = 0, 0
+    with torch.no_grad():
+        cache = Cache()
+        model(x, attention_mask=mask, past_key_values=cache, use_cache=True)
+        next_mask = torch.cat([mask, torch.ones(2, 3, dtype=mask.dtype)], 1)
+        new = tokens(2, 3)
+        got = model(new, attention_mask=next_mask, past_key_values=cache, use_cache=True).logits
+        for row in range(2):
+            alone = torch.cat([x[row][mask[row] == 1], new[row]])[None]
+            assert_same(got[row], model(alone).logits[0, -3:])
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_packed_sequences_are_separate_ones(rule):
+    model, lengths = build(rule).train(), (7, 1, 20, 12)
+    x = tokens(1, sum(lengths))
+    cu_seqlens = torch.tensor([0, *lengths]).cumsum(0).to(torch.int32)
+    packed = model(x, cu_seqlens=cu_seqlens).logits
+    separate = torch.cat([model(part).logits for part in x.split(lengths, 1)], 1)
+    assert_same(packed, separate)
+    weight = torch.randn_like(packed)
+    got, want = (torch.autograd.grad((y * weight).sum(), list(model.parameters())) for y in (packed, separate))
+    for a, b, (name, _) in zip(got, want, model.named_parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3 * float(b.abs().max()), msg=name)
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("options", [{"do_sample": False}, {"num_beams": 3}])
+def test_padded_prompts_generate_what_they_generate_alone(rule, options):
+    model, x = build(rule), tokens(3, 12)
+    mask = torch.ones_like(x)
+    mask[1, :4], mask[2, :11] = 0, 0
+    options = {**options, "max_new_tokens": 6, "eos_token_id": None, "pad_token_id": 0}
+    together = model.generate(x, attention_mask=mask, **options)
+    for row in range(3):
+        start = int((mask[row] == 0).sum())
+        prompt = x[row : row + 1, start:]
+        alone = model.generate(prompt, attention_mask=torch.ones_like(prompt), **options)
+        assert together[row : row + 1, 12:].tolist() == alone[:, 12 - start :].tolist()
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_bfloat16_trains_and_decodes(rule):
+    model, x = build(rule, initializer_range=0.05), tokens(2, 30)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        model.train()(x, labels=x).loss.backward()
+    assert all(bool(torch.isfinite(p.grad).all()) for p in model.parameters())
+    with torch.no_grad():
+        want = model.eval()(x).logits
+        half, cache = model.bfloat16(), Cache()
+        steps = [half(t, past_key_values=cache, use_cache=True).logits for t in x.split(10, 1)]
+        got = torch.cat(steps, 1)
+        assert got.dtype == torch.bfloat16
+        assert float((got - want).norm() / want.norm()) < 0.1  # as MesaNet's: each layer rounds to 2^-9
+
+
+# Family
+
+
+def test_rules_by_layer_save_and_load(tmp_path):
+    layers = ["rg_lru", "softmax", "delta"]
+    model, x = build(layers, num_hidden_layers=3), tokens(1, 20)
+    kinds = [type(layer.attn) for layer in model.model.layers]
+    assert kinds == [RGLRU, softmax.SoftmaxAttention, rules.DeltaRule]
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(0.1 * torch.randn_like(p))  # away from what initialisation gives
+    model.save_pretrained(tmp_path)
+    assert AutoConfig.from_pretrained(tmp_path).rule == layers
+    assert type(AutoModel.from_pretrained(tmp_path)) is MatchedModel
+    again = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    assert type(again) is MatchedForCausalLM
+    with torch.no_grad():
+        assert torch.equal(again(x).logits, model(x).logits)
+
+
+def test_softmax_layers_of_a_hybrid_stay():
+    model = build("delta", attn={"layers": [1], "num_heads": 2, "num_kv_heads": 1, "window_size": 48})
+    assert [type(layer.attn).__name__ for layer in model.model.layers] == ["DeltaRule", "Attention"]
+
+
+def test_packed_softmax_has_no_cache():
+    with pytest.raises(ValueError, match="cu_seqlens: packed sequences cannot be cached"):
+        build("softmax")(tokens(1, 6), cu_seqlens=torch.tensor([0, 2, 6]), past_key_values=Cache(), use_cache=True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"rule": "rwkv"}, ValueError, "rule must be among mesa, gated_delta, .*; got rwkv"),
+        ({"rule": ["mesa"]}, ValueError, "rule must name one rule, or one for each of 2 layers; got 1"),
+        ({"rule": "softmax", "head_dim": 15}, ValueError, "head_dim must be even for RoPE; got 15"),
+        ({"recurrence_width": 33}, ValueError, "recurrence_width must be a multiple of num_heads = 2; got 33"),
+        ({"recurrence_width": 0}, ValueError, "recurrence_width must be an integer >= 1 or None; got 0"),
+        ({"gamma_cap": 2.0}, ValueError, "gamma_cap must be"),
+        ({"rules": "mesa"}, TypeError, "unknown keys"),
+    ],
+)
+def test_bad_configurations(changes, error, message):
+    with pytest.raises(error, match=message):
+        MatchedConfig(**{**TINY, **changes})
