@@ -8,6 +8,8 @@ import sys
 COMMANDS = {
     "train": ("fla_mesa.train.command", "train a model on text or on a synthetic task"),
     "compare": ("fla_mesa.eval.compare", "train several models alike and compare them in a table and pictures"),
+    "eval": ("fla_mesa.eval.harness", "run lm-evaluation-harness on checkpoints"),
+    "sweep": ("fla_mesa.eval.sweep", "what each step of the solver buys a MesaNet checkpoint"),
     "demo": ("fla_mesa.train.demo", "train a tiny MesaNet in minutes and see what it has learned"),
 }
 

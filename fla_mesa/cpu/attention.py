@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from fla_mesa.cpu.precision import up
 from fla_mesa.cpu.registry import replacement, unsupported
 
 Tensor = torch.Tensor
@@ -39,7 +40,7 @@ def _mask(Tq: int, Tk: int, causal: bool, window: tuple[int, int], device: torch
 def _capped(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float | None, softcap: float) -> Tensor:
     """Scores are bounded by softcap * tanh(score / softcap) before the softmax, which no fused operator offers."""
     k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
-    scores = (q @ k.mT).float() * (q.shape[-1] ** -0.5 if scale is None else scale)
+    scores = up(q @ k.mT) * (q.shape[-1] ** -0.5 if scale is None else scale)
     scores = softcap * torch.tanh(scores / softcap)
     if mask is not None:
         scores = scores.masked_fill(~mask, -torch.inf)

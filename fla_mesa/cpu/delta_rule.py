@@ -1,12 +1,4 @@
-"""The delta rule, plain, gated by head, or gated by key channel: fla's delta_rule, gated_delta_rule and kda.
-
-    S = diag(exp(g_t)) h_{t-1},   h_t = S + beta_t k_t (v_t - S' k_t)',   o_t = scale * h_t' q_t          h `[K, V]`
-
-Chunkwise, G = sum of g over the chunk so far, h0 the state before the chunk: what token t writes, n_t = beta_t (v_t - S'k_t),
-depends on what the tokens before it in the chunk wrote and on h0 through a unit lower triangular system,
-    (I + L) n = beta * (v - (exp(G) k) h0),   L_ts = beta_t sum_i k_ti k_si exp(G_ti - G_si) for s < t,
-which is solved for both right-hand sides at once, n = u - w h0. Then everything is linear attention with n in place of v.
-"""
+"""fla's entry points for the delta rule: plain, gated by head, and gated by key channel (kda)."""
 
 from __future__ import annotations
 
@@ -20,23 +12,14 @@ from fla.ops import gated_delta_rule as fla_gated_delta_rule
 from fla.ops import kda as fla_kda
 from fla.ops.kda import gate as fla_kda_gate
 
-from fla_mesa.cpu.chunkwise import recurrence, scores
-from fla_mesa.cpu.linear_attention import (
-    CHUNK,
-    CHUNK_BY_CHANNEL,
-    state_in,
-    state_out,
-    take_options,
-    through_gates,
-)
-from fla_mesa.cpu.packing import Chunks
-from fla_mesa.cpu.precision import up, without_autocast
+from fla_mesa.cpu.linear_attention import state_in, state_out, take_options
+from fla_mesa.cpu.precision import up
+from fla_mesa.cpu.recurrences import matrix_recurrence
 from fla_mesa.cpu.registry import stand_in, unsupported
 
 Tensor = torch.Tensor
 
 
-@without_autocast
 def delta_rule(
     q: Tensor,
     k: Tensor,
@@ -51,62 +34,18 @@ def delta_rule(
     l2norm: bool = False,
     cu_seqlens: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """q, k `[B, T, H, K]`, v `[B, T, HV, V]` with H dividing HV, beta `[B, T, HV]` or like v, log gates g `[B, T, HV]`,
-    gk `[B, T, HV, K]`, gv like v, initial_state `[N, HV, K, V]` -> o like v, final state in float32 (float64 stays)."""
+    """As `matrix_recurrence`, but q and k `[B, T, H, K]` may have fewer heads than v, beta and the gates `[B, T, HV, ...]`, with H
+    dividing HV, and are normalised first if `l2norm`."""
     H, HV = k.shape[2], v.shape[2]
     if q.shape != k.shape:
         raise ValueError(f"`q` and `k` must have the same shape, got {tuple(q.shape)} and {tuple(k.shape)}")
     if HV % H:
         raise ValueError(f"`v`: its {HV} heads must be a multiple of the {H} heads of `q` and `k`")
-    factor = k.shape[-1] ** -0.5 if scale is None else scale
-    q_, k_ = up(q), up(k)
     if l2norm:
-        q_, k_ = normalise(q_), normalise(k_)
+        q, k = normalise(up(q)), normalise(up(k))
     if HV != H:
-        q_, k_ = (x.repeat_interleave(HV // H, 2) for x in (q_, k_))
-    if g is not None and gk is not None:
-        gk, g = gk + g[..., None], None
-
-    chunks = Chunks(q, CHUNK if gk is None else CHUNK_BY_CHANNEL, cu_seqlens, initial_state)
-    step_by_step = gv is not None or beta.ndim == v.ndim or chunks.longest <= 1
-    if step_by_step:
-        chunks = Chunks(q, None, cu_seqlens, initial_state)
-    q_, k_, v_, beta_ = (chunks.split(up(x)) for x in (q_ * factor, k_, v, beta))
-    g_, gk_, gv_ = (None if x is None else chunks.split(up(x)) for x in (g, gk, gv))
-    shape = (chunks.N, HV, k_.shape[-1], v_.shape[-1])
-    h0 = k_.new_zeros(shape) if initial_state is None else chunks.enter(initial_state.to(k_.dtype))
-    if step_by_step:
-        o, state = _steps(q_, k_, v_, beta_, g_, gk_, gv_, h0)
-    else:
-        o, state = _chunkwise(chunks, q_, k_, v_, beta_, g_ if gk_ is None else gk_, h0)
-    return chunks.join(o).to(v.dtype), chunks.leave(state)
-
-
-def _chunkwise(chunks: Chunks, q, k, v, beta, g: Tensor | None, h0: Tensor) -> tuple[Tensor, Tensor]:
-    beta = beta[..., None]
-    kb = beta * k
-    G, (q_in, k_in), k_out, decay = through_gates(g, k, q, kb)
-    A, L = scores(G, k, q, kb)
-    return recurrence(chunks.counts, A, q_in, k_out, decay, torch.cat([beta * v, k_in], -1), L, h0)
-
-
-def _steps(q, k, v, beta, g, gk, gv, h: Tensor) -> tuple[Tensor, Tensor]:
-    """One token at a time: for single tokens, and for gates or beta on the value channels."""
-    outputs, (M, C) = [], (k.shape[0], k.shape[2])
-    h, rest = h[:M], h[M:]  # sequences without a token keep their state
-    beta = beta if beta.ndim == v.ndim else beta[..., None]
-    for t in range(C):
-        if g is not None:
-            h = h * g[:, :, t].exp()[..., None, None]
-        if gk is not None:
-            h = h * gk[:, :, t].exp()[..., :, None]
-        if gv is not None:
-            h = h * gv[:, :, t].exp()[..., None, :]
-        k_t = k[:, :, t, :, None]
-        n = beta[:, :, t, None] * (v[:, :, t, None] - k_t.mT @ h)
-        h = h + k_t * n
-        outputs.append(q[:, :, t, None, :] @ h)
-    return torch.cat(outputs, 2), torch.cat([h, rest]) if len(rest) else h
+        q, k = (x.repeat_interleave(HV // H, 2) for x in (q, k))
+    return matrix_recurrence(q, k, v, beta, g, gk, gv, scale=scale, initial_state=initial_state, cu_seqlens=cu_seqlens)
 
 
 # ---------------------------------------------------------------------------- gates that fla computes in its kernels

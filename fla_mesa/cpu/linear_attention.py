@@ -1,10 +1,4 @@
-"""Linear attention with a decaying state: fla's gla, simple_gla, and what is built on them (retention, linear_attn).
-
-    h_t = diag(exp(g_t)) h_{t-1} + k_t v_t',   o_t = scale * h_t' q_t          h `[K, V]`
-
-g is nothing, one number a head, or one for each key channel. Chunkwise, G = sum of g over the chunk so far, h0 the state before
-the chunk:   o_t = scale * ( (exp(G_t) q_t)' h0 + sum_{s <= t} A_ts v_s ),   A_ts = sum_i q_ti k_si exp(G_ti - G_si)
-"""
+"""fla's entry points for linear attention: gla, simple_gla, and what is built on them (retention, linear_attn)."""
 
 from __future__ import annotations
 
@@ -15,16 +9,13 @@ import torch
 from fla.ops import gla, simple_gla
 from fla.ops.utils import cumsum
 
-from fla_mesa.cpu.chunkwise import decay_mask, recurrence, scores
+from fla_mesa.cpu.chunkwise import decay_mask
 from fla_mesa.cpu.packing import Chunks
 from fla_mesa.cpu.precision import up, without_autocast
+from fla_mesa.cpu.recurrences import matrix_recurrence
 from fla_mesa.cpu.registry import stand_in
 
 Tensor = torch.Tensor
-
-# Tokens a chunk. With gates by channel the scores cost more per pair of tokens.
-CHUNK, CHUNK_BY_CHANNEL = 32, 32
-
 
 # ---------------------------------------------------------------------------- shared with the delta rules
 
@@ -58,94 +49,6 @@ def take_options(
     return state_v_first
 
 
-# ---------------------------------------------------------------------------- the recurrence
-
-
-@without_autocast
-def linear_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    g: Tensor | None = None,
-    gk: Tensor | None = None,
-    gv: Tensor | None = None,
-    *,
-    scale: float | None = None,
-    initial_state: Tensor | None = None,
-    reverse: bool = False,
-    cu_seqlens: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """q, k `[B, T, H, K]`, v `[B, T, H, V]`, log gates g `[B, T, H]`, gk like k, gv like v, initial_state `[N, H, K, V]`
-    -> o like v, final state `[N, H, K, V]` in float32 (float64 stays). `reverse`: from the last token to the first."""
-    if reverse:
-        return _reversed(q, k, v, g, gk, gv, scale, initial_state, cu_seqlens)
-    factor = k.shape[-1] ** -0.5 if scale is None else scale
-    if g is not None and gk is not None:
-        gk, g = gk + g[..., None], None
-    by_channel = gk is not None
-    chunks = Chunks(q, CHUNK_BY_CHANNEL if by_channel else CHUNK, cu_seqlens, initial_state)
-    step_by_step = gv is not None or chunks.longest <= 1
-    if step_by_step:
-        chunks = Chunks(q, None, cu_seqlens, initial_state)
-    q_, k_, v_ = (chunks.split(up(x)) for x in (q, k, v))
-    g_, gk_, gv_ = (None if x is None else chunks.split(up(x)) for x in (g, gk, gv))
-    shape = (chunks.N, *k_.shape[1:2], k_.shape[-1], v_.shape[-1])
-    h0 = k_.new_zeros(shape) if initial_state is None else chunks.enter(initial_state.to(k_.dtype))
-    q_ = q_ * factor
-    if step_by_step:
-        o, state = _steps(chunks, q_, k_, v_, g_, gk_, gv_, h0)
-    else:
-        o, state = _chunkwise(chunks, q_, k_, v_, gk_ if by_channel else g_, h0)
-    return chunks.join(o).to(v.dtype), chunks.leave(state)
-
-
-def _reversed(q, k, v, g, gk, gv, scale: float | None, initial_state: Tensor | None, cu_seqlens: Tensor | None):
-    """The recurrence over turned tokens; of packed sequences that turns the order of the sequences too."""
-    q, k, v, g, gk, gv = (None if x is None else x.flip(1) for x in (q, k, v, g, gk, gv))
-    assert q is not None and k is not None and v is not None
-    packed = cu_seqlens is not None
-    if packed:
-        cu_seqlens = cu_seqlens[-1] - cu_seqlens.flip(0)
-        initial_state = None if initial_state is None else initial_state.flip(0)
-    o, state = linear_attention(q, k, v, g, gk, gv, scale=scale, initial_state=initial_state, cu_seqlens=cu_seqlens)
-    return o.flip(1), state.flip(0) if packed else state
-
-
-def _chunkwise(chunks: Chunks, q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, h0: Tensor) -> tuple[Tensor, Tensor]:
-    G, (q_in,), k_out, decay = through_gates(g, k, q)
-    (A,) = scores(G, k, q)
-    return recurrence(chunks.counts, A, q_in, k_out, decay, v, None, h0)
-
-
-def through_gates(g: Tensor | None, k: Tensor, *reading: Tensor):
-    """-> G; `reading` as seen from before the chunk, exp(G) * x; k as seen from after it, exp(G_C - G) * k; exp(G_C) for the state"""
-    if g is None:
-        return None, reading, k, None
-    G = g.cumsum(2)
-    last = G[:, :, -1:]
-    by_channel = g.ndim == k.ndim
-    opening, closing = G.exp(), (last - G).exp()
-    if not by_channel:
-        opening, closing, last = opening[..., None], closing[..., None], last[..., None]
-    return G, tuple(x * opening for x in reading), k * closing, last.exp().mT
-
-
-def _steps(chunks: Chunks, q, k, v, g, gk, gv, h: Tensor) -> tuple[Tensor, Tensor]:
-    """One token at a time: for single tokens, and for gates on the value channels."""
-    outputs, (M, C) = [], (k.shape[0], k.shape[2])
-    h, rest = h[:M], h[M:]  # sequences without a token keep their state
-    for t in range(C):
-        if g is not None:
-            h = h * g[:, :, t].exp()[..., None, None]
-        if gk is not None:
-            h = h * gk[:, :, t].exp()[..., :, None]
-        if gv is not None:
-            h = h * gv[:, :, t].exp()[..., None, :]
-        h = h + k[:, :, t, :, None] * v[:, :, t, None, :]
-        outputs.append(q[:, :, t, None, :] @ h)
-    return torch.cat(outputs, 2), torch.cat([h, rest]) if len(rest) else h
-
-
 # ---------------------------------------------------------------------------- fla's entry points
 
 
@@ -163,7 +66,7 @@ def chunk_gla(
     cu_seqlens_cpu: Tensor | None = None,
 ):
     initial_state = state_in(initial_state, state_v_first)
-    o, state = linear_attention(q, k, v, gk=g, scale=scale, initial_state=initial_state, cu_seqlens=cu_seqlens)
+    o, state = matrix_recurrence(q, k, v, gk=g, scale=scale, initial_state=initial_state, cu_seqlens=cu_seqlens)
     return o, state_out(state, output_final_state, state_v_first)
 
 
@@ -184,7 +87,7 @@ def fused_recurrent_gla(
 ):
     state_v_first = take_options("fused_recurrent_gla", kwargs, state_v_first)
     initial_state = state_in(initial_state, state_v_first)
-    o, state = linear_attention(
+    o, state = matrix_recurrence(
         q, k, v, gk=gk, gv=gv, scale=scale, initial_state=initial_state, reverse=reverse, cu_seqlens=cu_seqlens
     )
     return o, state_out(state, output_final_state, state_v_first)
@@ -214,7 +117,7 @@ def chunk_simple_gla(
 ):
     state_v_first = take_options("chunk_simple_gla", kwargs, state_v_first)
     g, initial_state = _gate(q, g, g_gamma), state_in(initial_state, state_v_first)
-    o, state = linear_attention(q, k, v, g, scale=scale, initial_state=initial_state, cu_seqlens=cu_seqlens)
+    o, state = matrix_recurrence(q, k, v, g=g, scale=scale, initial_state=initial_state, cu_seqlens=cu_seqlens)
     return o, state_out(state, output_final_state, state_v_first)
 
 
@@ -250,8 +153,8 @@ def fused_recurrent_simple_gla(
 ):
     state_v_first = take_options("fused_recurrent_simple_gla", kwargs, state_v_first)
     g, initial_state = _gate(q, g, g_gamma), state_in(initial_state, state_v_first)
-    o, state = linear_attention(
-        q, k, v, g, scale=scale, initial_state=initial_state, reverse=reverse, cu_seqlens=cu_seqlens
+    o, state = matrix_recurrence(
+        q, k, v, g=g, scale=scale, initial_state=initial_state, reverse=reverse, cu_seqlens=cu_seqlens
     )
     return o, state_out(state, output_final_state, state_v_first)
 
@@ -269,7 +172,7 @@ def parallel_simple_gla(
 ):
     """-> o, and where `output_attentions` the scores `[B, H, T, T]`"""
     if not output_attentions:
-        return linear_attention(q, k, v, g, scale=scale, cu_seqlens=cu_seqlens)[0], None
+        return matrix_recurrence(q, k, v, g=g, scale=scale, cu_seqlens=cu_seqlens)[0], None
     if cu_seqlens is not None:
         raise ValueError("`output_attentions` must be False with packed sequences (`cu_seqlens`)")
     return _with_scores(q, k, v, g, k.shape[-1] ** -0.5 if scale is None else scale)

@@ -18,14 +18,15 @@ from fla.layers.mamba2 import Mamba2
 from fla.layers.utils import get_layer_cache, update_layer_cache
 from fla.modules.causal_conv1d import causal_conv1d
 
-from fla_mesa.cpu.linear_attention import linear_attention
 from fla_mesa.cpu.precision import up
+from fla_mesa.cpu.recurrences import matrix_recurrence
 from fla_mesa.cpu.registry import stand_in_method
 
 if TYPE_CHECKING:
     from fla.models.cache_utils import Cache
 
 Tensor = torch.Tensor
+convolve: Any = causal_conv1d  # which fla's decorator types as a tensor
 
 
 @stand_in_method(Mamba2, "forward")
@@ -53,7 +54,7 @@ def forward(
     projected = self.in_proj(masked(hidden_states))
     gate, xBC, dt = projected.split([self.intermediate_size, self.conv_dim, self.num_heads], -1)
     in_convolution = self.activation in ("silu", "swish")
-    xBC, conv_state = causal_conv1d(
+    xBC, conv_state = convolve(
         masked(xBC),
         self.conv1d.weight[:, 0],
         self.conv1d.bias,
@@ -70,11 +71,11 @@ def forward(
     heads_in_group = self.num_heads // self.n_groups
     B, C = (z.unflatten(-1, (self.n_groups, -1)).repeat_interleave(heads_in_group, 2) for z in (B, C))
     dt = F.softplus(up(dt) + up(self.dt_bias)).clamp(*self.dt_limit)
-    y, state = linear_attention(
+    y, state = matrix_recurrence(
         C,
         B,
         x * dt[..., None],
-        -up(self.A_log).exp() * dt,
+        g=-up(self.A_log).exp() * dt,
         scale=1.0,
         initial_state=None if state is None else state.mT,  # fla keeps it as [N, heads, head_dim, state_size]
         cu_seqlens=cu_seqlens,

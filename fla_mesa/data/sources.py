@@ -66,7 +66,7 @@ _REGISTERED: dict[str, Loader] = {}
 
 
 def register_source(name: str, loader: Loader) -> None:
-    """Makes `--data name` mean `loader`. Raises ValueError if the name is taken."""
+    """Makes `--data name`, and `--data name:settings`, mean `loader`. Raises ValueError if the name is taken."""
     if name in names():
         raise ValueError(f"name: {name!r} is a source already")
     _REGISTERED[name] = loader
@@ -74,19 +74,19 @@ def register_source(name: str, loader: Loader) -> None:
 
 def names() -> list[str]:
     """The sources that have a name of their own."""
-    return ["stdlib", *sorted(_REGISTERED)]
+    return ["stdlib", *_REGISTERED]
 
 
 def load_data(request: DataRequest) -> Splits:
     """The data that `request` names, read, checked, tokenised and cut to blocks.
 
-    `spec` is, in this order: a registered name; a file or folder; the name of a data set on the Hugging Face hub.
+    `spec` is, in this order: a registered name, which settings may follow after a colon; a file or folder; the name of a
+    data set on the Hugging Face hub.
     Validation is `request.validation`, else the data's own validation split, else a fixed part that is held out.
     Raises ValueError naming the file or the option at fault.
     """
-    if request.spec in _REGISTERED:
-        return _REGISTERED[request.spec](request)
-    return _text(request)
+    loader = _REGISTERED.get(request.spec.partition(":")[0], _text)
+    return loader(request)
 
 
 def _find(spec: str, request: DataRequest) -> text_files.TextFiles | tables.Table:

@@ -106,6 +106,8 @@ def _run(checkpoints: list[str], suites: list[str], rest: list[str]) -> int:
     # lm-eval reads sys.argv; a flag with no subcommand before it means `run`.
     commands = ("run", "ls", "validate")
     arguments = rest if rest and rest[0] in commands else ["run", *rest]
+    if arguments == ["run"]:  # alone it would mean help, but --checkpoint and --suite may have been given
+        arguments = ["run", "--model", "fla_mesa"]
     with patch.object(sys, "argv", ["lm-eval", *arguments]):
         cli = HarnessCLI()
         parsed = cli.parse_args()

@@ -10,6 +10,8 @@ import numpy as np
 
 from fla_mesa.data.synthetic.own_haystack_niah import OwnHaystackNIAH
 
+SHORTEST = 320  # characters that hold any variant's needle, question and answer, and a haystack worth the name
+
 
 def documents(variant: int, **settings: Any) -> dict[str, datasets.Dataset]:
     """lm-eval's `custom_dataset`: it passes all of --metadata and --model_args.
@@ -38,7 +40,7 @@ def documents(variant: int, **settings: Any) -> dict[str, datasets.Dataset]:
     rng = np.random.default_rng([seed, variant])
     rows = []
     # Characters per token, learnt from the documents as they come; tokens are counted, characters are what can be chosen.
-    characters = float(length)
+    characters = float(max(length, SHORTEST))
     while len(rows) < samples:
         document = task.document(rng, length=int(characters))
         tokens = len(tokenizer(document.context + document.answer, add_special_tokens=False)["input_ids"])
@@ -47,8 +49,8 @@ def documents(variant: int, **settings: Any) -> dict[str, datasets.Dataset]:
         if tokens <= length and tokens >= 0.95 * length:
             rows.append({"context": document.context, "answer": document.answer})
         else:
-            characters = max(characters * 0.98 * length / tokens, 320)
-            if characters == 320 and tokens > length:
+            characters = max(characters * 0.98 * length / tokens, SHORTEST)
+            if characters == SHORTEST and tokens > length:
                 raise ValueError(
                     f"own_haystack_niah_{variant}: length {length} is too short for a document; it takes {tokens} tokens"
                 )

@@ -19,20 +19,20 @@ def set_solver(model: nn.Module, *, max_cg_steps: int | None = None, cg_toleranc
 
     Args:
         model: Any module with :class:`~fla_mesa.layers.MesaNet` layers in it.
-        max_cg_steps: Most conjugate-gradient steps, over sequences and per decoded token alike; >= 0. None leaves it.
-        cg_tolerance: Relative residual at which a position's solve stops; >= 0, where 0 means all steps. None leaves it.
+        max_cg_steps: Most conjugate-gradient steps, over sequences and per decoded token alike; >= 1. None leaves it.
+        cg_tolerance: Relative residual at which a position's solve stops; in (0, 1). None leaves it.
 
     Raises:
         ValueError: A value is out of range, or the model has no Mesa layer to set.
     """
     if max_cg_steps is not None and (
-        isinstance(max_cg_steps, bool) or not isinstance(max_cg_steps, int) or max_cg_steps < 0
+        isinstance(max_cg_steps, bool) or not isinstance(max_cg_steps, int) or max_cg_steps < 1
     ):
-        raise ValueError(f"max_cg_steps must be an integer >= 0; got {max_cg_steps!r}")
+        raise ValueError(f"max_cg_steps must be an integer >= 1; got {max_cg_steps!r}")
     if cg_tolerance is not None and (
-        isinstance(cg_tolerance, bool) or not isinstance(cg_tolerance, Real) or not 0 <= float(cg_tolerance) < 1
+        isinstance(cg_tolerance, bool) or not isinstance(cg_tolerance, Real) or not 0 < float(cg_tolerance) < 1
     ):
-        raise ValueError(f"cg_tolerance must be a number in [0, 1); got {cg_tolerance!r}")
+        raise ValueError(f"cg_tolerance must be a number in (0, 1); got {cg_tolerance!r}")
     if max_cg_steps is None and cg_tolerance is None:
         return
     layers = mesa_layers(model)

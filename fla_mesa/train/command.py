@@ -26,8 +26,9 @@ def finish(run: Run) -> int:
         metrics = run.train()
     except Interrupted as stop:
         checkpoint = folder.latest_checkpoint(run.folder)
+        flag = "--resume in place of --overwrite" if run.settings.overwrite else "--resume"
         after = (
-            f"the same command with --resume goes on from {checkpoint}" if checkpoint else "no checkpoint was saved yet"
+            f"the same command with {flag} goes on from {checkpoint}" if checkpoint else "no checkpoint was saved yet"
         )
         run.say(f"stopped by {stop.name}: {after}")
         return stop.exit_code

@@ -9,6 +9,7 @@ import difflib
 import math
 import os
 import sys
+from argparse import Action, ArgumentDefaultsHelpFormatter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -75,7 +76,13 @@ class RecipeSettings:
         metadata={"help": "Go on from the last complete checkpoint in --output_dir; start if there is none."},
     )
 
+    overwrite: bool = field(
+        default=False,
+        metadata={"help": "Start anew where --output_dir holds an earlier run, which is removed when training begins."},
+    )
+
     def __post_init__(self) -> None:
+        _check(not (self.resume and self.overwrite), "resume, overwrite", "both", "one of the two")
         _check(self.seq_len is None or self.seq_len >= 2, "seq_len", self.seq_len, "at least 2")
         _check(self.eval_tokens >= 0, "eval_tokens", self.eval_tokens, "0 (all) or more")
 
@@ -167,6 +174,13 @@ def default_output_dir(model: str, size: str) -> str:
     return os.path.join("runs", f"{model}-{size}")
 
 
+class _Help(ArgumentDefaultsHelpFormatter):
+    """Shows the defaults that there are."""
+
+    def _get_help_string(self, action: Action) -> str | None:
+        return action.help if action.default is None else super()._get_help_string(action)
+
+
 def parser() -> HfArgumentParser:
     """The parser of `fla-mesa train`: the recipe's own flags first, then every flag of TrainingArguments."""
     return HfArgumentParser(
@@ -175,6 +189,7 @@ def parser() -> HfArgumentParser:
         usage="fla-mesa train [--model NAME] [--size SIZE] [--data DATA] [--output_dir DIR] [--resume] [flags]",
         description="Train a language model and leave it, its tokenizer, metrics.json and loss.png in --output_dir.",
         epilog=f"Models: {', '.join(zoo.names())}. Sizes: {', '.join(zoo.sizes())}. Data: {', '.join(source_names())}.",
+        formatter_class=_Help,
         allow_abbrev=False,
     )
 

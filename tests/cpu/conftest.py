@@ -1,14 +1,9 @@
 import pytest
-import torch
 
 import fla_mesa.cpu
 
 
 @pytest.fixture(autouse=True, scope="session")
 def stand_ins():
+    """On a machine with an accelerator importing the package has not switched them on."""
     fla_mesa.cpu.enable()
-
-
-@pytest.fixture(autouse=True)
-def seed():
-    torch.manual_seed(0)

@@ -8,30 +8,8 @@ from fla.modules import activations, causal_conv1d, rotary
 from fla.modules.fused_linear_cross_entropy.ops import logsumexp_fwd
 from fla.modules.l2norm import l2_norm
 from fla.modules.rotary.ops import rotary_embedding_ref
-from torch.autograd import gradcheck
 
-f64 = torch.float64
-
-
-def close(actual, expected, tol=1e-5):
-    """Relative to the largest entry, as an error in a vector is."""
-    assert actual.shape == expected.shape
-    scale = expected.abs().max().clamp(min=1e-30)
-    assert (actual.to(f64) - expected.to(f64)).abs().max() <= tol * scale
-
-
-def compare(function, reference, inputs, tol=1e-5):
-    """Outputs and all gradients of `function` in float32 against `reference` in float64."""
-    x32 = [x.detach().float().requires_grad_() for x in inputs]
-    x64 = [x.detach().to(f64).requires_grad_() for x in inputs]
-    y32, y64 = function(*x32), reference(*x64)
-    y32, y64 = ([y] if isinstance(y, torch.Tensor) else list(y) for y in (y32, y64))
-    seeds = [torch.randn_like(y) for y in y64]
-    for a, b in zip(y32, y64, strict=True):
-        close(a, b, tol)
-    g32 = torch.autograd.grad(y32, x32, [s.float() for s in seeds])
-    for a, b in zip(g32, torch.autograd.grad(y64, x64, seeds), strict=True):
-        close(a, b, tol)
+from tests.cpu.compare import check_gradients, close, compare, f64
 
 
 def norm(x, w, b, eps, rms, groups=1):
@@ -68,7 +46,7 @@ def test_norms(kind, residual):
     inputs = [torch.randn(2, 5, D) * 3 + 1, torch.randn(D), torch.randn(D)]
     inputs += [torch.randn(2, 5, D)] if residual else []
     compare(ours, reference, inputs)
-    assert gradcheck(ours, [x.to(f64).requires_grad_() for x in inputs])
+    check_gradients(ours, inputs)
 
 
 @pytest.mark.parametrize("kind", ["rms", "layer"])
@@ -90,7 +68,7 @@ def test_gated_norms(kind, activation, residual):
 
     inputs = [torch.randn(2, 5, D), torch.randn(2, 5, D), torch.randn(D)] + ([torch.randn(2, 5, D)] if residual else [])
     compare(ours, reference, inputs)
-    assert gradcheck(ours, [x.to(f64).requires_grad_() for x in inputs])
+    check_gradients(ours, inputs)
 
 
 @pytest.mark.parametrize("kind", ["rms", "rms_gated"])
@@ -131,7 +109,7 @@ def test_l2_norm():
 
     x = torch.randn(2, 5, 3, 16)
     compare(l2_norm, reference, [x])
-    assert gradcheck(l2_norm, [x[:1, :2].to(f64).requires_grad_()])
+    check_gradients(l2_norm, [x[:1, :2]])
     assert l2_norm(x, output_dtype=torch.bfloat16).dtype == torch.bfloat16
 
 
@@ -163,7 +141,7 @@ def power_gate(x):
 def test_activations(ours, reference, shapes):
     inputs = [torch.randn(s) * 2 for s in shapes]
     compare(ours, reference, inputs)
-    assert gradcheck(ours, [x.to(f64).requires_grad_() for x in inputs])
+    check_gradients(ours, inputs)
     strided = [torch.randn(*s[:-1], s[-1] + 2)[..., : s[-1]] for s in shapes]
     close(ours(*strided), reference(*strided))
 
@@ -205,7 +183,7 @@ def test_convolution(lengths, state, activation):
         return y + r, torch.stack(states)
 
     compare(ours, reference, inputs)
-    assert gradcheck(ours, [x.to(f64).requires_grad_() for x in inputs])
+    check_gradients(ours, inputs)
 
 
 @torch.no_grad()
@@ -264,7 +242,7 @@ def test_rotary(interleaved, partial):
     compare(lambda x: ours(x, seqlen_offsets=5), lambda x: reference(x, t + 5), [x])
     offsets = torch.tensor([3, 11])
     compare(lambda x: ours(x, seqlen_offsets=offsets), lambda x: reference(x, t + offsets[:, None]), [x])
-    assert gradcheck(ours, x.to(f64).requires_grad_())
+    check_gradients(ours, [x])
 
     lengths = torch.tensor([4, 3])
     cu = torch.tensor([0, 4, 7])
@@ -325,7 +303,7 @@ def test_cross_entropy(reduction, options):
     close(module(logits, target)[1] + 1, reference(logits.to(f64))[1] + 1)
     compare(lambda x: module(x.clone(), target)[0], lambda x: reference(x)[0], [logits])
     if "inplace_backward" not in options:  # gradcheck goes back through one graph several times
-        assert gradcheck(lambda x: module(x.clone(), target)[0], logits.to(f64).requires_grad_())
+        check_gradients(lambda x: module(x.clone(), target)[0], [logits])
 
 
 def test_cross_entropy_overwrites_logits_only_if_asked():

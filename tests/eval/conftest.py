@@ -1,30 +1,19 @@
-"""Tiny checkpoints with random weights and a byte tokenizer, made once a session."""
+"""Tiny checkpoints with random weights and a byte tokenizer, made once a session, and one directory of local tasks."""
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from fla_mesa.data import synthetic
+from fla_mesa.data.tokenizer import VOCAB_SIZE, byte_tokenizer
 from fla_mesa.models import MesaNetConfig, MesaNetForCausalLM
 
-BYTES = 257  # 256 bytes in order, and the end
 
-
-def byte_tokenizer() -> PreTrainedTokenizerFast:
-    """Ids are bytes. The byte-level alphabet maps printable bytes to themselves and the others to code points from 256 on."""
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [byte for byte in range(256) if byte not in printable]
-    symbol = {byte: chr(byte) for byte in printable} | {byte: chr(256 + i) for i, byte in enumerate(others)}
-    tokenizer = Tokenizer(models.BPE({symbol[byte]: byte for byte in range(256)}, []))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>", pad_token="<|end|>")
-
-
-def llama(vocab_size: int = BYTES) -> LlamaForCausalLM:
+def llama(vocab_size: int = VOCAB_SIZE) -> LlamaForCausalLM:
     torch.manual_seed(0)
     return LlamaForCausalLM(
         LlamaConfig(
@@ -41,7 +30,7 @@ def llama(vocab_size: int = BYTES) -> LlamaForCausalLM:
     ).eval()
 
 
-def mesanet(vocab_size: int = BYTES) -> MesaNetForCausalLM:
+def mesanet(vocab_size: int = VOCAB_SIZE) -> MesaNetForCausalLM:
     torch.manual_seed(0)
     model = MesaNetForCausalLM(
         MesaNetConfig(
@@ -82,3 +71,54 @@ def suite_checkpoint(tmp_path_factory):
     mesanet(suite.vocab_size).save_pretrained(path)
     synthetic.number_tokenizer(suite).save_pretrained(path)
     return path
+
+
+@pytest.fixture(params=["llama", "mesanet"])
+def text_checkpoint(request):
+    """A checkpoint of bytes: of transformers' own family, then of this package's."""
+    return request.getfixturevalue(f"{request.param}_checkpoint")
+
+
+QUESTIONS = [
+    {"question": "What do owls eat?", "choices": ["mice", "stone", "a long answer that is not true"], "answer": 0},
+    {"question": "Which is a colour?", "choices": ["seven", "blue", "run"], "answer": 1},
+    {"question": "How many legs has a horse?", "choices": ["three", "five of them", "four"], "answer": 2},
+    {"question": "Is it raining?", "choices": ["yes", "no", "perhaps"], "answer": 1},
+    {"question": "Short?", "choices": ["a", "b", "c"], "answer": 0},
+]
+
+
+@pytest.fixture(autouse=True)
+def no_inventory(monkeypatch):
+    """lm-eval lists the machine's packages for every evaluation, a second each time; no test here looks at the list."""
+    monkeypatch.setattr("lm_eval.evaluator.add_env_info", lambda storage: None)
+
+
+@pytest.fixture(scope="session")
+def questions():
+    """The documents of `local_choice` and `local_generation`."""
+    return QUESTIONS
+
+
+@pytest.fixture(scope="session")
+def local_tasks(tmp_path_factory):
+    """YAML tasks on local files: multiple choice, generation, and one whose data is missing."""
+    folder = tmp_path_factory.mktemp("tasks")
+    (folder / "questions.jsonl").write_text("".join(json.dumps(question) + "\n" for question in QUESTIONS))
+    source = (
+        f"dataset_path: json\ndataset_kwargs:\n  data_files: {{test: {folder / 'questions.jsonl'}}}\ntest_split: test\n"
+    )
+    (folder / "choice.yaml").write_text(
+        "task: local_choice\noutput_type: multiple_choice\ndoc_to_text: '{{question}}'\ndoc_to_choice: '{{choices}}'\n"
+        "doc_to_target: '{{answer}}'\nnum_fewshot: 0\nmetric_list: [{metric: acc}]\n" + source
+    )
+    (folder / "generate.yaml").write_text(
+        "task: local_generation\noutput_type: generate_until\ndoc_to_text: '{{question}}'\ndoc_to_target: 'x'\n"
+        "num_fewshot: 0\ngeneration_kwargs: {until: ['never'], max_gen_toks: 12}\n"
+        "metric_list: [{metric: exact_match}]\n" + source
+    )
+    (folder / "missing.yaml").write_text(
+        "task: local_missing\noutput_type: multiple_choice\ndoc_to_text: x\ndoc_to_choice: [a, b]\ndoc_to_target: 0\n"
+        f"dataset_path: json\ndataset_kwargs:\n  data_files: {{test: {folder / 'nothing.jsonl'}}}\ntest_split: test\n"
+    )
+    return folder

@@ -8,6 +8,7 @@ import sys
 import time
 import traceback
 from dataclasses import replace
+from itertools import islice
 
 import numpy as np
 import pytest
@@ -214,9 +215,7 @@ def test_all_models_see_the_same_tokens_in_the_same_order(text, tmp_path):
             str(tmp_path / name),
         ]
         run = Run(*parse_training(flags), say=lambda _: None)
-        orders.append(
-            torch.stack([batch["input_ids"] for batch, _ in zip(run.trainer.get_train_dataloader(), range(5))])
-        )
+        orders.append(torch.stack([batch["input_ids"] for batch in islice(run.trainer.get_train_dataloader(), 5)]))
     assert torch.equal(*orders)
 
 

@@ -31,16 +31,16 @@ def conjugate_gradients(
     Returns:
         ``x`` like b; ``iterations`` int32 and ``residual`` (relative, dtype of b), both ``[..., C]``.
     """
-    scale = b.abs().amax(-1, keepdim=True)
+    scale = torch.linalg.vector_norm(b, ord=torch.inf, dim=-1, keepdim=True)
     zero = scale == 0
     r = b.div_(scale.masked_fill(zero, 1))
-    x, y, p = torch.zeros_like(r), torch.empty_like(r), r.clone()
+    x, y, p, product = torch.zeros_like(r), torch.empty_like(r), r.clone(), torch.empty_like(r)
     b_norm = torch.linalg.vector_norm(r, dim=-1, keepdim=True)  # in [1, sqrt(K)], or 0, or NaN
     r_norm, active = b_norm, b_norm > 0
     iterations = torch.zeros_like(active, dtype=torch.int32)
     for _ in range(max_steps):
         operator(p, y)
-        curvature = (p * y).sum(-1, keepdim=True)
+        curvature = torch.mul(p, y, out=product).sum(-1, keepdim=True)
         active = active & ~(curvature <= 0)  # NaN goes on, so that it reaches x
         step = torch.where(active, r_norm.square() / curvature, 0)
         x.addcmul_(p, step)

@@ -21,9 +21,8 @@ def scan_states(tiles: Tiles, update: torch.Tensor, decay: torch.Tensor, initial
     """
     rows = tiles.batch * tiles.heads
     update, decay = update.unflatten(0, (rows, -1)), decay.view(rows, -1, 1, 1)
-    states = update.new_empty(rows, tiles.per_row + len(tiles.begin), *update.shape[2:])
-    first = [tiles.slot[j] for j in tiles.begin]
-    states[:, first] = 0 if initial is None else tiles.split_states(initial).to(states)
+    states = update.new_empty(rows, tiles.last_slots[-1] + 1, *update.shape[2:])
+    states[:, tiles.first_slots] = 0 if initial is None else tiles.split_states(initial).to(states)
     for j, slot in enumerate(tiles.slot):
         torch.addcmul(update[:, j], decay[:, j], states[:, slot], out=states[:, slot + 1])
     return states
@@ -43,9 +42,8 @@ def scan_adjoints(tiles: Tiles, update: torch.Tensor, decay: torch.Tensor, final
     """
     rows = tiles.batch * tiles.heads
     update, decay = update.unflatten(0, (rows, -1)), decay.view(rows, -1, 1, 1)
-    adjoints = update.new_empty(rows, tiles.per_row + len(tiles.begin), *update.shape[2:])
-    last = [tiles.slot[j - 1] + 1 for j in tiles.end]
-    adjoints[:, last] = 0 if final is None else tiles.split_states(final).to(adjoints)
+    adjoints = update.new_empty(rows, tiles.last_slots[-1] + 1, *update.shape[2:])
+    adjoints[:, tiles.last_slots] = 0 if final is None else tiles.split_states(final).to(adjoints)
     for j, slot in reversed(list(enumerate(tiles.slot))):
         torch.addcmul(update[:, j], decay[:, j], adjoints[:, slot + 1], out=adjoints[:, slot])
     return adjoints

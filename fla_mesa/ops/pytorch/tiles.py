@@ -9,41 +9,50 @@ A tile never holds positions of two sequences; unused positions at the end of a 
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 import torch.nn.functional as F
 
 
 class Tiles:
-    """The tiles of one call.
+    """The tiles of one segment.
 
     Args:
-        batch, time, heads: Sizes of the input ``[B, T, H, ...]``.
-        size: Positions of a tile, C.
-        cu_seqlens: Boundaries of packed sequences ``[N + 1]``, or None for B sequences of length T.
+        batch, time, heads: Sizes of the segment ``[B, T, H, ...]``.
+        size: Positions of a tile, C; fewer if no sequence has as many.
+        cu_seqlens: Boundaries of packed sequences, N + 1 of them, or None for B sequences of length T.
         device: Where the tensors are.
     """
 
     def __init__(
-        self, batch: int, time: int, heads: int, size: int, cu_seqlens: torch.Tensor | None, device: torch.device
+        self, batch: int, time: int, heads: int, size: int, cu_seqlens: list[int] | None, device: torch.device
     ):
-        self.batch, self.time, self.heads, self.size = batch, time, heads, size
+        boundaries = [0, time] if cu_seqlens is None else cu_seqlens
+        lengths = [end - start for start, end in itertools.pairwise(boundaries)]
+        self.batch, self.time, self.heads, self.size = batch, time, heads, min(size, max(lengths))
         self.packed = cu_seqlens is not None
-        lengths = [time] if cu_seqlens is None else cu_seqlens.diff().tolist()
-        counts = [-(-length // size) for length in lengths]
-        self.per_row = sum(counts)  # J
-        # Tiles begin[n] .. end[n] - 1 of a row belong to its n-th sequence.
-        self.end = torch.tensor(counts).cumsum(0).tolist()
-        self.begin = [e - c for e, c in zip(self.end, counts, strict=True)]
-        # A row of states has one slot more per sequence than tiles: the state before each tile and the one after the last.
-        self.slot = [j + n for n, (b, e) in enumerate(zip(self.begin, self.end, strict=True)) for j in range(b, e)]
+        counts = [-(-length // self.size) for length in lengths]
+        ends = list(itertools.accumulate(counts))
+        self.per_row = ends[-1]  # J
+        # A row of states has one slot more per sequence than tiles: the state before each tile and the one after the last. The n-th
+        # sequence of a row has tiles ends[n] - counts[n] .. ends[n] - 1; tile j finds the state before it in slot[j].
+        self.slot = [
+            j + n for n, (count, end) in enumerate(zip(counts, ends, strict=True)) for j in range(end - count, end)
+        ]
+        self.first_slots = [end - count + n for n, (count, end) in enumerate(zip(counts, ends, strict=True))]
+        self.last_slots = [end + n for n, end in enumerate(ends)]
         if cu_seqlens is not None:
-            positions = torch.arange(time, device=device)
-            starts = cu_seqlens[:-1].to(device=device, dtype=torch.long)
-            sequence = torch.bucketize(positions, starts, right=True) - 1
-            first = torch.tensor(self.begin, device=device) * size
             # place[t]: where position t lies in the row of J * C places; source: the inverse, T where a place is unused.
-            self.place = first[sequence] + positions - starts[sequence]
-            self.source = torch.full((self.per_row * size,), time, device=device).scatter_(0, self.place, positions)
+            offsets = [
+                (end - count) * self.size - start for count, end, start in zip(counts, ends, boundaries, strict=False)
+            ]
+            repeats = torch.tensor(lengths, device=device)
+            self.place = torch.arange(time, device=device) + torch.tensor(offsets, device=device).repeat_interleave(
+                repeats
+            )
+            self.source = torch.full((self.per_row * self.size,), time, device=device)
+            self.source[self.place] = torch.arange(time, device=device)
 
     def split(self, x: torch.Tensor) -> torch.Tensor:
         """``[B, T, H, *D] -> [Z, C, *D]``."""
@@ -67,6 +76,15 @@ class Tiles:
         """``[R, sequences of a row, *D] -> [N, H, *D]``."""
         return h.transpose(0, 1).contiguous() if self.packed else h.squeeze(1).unflatten(0, (self.batch, self.heads))
 
-    def per_head(self, x: torch.Tensor) -> torch.Tensor:
-        """``[H, *D] -> [Z, *D]``, each tile the entry of its head."""
-        return x[None, :, None].expand(self.batch, -1, self.per_row, *x.shape[1:]).flatten(0, 2)
+    def before(self, states: torch.Tensor) -> torch.Tensor:
+        """``[R, slots, *D] -> [Z, *D]``, the states before the tiles."""
+        return self._at(states, 0)
+
+    def after(self, states: torch.Tensor) -> torch.Tensor:
+        """``[R, slots, *D] -> [Z, *D]``, the states after the tiles."""
+        return self._at(states, 1)
+
+    def _at(self, states: torch.Tensor, shift: int) -> torch.Tensor:
+        if self.packed:
+            return states[:, [slot + shift for slot in self.slot]].flatten(0, 1)
+        return states[:, shift : self.per_row + shift].flatten(0, 1)

@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import torch
-from fla.ops.utils import chunk_local_cumsum
 from fla.utils import input_guard
 
-from fla_mesa.ops.triton.chunks import CHUNK, compute_states, cumulative_gates, cut, marked_beta, state_blocks
+from fla_mesa.ops.triton.chunks import (
+    CHUNK,
+    compute_states,
+    cumulative_gates,
+    cut,
+    local_cumsum,
+    marked_beta,
+    state_blocks,
+)
 from fla_mesa.ops.triton.forward import output_block
 from fla_mesa.ops.triton.kernels_backward import keys_values_backward_kernel, solve_backward_kernel
 from fla_mesa.ops.triton.kernels_states import states_backward_kernel
-from fla_mesa.ops.triton.plan import Plan, check_supported, make_plan
+from fla_mesa.ops.triton.plan import Plan, capability_of, check_supported, make_plan
 from fla_mesa.ops.types import ChunkGradients
 
+KEYS = 16  # whose gradients one program computes, from all rows of their chunk
 
-@input_guard
+
+@input_guard  # pyright: ignore[reportArgumentType] (fla types it for functions that return a tensor)
 def chunk_backward(
     k: torch.Tensor,
     v: torch.Tensor,
@@ -51,7 +60,7 @@ def chunk_backward(
     check_supported(k=k, v=v, g=g, beta=beta, lamb=lamb, h_kk_init=h_kk_init, h_kv_init=h_kv_init, x=x, do=do,
                     dh_kk=dh_kk, dh_kv=dh_kv)  # fmt: skip
     B, T, H, K, V = *k.shape, v.shape[-1]
-    plan = plan or make_plan(K)
+    plan = plan or make_plan(K, capability=capability_of(k.device))
     chunks = cut(k, cu_seqlens, cu_seqlens_cpu)
     a = cumulative_gates(g, chunks)
     beta = marked_beta(k, beta)
@@ -84,13 +93,11 @@ def chunk_backward(
 
     dk, dv = torch.empty_like(x), torch.empty_like(v, dtype=torch.float32)
     dbeta, da = torch.empty_like(da_rows), torch.empty_like(da_rows)
-    keys_values_backward_kernel[grid](
+    keys_values_backward_kernel[(B * H * chunks.per_grid * (plan.BT // KEYS),)](
         k=k, v=v, g=a, beta=beta, x=x, y=y, do=do, dh_kk=dh_kk_chunks, dh_kv=dh_kv_chunks, inner=inner.sum(-1),
         da_rows=da_rows, dk=dk, dv=dv, dbeta=dbeta, da=da, cu_seqlens=chunks.cu_seqlens,
-        chunk_indices=chunks.indices, T=T, n_chunks=chunks.per_grid, H=H, K=K, V=V, BT=plan.BT, BR=plan.BR,
+        chunk_indices=chunks.indices, T=T, n_chunks=chunks.per_grid, H=H, K=K, V=V, BT=plan.BT, BR=KEYS,
         BD=plan.BD, BN=output_block(max(K, V)), PRECISION=plan.FINE,
     )  # fmt: skip
-    dg = chunk_local_cumsum(
-        da, chunk_size=CHUNK, reverse=True, cu_seqlens=chunks.cu_seqlens, chunk_indices=chunks.indices
-    )
+    dg = local_cumsum(da, chunk_size=CHUNK, reverse=True, cu_seqlens=chunks.cu_seqlens, chunk_indices=chunks.indices)
     return ChunkGradients(y, dk, dv, dg, dbeta, dlamb.sum(0), dh_kk_init, dh_kv_init)

@@ -8,11 +8,11 @@ from fla.utils import input_guard
 
 from fla_mesa.ops.triton.chunks import compute_states, cumulative_gates, cut, marked_beta
 from fla_mesa.ops.triton.kernels_forward import solve_output_kernel
-from fla_mesa.ops.triton.plan import Plan, check_supported, make_plan
+from fla_mesa.ops.triton.plan import Plan, capability_of, check_supported, make_plan
 from fla_mesa.ops.types import ChunkForward
 
 
-@input_guard
+@input_guard  # pyright: ignore[reportArgumentType] (fla types it for functions that return a tensor)
 def chunk_forward(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -40,7 +40,7 @@ def chunk_forward(
     """
     check_supported(q=q, k=k, v=v, g=g, beta=beta, lamb=lamb, h_kk_init=h_kk_init, h_kv_init=h_kv_init)
     B, T, H, K, V = *k.shape, v.shape[-1]
-    plan = plan or make_plan(K)
+    plan = plan or make_plan(K, capability=capability_of(k.device))
     chunks = cut(k, cu_seqlens, cu_seqlens_cpu)
     a = cumulative_gates(g, chunks)
     beta = marked_beta(k, beta)

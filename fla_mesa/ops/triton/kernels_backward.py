@@ -1,3 +1,6 @@
+# pyright: reportOperatorIssue=false, reportArgumentType=false, reportCallIssue=false, reportAttributeAccessIssue=false
+# pyright: reportGeneralTypeIssues=false, reportIndexIssue=false, reportOptionalSubscript=false, reportReturnType=false
+# (device code: types mean something else to Triton)
 """Backward kernels: the second solve with what feeds it, and the gradients of keys, values and gates.
 
 With dx_t = G_t do_t and y_t = (H_t + diag(lamb))^-1 dx_t, every gradient but those of q (which is y) and lamb (which is
@@ -10,12 +13,14 @@ from fla.ops.utils.op import exp2
 from fla.utils import autotune_cache_kwargs
 
 from fla_mesa.ops.triton.kernels_solve import attend, dot, locate, solve_tile
+from fla_mesa.ops.triton.plan import solve_configs
 
 
 @triton.heuristics({"IS_VARLEN": lambda args: args["cu_seqlens"] is not None})
 @triton.autotune(
     configs=[triton.Config({}, num_warps=w, num_stages=1) for w in (4, 8)],
     key=["H", "K", "V", "BT", "BR", "RESIDENT", "REFINE", "PRECISION", "FINE"],
+    prune_configs_by={"early_config_prune": solve_configs},
     **autotune_cache_kwargs,
 )
 @triton.jit(do_not_specialize=["T", "n_chunks", "max_steps"])
@@ -70,7 +75,7 @@ def solve_backward_kernel(
 
 @triton.heuristics({"IS_VARLEN": lambda args: args["cu_seqlens"] is not None})
 @triton.autotune(
-    configs=[triton.Config({}, num_warps=w, num_stages=s) for w, s in ((4, 1), (8, 1), (4, 2))],
+    configs=[triton.Config({}, num_warps=w, num_stages=s) for w, s in ((8, 1), (8, 2))],
     key=["H", "K", "V", "BT", "BR", "PRECISION"],
     **autotune_cache_kwargs,
 )

@@ -1,3 +1,6 @@
+# pyright: reportOperatorIssue=false, reportArgumentType=false, reportCallIssue=false, reportAttributeAccessIssue=false
+# pyright: reportGeneralTypeIssues=false, reportIndexIssue=false, reportOptionalSubscript=false, reportReturnType=false
+# (device code: types mean something else to Triton)
 """Forward kernel: the solve of a tile and, while it is in the cache, the output o_t = G_t'x_t."""
 
 import triton
@@ -5,12 +8,14 @@ import triton.language as tl
 from fla.utils import autotune_cache_kwargs
 
 from fla_mesa.ops.triton.kernels_solve import attend, locate, solve_tile
+from fla_mesa.ops.triton.plan import solve_configs
 
 
 @triton.heuristics({"IS_VARLEN": lambda args: args["cu_seqlens"] is not None})
 @triton.autotune(
     configs=[triton.Config({}, num_warps=w, num_stages=1) for w in (4, 8)],
     key=["H", "K", "V", "BT", "BR", "RESIDENT", "REFINE", "PRECISION", "FINE"],
+    prune_configs_by={"early_config_prune": solve_configs},
     **autotune_cache_kwargs,
 )
 @triton.jit(do_not_specialize=["T", "n_chunks", "max_steps"])

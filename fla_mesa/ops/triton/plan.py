@@ -6,9 +6,11 @@ from typing import NamedTuple
 
 import torch
 import triton
+from triton import knobs
 
 CHUNK = 64  # positions between stored states
 MAX_HEAD_SIZE = 256
+SMALL_SHARED_MEMORY = ((8, 6), (8, 9), (12, 0), (12, 1))  # compute capabilities with 99 KiB a block
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -38,13 +40,35 @@ class Plan(NamedTuple):
     FINE: str
 
 
-def make_plan(K: int, *, PRECISION: str = "bf16x3", REFINE: bool = True, FINE: str = "tf32x3") -> Plan:
-    """The default plan for key size K."""
+def make_plan(
+    K: int,
+    *,
+    capability: tuple[int, int] = (9, 0),
+    PRECISION: str = "bf16x3",
+    REFINE: bool = True,
+    FINE: str = "tf32x3",
+) -> Plan:
+    """The default plan for key size K on a device of this compute capability."""
     BK = power_of_two(K)
-    RESIDENT = BK <= 128
+    # The state of 128 channels and a chunk of keys take 112 KiB of shared memory, more than these have.
+    largest = 64 if capability in SMALL_SHARED_MEMORY else 128
+    RESIDENT = largest >= BK
+    # Rows that fit the registers without spilling (table in benchmarks/results/kernels_static_*.md).
+    BR = 32 if RESIDENT and (BK <= 64 or capability[0] >= 9) else 16
     # The interpreter's time goes by the number of operations, not by their size.
     BLOCK = 64 if interpreted() else 16
-    return Plan(CHUNK, 32 if RESIDENT else 16, BK, BLOCK, BLOCK, RESIDENT, REFINE, PRECISION, FINE)
+    return Plan(CHUNK, BR, BK, BLOCK, BLOCK, RESIDENT, REFINE, PRECISION, FINE)
+
+
+def capability_of(device: torch.device) -> tuple[int, int]:
+    """Compute capability of a GPU; that of the largest the kernels are laid out for where there is none to ask."""
+    return torch.cuda.get_device_capability(device) if device.type == "cuda" else (9, 0)
+
+
+def solve_configs(configs: list[triton.Config], named_args: dict, **constants) -> list[triton.Config]:
+    """Of the solve's configurations, those that do not spill: eight warps where rows are long."""
+    BK = (named_args | constants)["BK"]
+    return [c for c in configs if c.num_warps == 8 or BK <= 64]
 
 
 def power_of_two(n: int) -> int:
@@ -54,7 +78,7 @@ def power_of_two(n: int) -> int:
 
 def interpreted() -> bool:
     """Whether kernels run in Triton's interpreter, which takes CPU tensors."""
-    return bool(triton.knobs.runtime.interpret)
+    return bool(knobs.runtime.interpret)
 
 
 def check_supported(**tensors: torch.Tensor | None) -> None:

@@ -1,0 +1,278 @@
+"""Registers, spills, shared memory, occupancy and matrix instructions of every kernel, compiled for GPUs that need not be there.
+
+    python benchmarks/kernels_static.py [--arch 80 86 90] [--size 64 128 256] [--dtype bfloat16] [--all-configs] [--out FILE]
+
+Triton compiles each kernel for the target and the ptxas that comes with it reports what it used. fla's kernels of the same op are
+in the same table. Rows are (kernel, head size, warps, stages) for every target; the first configuration of each kernel is the
+default one, the others are what autotuning may choose.
+
+Needs triton and flash-linear-attention, no GPU and no driver. Run it without TRITON_INTERPRET.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import os
+import platform
+import re
+import sys
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from triton.runtime.errors import PTXASError
+
+warnings.filterwarnings("ignore", message=".*Triton is not supported on current platform.*")
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from fla_mesa.ops.triton import kernels_backward, kernels_forward, kernels_states, kernels_step  # noqa: E402
+from fla_mesa.ops.triton.backward import KEYS  # noqa: E402
+from fla_mesa.ops.triton.chunks import state_blocks  # noqa: E402
+from fla_mesa.ops.triton.forward import output_block  # noqa: E402
+from fla_mesa.ops.triton.plan import CHUNK, make_plan, power_of_two  # noqa: E402
+
+HEADS = 16  # of the model whose kernels are compiled; it only enters strides
+TYPES = {"float32": "*fp32", "bfloat16": "*bf16", "float16": "*fp16"}
+
+
+@dataclass(frozen=True)
+class Target:
+    """Limits of a streaming multiprocessor (CUDA C++ programming guide, table of technical specifications)."""
+
+    shared_per_block: int
+    shared_per_sm: int
+    warps_per_sm: int
+    blocks_per_sm: int
+    registers_per_sm: int = 65536
+
+    def occupancy(self, registers: int, shared: int, warps: int) -> float:
+        """Share of the warps of a multiprocessor that can be resident."""
+        registers_per_warp = -(-registers // 8) * 8 * 32
+        blocks = min(
+            self.blocks_per_sm,
+            self.warps_per_sm // warps,
+            self.registers_per_sm // (registers_per_warp * warps),
+            self.shared_per_sm // (shared + 1024),  # the driver keeps 1 KiB of each block
+        )
+        return blocks * warps / self.warps_per_sm
+
+
+TARGETS = {
+    80: Target(163 * 1024, 164 * 1024, 64, 32),
+    86: Target(99 * 1024, 100 * 1024, 48, 16),
+    90: Target(227 * 1024, 228 * 1024, 64, 32),
+}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One kernel to compile: pointers and scalars by name with their Triton types, and compile-time constants."""
+
+    name: str
+    kernel: Any
+    types: dict[str, str]
+    constants: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What a compiled kernel takes. Spills are bytes a thread."""
+
+    registers: int
+    spill_stores: int
+    spill_loads: int
+    shared: int
+    wgmma: int
+    mma: int
+    occupancy: float
+
+
+def autotuner_of(kernel: Any) -> Any | None:
+    """The autotuner under a kernel's decorators."""
+    while not hasattr(kernel, "configs"):
+        if isinstance(kernel, triton.runtime.jit.JITFunction):
+            return None
+        kernel = kernel.fn
+    return kernel
+
+
+def configurations(job: Job) -> list[triton.Config]:
+    """What autotuning may choose for this job, the default first."""
+    tuner = autotuner_of(job.kernel)
+    if tuner is None:
+        return [triton.Config({}, num_warps=job.constants.get("num_warps", 4), num_stages=1)]
+    prune = tuner.early_config_prune
+    return list(prune(tuner.configs, job.constants) if prune else tuner.configs)
+
+
+def compile_for(job: Job, arch: int, config: triton.Config) -> Usage:
+    """Compile one kernel in one configuration for one target.
+
+    Raises:
+        triton.runtime.errors.PTXASError: ptxas refuses the kernel, for want of shared memory, say.
+    """
+    jit = job.kernel
+    while not isinstance(jit, triton.runtime.jit.JITFunction):
+        jit = jit.fn
+    constants = {n: c for n, c in job.constants.items() if n in jit.arg_names} | config.kwargs
+    signature = {n: "constexpr" if n in constants else job.types[n] for n in jit.arg_names}
+    aligned = {(i,): [["tt.divisibility", 16]] for i, n in enumerate(jit.arg_names) if signature[n].startswith("*")}
+    source = ASTSource(
+        fn=jit,
+        signature=signature,
+        constexprs={(jit.arg_names.index(n),): value for n, value in constants.items()},
+        attrs=aligned,
+    )
+    options = {"num_warps": config.num_warps, "num_stages": config.num_stages}
+    # Triton calls ptxas itself, with its own choice of version and flags; what that call printed is what counts.
+    with (
+        triton.knobs.compilation.scope(),
+        triton.knobs.nvidia.scope(),
+        contextlib.redirect_stdout(io.StringIO()) as log,
+    ):
+        triton.knobs.compilation.always_compile = True
+        triton.knobs.nvidia.dump_ptxas_log = True
+        compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
+    log, ptx = log.getvalue(), compiled.asm["ptx"]
+    spills = re.search(r"(\d+) bytes spill stores, (\d+) bytes spill loads", log)
+    registers = re.search(r"Used (\d+) registers", log)
+    if spills is None or registers is None:
+        raise RuntimeError(f"ptxas said nothing of registers for {job.name}:\n{log}")
+    shared = compiled.metadata.shared
+    return Usage(
+        int(registers[1]), int(spills[1]), int(spills[2]), shared, ptx.count("wgmma.mma_async"), ptx.count("mma.sync"),
+        TARGETS[arch].occupancy(int(registers[1]), shared, config.num_warps),
+    )  # fmt: skip
+
+
+def our_jobs(size: int, dtype: str, arch: int) -> Iterator[Job]:
+    """The kernels of this package for K = V = size, as their launchers call them."""
+    plan = make_plan(size, capability=(arch // 10, arch % 10))
+    given, f32, i32 = TYPES[dtype], "*fp32", "*i32"
+    inputs = {"q": given, "k": given, "v": given, "o": given, "do": given}
+    floats = ["g", "beta", "lamb", "h_kk", "h_kv", "h_kk_init", "h_kv_init", "h_kk_final", "h_kv_final", "h_kk_new"]
+    floats += ["h_kv_new", "x", "y", "dx", "dk", "dv", "da", "da_rows", "dbeta", "dlamb", "dh_kk", "dh_kv", "inner"]
+    floats += ["dh_kk_final", "dh_kv_final", "dh_kk_init", "dh_kv_init", "residual", "scratch"]
+    types = inputs | dict.fromkeys(floats, f32) | {"iterations": i32}
+    types |= {"T": "i32", "n_chunks": "i32", "max_steps": "i32", "tolerance": "fp32"}
+    sizes = {"H": HEADS, "K": size, "V": size, "cu_seqlens": None, "chunk_indices": None, "chunk_offsets": None}
+    sizes |= {"IS_VARLEN": False}
+    solve = sizes | plan._asdict() | ({"scratch": None} if plan.RESIDENT else {})
+    states = sizes | state_blocks(size, size) | {"BT": CHUNK, "PRECISION": plan.FINE, "HAS_INIT": True}
+    yield Job("chunk states", kernels_states.states_kernel, types, states)
+    yield Job("solve + output", kernels_forward.solve_output_kernel, types, solve | {"BV": output_block(size)})
+    yield Job("solve, backward", kernels_backward.solve_backward_kernel, types, solve)
+    yield Job(
+        "chunk states, backward", kernels_states.states_backward_kernel, types,
+        states | {"HAS_DH_KK": True, "HAS_DH_KV": True},
+    )  # fmt: skip
+    yield Job(
+        "keys and values, backward", kernels_backward.keys_values_backward_kernel, types,
+        sizes | {"BT": plan.BT, "BR": KEYS, "BD": plan.BD, "BN": output_block(size), "PRECISION": plan.FINE},
+    )  # fmt: skip
+    resident = power_of_two(size) <= 128
+    step = sizes | {"BK": power_of_two(size), "BV": output_block(size), "BD": 32, "RESIDENT": resident}
+    yield Job("decoding step", kernels_step.step_kernel, types, step | ({"scratch": None} if resident else {}))
+
+
+def fla_jobs(size: int, dtype: str) -> Iterator[Job]:
+    """fla's kernels of the same op, as its launchers call them: q, k and q* in float16, K = V <= 128."""
+    from fla.ops.mesa_net import (
+        chunk_cg_solver_bwd,
+        chunk_cg_solver_fwd,
+        chunk_h_fwd,
+        chunk_h_kk_intra_bwd,
+        chunk_h_kv_intra_bwd,
+        decoding_one_step,
+    )
+
+    half, given, f32 = "*fp16", TYPES["bfloat16" if dtype == "float32" else dtype], "*fp32"
+    types = dict.fromkeys(["q", "k", "q_final", "q_star", "dq_final", "dk", "dk_beta"], half)
+    types |= dict.fromkeys(["v", "o", "do", "dv"], given) | {"h_kv": "*bf16", "dh_kv": half, "dh": half}
+    types |= dict.fromkeys(["g", "beta", "lamb", "h", "dg", "dbeta", "dlamb", "dq", "h_init", "h_kv_init"], f32)
+    types |= dict.fromkeys(["h_final", "h_kv_final", "prev_h_kk", "prev_h_kv", "curr_h_kk", "curr_h_kv"], f32)
+    types |= {"T": "i32", "B": "i32"}
+    common = {"H": HEADS, "K": size, "V": size, "BT": CHUNK, "BK": size, "BV": size, "B": 4, "max_CG_iteration": 30}
+    common |= {"IS_VARLEN": False, "cu_seqlens": None, "chunk_indices": None, "split_offsets": None}
+    states = common | {"BS": CHUNK, "BK": 64, "BV": 64, "USE_INITIAL_STATE": True, "STORE_FINAL_STATE": True}
+    yield Job("fla: chunk states", chunk_h_fwd.chunk_mesa_net_fwd_kernel_h, types, states)
+    yield Job("fla: CG + output", chunk_cg_solver_fwd.chunk_fwd_mesa_cg_dim64_kernel, types, common)
+    yield Job("fla: CG, backward", chunk_cg_solver_bwd.chunk_fwd_mesa_cg_dim64_kernel, types, common)
+    yield Job("fla: G part, backward", chunk_h_kv_intra_bwd.chunk_mesa_net_h_kv_bwd_intra_kernel, types, common)
+    half_dq = types | {"dq": half}
+    yield Job("fla: H part, backward", chunk_h_kk_intra_bwd.chunk_mesa_net_h_kk_bwd_intra_kernel, half_dq, common)
+    step = common | {"MAX_CG_STEP": 30, "num_warps": 4 if size <= 64 else 8}
+    yield Job(
+        "fla: decoding step",
+        decoding_one_step.mesa_net_decoding_one_step_kernel,
+        types | {"q": given, "k": given},
+        step,
+    )
+
+
+def table(archs: list[int], sizes: list[int], dtype: str, all_configs: bool) -> list[str]:
+    """The table in Markdown, line by line."""
+    lines = [
+        "| kernel | K = V | warps, stages | target | registers | spill bytes | shared KiB | occupancy | matrix instructions |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for size in sizes:
+        for arch in archs:
+            jobs = [*our_jobs(size, dtype, arch), *(fla_jobs(size, dtype) if size <= 128 else ())]
+            for job in jobs:
+                for config in configurations(job)[: None if all_configs else 1]:
+                    head = f"| {job.name} | {size} | {config.num_warps}, {config.num_stages} | sm_{arch} |"
+                    try:
+                        use = compile_for(job, arch, config)
+                    except PTXASError as error:
+                        lines.append(f"{head} does not compile: {str(error).strip().splitlines()[0][:120]} | | | | |")
+                        continue
+                    over = " (over the limit)" if use.shared > TARGETS[arch].shared_per_block else ""
+                    kind = f"{use.wgmma} wgmma, " if use.wgmma else ""
+                    lines.append(
+                        f"{head} {use.registers} | {use.spill_stores} | {use.shared / 1024:.0f}{over} "
+                        f"| {use.occupancy:.0%} | {kind}{use.mma} mma |"
+                    )
+                    print(lines[-1], file=sys.stderr, flush=True)
+    return lines
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--arch", type=int, nargs="+", default=[80, 86, 90], choices=sorted(TARGETS))
+    parser.add_argument("--size", type=int, nargs="+", default=[64, 128], help="K = V, up to 256")
+    parser.add_argument("--dtype", default="bfloat16", choices=sorted(TYPES))
+    parser.add_argument("--all-configs", action="store_true", help="every configuration that autotuning may choose")
+    parser.add_argument("--out", type=Path, help="Markdown file to write; standard output if left out")
+    args = parser.parse_args()
+    if any(not 1 <= size <= 256 for size in args.size):
+        parser.error(f"--size must be between 1 and 256; got {args.size}")
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        parser.error("unset TRITON_INTERPRET: the interpreter compiles nothing")
+    versions = ", ".join(f"{name} {version(name)}" for name in ("triton", "torch", "flash-linear-attention"))
+    lines = [
+        f"# Static figures of the kernels, {args.dtype} inputs",
+        "",
+        f"Compiled without a GPU on {platform.machine()}; {versions}. Made by `python benchmarks/kernels_static.py`.",
+        "Spill bytes are stores per thread; occupancy is the share of a multiprocessor's warps that can be resident.",
+        "",
+        *table(args.arch, args.size, args.dtype, args.all_configs),
+    ]
+    text = "\n".join(lines) + "\n"
+    if args.out:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text(text)
+    else:
+        print(text)
+
+
+if __name__ == "__main__":
+    main()

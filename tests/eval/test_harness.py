@@ -1,0 +1,314 @@
+"""The command line: several checkpoints in one table, tasks that cannot run, bad input, and plain lm-eval with a stub."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import lm_eval.models  # noqa: F401
+import pytest
+import torch
+from lm_eval.api.registry import model_registry
+from lm_eval.tasks import TaskManager
+
+from fla_mesa.data import synthetic
+from fla_mesa.eval import heldout
+from fla_mesa.eval.harness import SUITES, TASKS, main, register
+from fla_mesa.eval.lm import FlaMesaLM
+from fla_mesa.eval.stub import write_stub
+from fla_mesa.eval.table import compare, short_names
+
+SMALL = ["--metadata", "length=400", "samples=3", "--batch_size", "4", "--device", "cpu"]
+
+
+def test_several_checkpoints_one_table(llama_checkpoint, mesanet_checkpoint, local_tasks, tmp_path, capsys):
+    code = main(
+        ["--checkpoint", str(llama_checkpoint), str(mesanet_checkpoint), "--tasks", "local_choice,local_missing,own_haystack_niah_1",
+         "--include_path", str(local_tasks), "--output_path", str(tmp_path), *SMALL]
+    )  # fmt: skip
+    assert code == 0
+    table = (tmp_path / "comparison.md").read_text()
+    assert table in capsys.readouterr().out
+    assert "| task | metric | llama | mesanet |" in table
+    rows = [line for line in table.splitlines() if line.startswith("| local_choice | acc ↑")]
+    assert len(rows) == 1 and rows[0].count("±") == 2
+    assert "- local_missing (llama): " in table and "- local_missing (mesanet): " in table
+    data = json.loads((tmp_path / "comparison.json").read_text())
+    assert data["checkpoints"] == ["llama", "mesanet"]
+    assert set(data["skipped"]) == {"llama", "mesanet"}
+    for row in data["rows"]:
+        for value in row["values"].values():
+            assert 0 <= value["value"] <= 1 and value["stderr"] >= 0
+    # lm-eval's own files are there as well, one a checkpoint, and know what was left out.
+    files = sorted(tmp_path.glob("*/results_*.json"))
+    assert len(files) == 2
+    for file in files:
+        saved = json.loads(file.read_text())
+        assert saved["model_source"] == "fla_mesa"
+        assert set(saved["results"]) == {"local_choice", "own_haystack_niah_1"}
+        assert list(saved["skipped"]) == ["local_missing"]
+        assert saved["config"]["model_args"]["pretrained"] == saved["model_name"]
+
+
+def test_one_checkpoint_by_lm_eval_s_own_flags(suite_checkpoint, tmp_path, capsys):
+    code = main(
+        ["run", "--model_args", f"pretrained={suite_checkpoint},cg_tolerance=0.1", "--tasks", "recorded_suite", "--device", "cpu",
+         "--batch_size", "8", "--output_path", str(tmp_path), "--log_samples"]
+    )  # fmt: skip
+    assert code == 0
+    assert "recorded_suite" in capsys.readouterr().out
+    (samples,) = tmp_path.glob("*/samples_recorded_suite_*.jsonl")
+    assert len(samples.read_text().splitlines()) == 6
+    assert not (tmp_path / "comparison.md").exists()
+
+
+def test_no_task_that_can_run_is_an_error(llama_checkpoint, local_tasks, capsys):
+    code = main(
+        ["--checkpoint", str(llama_checkpoint), "--tasks", "local_missing", "--include_path", str(local_tasks), *SMALL]
+    )
+    assert code == 2
+    assert "no task could be run: local_missing: " in capsys.readouterr().err
+
+
+def test_suites_of_other_checkpoints_are_named_not_asked(llama_checkpoint, suite_checkpoint, capsys):
+    tasks = "own_haystack_niah_1,regbench,mqar_64x4,recorded_suite"
+    assert (
+        main(["--checkpoint", str(llama_checkpoint), str(suite_checkpoint), "--tasks", tasks, "--limit", "3", *SMALL])
+        == 0
+    )
+    out = capsys.readouterr().out
+    assert "regbench (llama): ValueError: the checkpoint's tokenizer records no synthetic suite" in out
+    assert "regbench (mqar): ValueError: the checkpoint was trained on another suite, mqar:vocab_size=64" in out
+    assert "recorded_suite (llama): ValueError: this task is the suite that the checkpoint was trained on" in out
+    # Words are no numbers: the model of numbers is not asked about text.
+    assert "own_haystack_niah_1 (mqar): " in out
+
+
+def broken(checkpoint, tmp_path, change):
+    copy = tmp_path / "copy"
+    shutil.copytree(checkpoint, copy)
+    change(copy)
+    return str(copy)
+
+
+def other_model_type(copy):
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps({**config, "model_type": "mezanet"}))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda copy: shutil.rmtree(copy), r"checkpoint '.*copy': there is no such directory"),
+        (
+            lambda copy: (copy / "config.json").unlink(),
+            r"is no checkpoint: it has no config\.json \(it holds .*model\.safetensors",
+        ),
+        (lambda copy: (copy / "config.json").write_text("{"), r"is no checkpoint: its config\.json is not JSON"),
+        (lambda copy: (copy / "model.safetensors").unlink(), r"is no checkpoint: it has no weights"),
+        (other_model_type, r"has the unknown model_type 'mezanet'"),
+    ],
+)
+def test_directories_that_are_no_checkpoints(llama_checkpoint, tmp_path, change, message, capsys):
+    path = broken(llama_checkpoint, tmp_path, change)
+    assert main(["--checkpoint", path, "--tasks", "own_haystack_niah_1", *SMALL]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("fla-mesa eval: ")
+    with pytest.raises(ValueError, match=message):
+        raise ValueError(error)
+
+
+def test_a_folder_of_checkpoints_names_them(llama_checkpoint, capsys):
+    assert main(["--checkpoint", str(llama_checkpoint.parent), "--tasks", "own_haystack_niah_1"]) == 2
+    assert "did you mean one of llama inside it?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--suite", "synthetic", "ls", "tasks"], "--checkpoint and --suite belong to run, not to ls"),
+        ([], "no tasks: pass --tasks NAME,... or --suite paper-zeroshot|paper-recall|synthetic"),
+        (["--tasks", "regbench", "--include_path", "/nowhere"], "--include_path: there is no /nowhere"),
+        (["--tasks", "regbench", "--model_args", "pretrained=a", "--checkpoint", "b"], "not both"),
+        (["--tasks", "regbench", "--model_args", "pretrained=LLAMA,cg_tolerence=1"], "Did you mean 'cg_tolerance'?"),
+        (["--tasks", "regbench", "--model_args", "pretrained=LLAMA,cg_tolerance=0.1"], "got a model of type 'llama'"),
+        (["--tasks", "regbench", "--model_args", "pretrained=MESANET,cg_tolerance=2"], "cg_tolerance must be a number in (0, 1)"),
+        (["--tasks", "regbench", "--model_args", "pretrained=MESANET,max_cg_steps=0"], "max_cg_steps must be an integer >= 1"),
+        (["--tasks", "heldout_bits_per_byte", "--metadata", "text=/nowhere.txt", "--checkpoint", "LLAMA"], "/nowhere.txt"),
+        (["--tasks", "heldout_loss_by_position", "--metadata", "positions=1", "--checkpoint", "LLAMA"], "must be an integer >= 2"),
+        (["--tasks", "own_haystack_niah_1", "--metadata", "length=300", "--checkpoint", "LLAMA"], "length 300 is too short"),
+        (["--tasks", "own_haystack_niah_1", "--metadata", "samples=0", "--checkpoint", "LLAMA"], "samples must be an integer >= 1"),
+    ],
+)  # fmt: skip
+def test_bad_arguments(arguments, message, llama_checkpoint, mesanet_checkpoint, capsys):
+    arguments = [
+        a.replace("LLAMA", str(llama_checkpoint)).replace("MESANET", str(mesanet_checkpoint)) for a in arguments
+    ]
+    assert main(arguments) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_task_that_does_not_exist_is_named_before_anything_runs(llama_checkpoint, capsys, monkeypatch):
+    # The default index takes many seconds to build; what it holds does not matter here.
+    monkeypatch.setattr("lm_eval.tasks._index.TaskIndex._iter_yaml_files", staticmethod(lambda root: iter(())))
+    assert main(["--checkpoint", str(llama_checkpoint), "--tasks", "own_haystack_niah_9", *SMALL]) == 2
+    assert "Tasks not found: own_haystack_niah_9" in capsys.readouterr().err
+
+
+def test_a_context_longer_than_asked_for_is_an_error_or_cut(llama_checkpoint, capsys):
+    task = ["--tasks", "own_haystack_niah_1", *SMALL, "--model_args", f"pretrained={llama_checkpoint},max_length=256"]
+    assert main(task) == 2
+    assert "an input of 399 tokens is longer than max_length=256" in capsys.readouterr().err
+    assert main([*task[:-1], f"{task[-1]},truncation=True"]) == 0
+
+
+def test_generation_longer_than_asked_for_is_an_error(llama_checkpoint, local_tasks, capsys):
+    arguments = ["--tasks", "local_generation", "--include_path", str(local_tasks), "--model_args"]
+    assert main([*arguments, f"pretrained={llama_checkpoint},max_length=30"]) == 2
+    assert "an input and its answer of" in capsys.readouterr().err
+
+
+def test_sequences_longer_than_asked_for_are_an_error(suite_checkpoint, capsys):
+    assert main(["--tasks", "recorded_suite", "--model_args", f"pretrained={suite_checkpoint},max_length=16"]) == 2
+    assert "a sequence of 32 tokens is longer than max_length=16" in capsys.readouterr().err
+
+
+def test_solver_settings_reach_the_layers_and_change_the_answers(mesanet_checkpoint):
+    ids = torch.arange(60, 160)[None]
+    lms = {steps: FlaMesaLM(str(mesanet_checkpoint), device="cpu", max_cg_steps=steps) for steps in (1, 2, 30)}
+    loose = FlaMesaLM(str(mesanet_checkpoint), device="cpu", cg_tolerance=0.5)
+    default = FlaMesaLM(str(mesanet_checkpoint), device="cpu")
+    for steps, lm in lms.items():
+        assert all(
+            layer.attn.max_cg_step_training == layer.attn.max_cg_step_decoding == steps
+            for layer in lm.model.model.layers
+        )
+    logits = {name: lm._model_call(ids) for name, lm in [*lms.items(), ("loose", loose), ("default", default)]}
+    assert torch.equal(logits[30], logits["default"])
+    for name in (1, 2, "loose"):
+        assert not torch.allclose(logits[name], logits["default"], atol=1e-3)
+
+
+def test_all_task_files_load(suite_checkpoint, llama_checkpoint, tmp_path):
+    (tmp_path / "text.txt").write_text("words " * 100)
+    for checkpoint, wanted in ((suite_checkpoint, "mqar_64x4"), (llama_checkpoint, "own_haystack_niah_3")):
+        metadata = {
+            "pretrained": str(checkpoint),
+            "text": str(tmp_path / "text.txt"),
+            "positions": 64,
+            "length": 400,
+            "samples": 2,
+        }
+        manager = TaskManager(include_path=str(TASKS), include_defaults=False, metadata=metadata)
+        assert wanted in manager.load([wanted])["tasks"]
+    files = {path.stem for path in TASKS.glob("*.yaml")}
+    assert files == set(manager.all_tasks)
+    assert set(SUITES["synthetic"]) <= files
+    assert set(manager.load(["heldout_bits_per_byte", "heldout_loss_by_position"])["tasks"]) == {
+        "heldout_bits_per_byte", "heldout_loss_by_position"
+    }  # fmt: skip
+    anyone = TaskManager(include_path=str(TASKS), include_defaults=False, metadata={"any_checkpoint": True})
+    loaded = anyone.load([task for task in SUITES["synthetic"] if task.startswith(("mad", "regbench"))])["tasks"]
+    assert {name: len(task.test_docs()) for name, task in loaded.items()} == {
+        name: 250 if name == "regbench" else 1280 for name in loaded
+    }
+    # Every suite has its task.
+    names = {name.replace("-", "_") for name in synthetic.suites()}
+    assert names <= files
+
+
+def test_our_model_is_registered_beside_lm_eval_s():
+    register()
+    assert "fla_mesa" in model_registry and "hf" in model_registry
+
+
+def test_held_out_text(tmp_path):
+    (tmp_path / "b.txt").write_text("second")
+    (tmp_path / "a.md").write_text("first")
+    assert heldout.read_documents(str(tmp_path)) == ["first", "second"]
+    assert heldout.read_documents(str(tmp_path / "a.md")) == ["first"]
+    (tmp_path / "c.jsonl").write_text('{"text": "one"}\n{"words": "two"}\n')
+    with pytest.raises(ValueError, match=r"line 2 of '.*c\.jsonl' is no JSON object with a 'text'"):
+        heldout.read_documents(str(tmp_path / "c.jsonl"))
+    assert len(heldout.read_documents("stdlib")) > 20
+
+
+def test_buckets_cover_every_position_once():
+    for length in (2, 10, 16, 17, 100, 512):
+        covered = [p for first, end in heldout.buckets(length) for p in range(first, end)]
+        assert covered == list(range(1, length))
+
+
+def test_names_are_as_short_as_they_can_be():
+    assert short_names(["runs/a/model", "runs/b/model"]) == ["a/model", "b/model"]
+    assert short_names(["runs/a", "runs/b"]) == ["a", "b"]
+
+
+def test_best_values_are_bold_and_ties_of_all_are_not():
+    def result(acc, loss):
+        return {
+            "results": {
+                "t": {
+                    "alias": "t",
+                    "acc,none": acc,
+                    "acc_stderr,none": 0.1,
+                    "loss,none": loss,
+                    "loss_stderr,none": "N/A",
+                }
+            },
+            "higher_is_better": {"t": {"acc": True, "loss": False}},
+        }
+
+    table = compare({"a": result(0.5, 2.0), "b": result(0.5, 1.0), "c": None}).markdown()
+    assert "| t | acc ↑ | 0.5000 ± 0.1000 | 0.5000 ± 0.1000 | – |" in table
+    assert "| t | loss ↓ | 2.0000 | **1.0000** | – |" in table
+
+
+def test_plain_lm_eval_loads_a_checkpoint_with_the_stub(mesanet_checkpoint, llama_checkpoint, tmp_path):
+    copy = tmp_path / "with stub"
+    shutil.copytree(mesanet_checkpoint, copy)
+    assert write_stub(copy)
+    assert not write_stub(llama_checkpoint)
+    text = tmp_path / "text.txt"
+    text.write_text("The owl and the lamp.\n" * 8)
+    # Nothing here imports this package but the stub: lm-eval's own program, its own model, its own flags.
+    program = (
+        "import sys; from lm_eval.tasks._index import TaskIndex as I; find = I._iter_yaml_files\n"
+        "I._iter_yaml_files = staticmethod(lambda root: iter(()) if 'lm_eval' in str(root) else find(root))\n"  # spares the long index
+        "from lm_eval.__main__ import cli_evaluate; assert 'fla_mesa' not in sys.modules; cli_evaluate()"
+    )
+    root = str(Path(__file__).parents[2])
+    arguments = ["--model", "hf", "--model_args", f"pretrained={copy},trust_remote_code=True", "--device", "cpu"]
+    arguments += ["--tasks", "heldout_bits_per_byte", "--include_path", str(TASKS), "--metadata", f"text={text}"]
+    arguments += ["--output_path", str(tmp_path / "out")]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": root,
+        "HF_MODULES_CACHE": str(tmp_path / "modules"),
+        "HF_HUB_OFFLINE": "1",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", program, "run", *arguments], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    (file,) = (tmp_path / "out").glob("*/results_*.json")
+    by_plain = json.loads(file.read_text())["results"]["heldout_bits_per_byte"]["bits_per_byte,none"]
+    ours = [
+        "--checkpoint",
+        str(mesanet_checkpoint),
+        "--tasks",
+        "heldout_bits_per_byte",
+        "--metadata",
+        f"text={text}",
+        "--device",
+        "cpu",
+    ]
+    assert main([*ours, "--output_path", str(tmp_path / "ours")]) == 0
+    (file,) = (tmp_path / "ours").glob("*/results_*.json")
+    assert json.loads(file.read_text())["results"]["heldout_bits_per_byte"]["bits_per_byte,none"] == pytest.approx(
+        by_plain, rel=1e-6
+    )
