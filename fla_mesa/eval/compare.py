@@ -11,7 +11,7 @@ from typing import Any
 from fla_mesa.eval import report
 from fla_mesa.eval.compare_cells import Cell, Outcome
 from fla_mesa.eval.compare_settings import Plan, parse
-from fla_mesa.train.folder import check_same, write_json
+from fla_mesa.train.folder import write_json
 from fla_mesa.train.interrupt import Interrupted, signals_to
 
 PLAN_FILE = "compare.json"
@@ -69,12 +69,11 @@ def open_folder(plan: Plan) -> None:
             stored = json.loads(path.read_text())
         except ValueError as error:
             raise ValueError(f"output_dir: {path} cannot be read: {error}") from None
-        try:
-            check_same(plan.folder, stored, plan.fixed | {"size": plan.size})
-        except ValueError as error:
-            raise ValueError(
-                f"output_dir: {str(error).removeprefix('resume: ').replace('the run', 'the comparison')}"
-            ) from None
+        now = plan.fixed | {"size": plan.size}
+        changed = [name for name in now if stored.get(name) != now[name]]
+        if changed:
+            changes = "; ".join(f"{name} was {stored.get(name)!r} and is now {now[name]!r}" for name in changed)
+            raise ValueError(f"output_dir: the comparison in {plan.folder} had other settings: {changes}")
         return
     if plan.folder.exists() and (not plan.folder.is_dir() or any(plan.folder.iterdir())):
         raise ValueError(f"output_dir: {plan.folder} holds files that are no comparison of this program: name another")
@@ -124,18 +123,24 @@ class Progress:
         if ran:
             self.times[kind].append(time.perf_counter() - self._begin)
 
-    def left(self, kind: str, share: float) -> str:
-        """The time left while `share` of a piece of work of `kind` is done: "about 3:20 left", or nothing while that is unknown."""
+    def left(self, kind: str | None = None, share: float = 0.0) -> str:
+        """The time left: "about 3:20 left", or nothing while that is unknown.
+
+        Args:
+            kind: What is being worked on, if anything is.
+            share: How much of that is done; 0 if it does not tell.
+        """
         spent = time.perf_counter() - self._begin
         means = {name: sum(times) / len(times) for name, times in self.times.items() if times}
-        if kind not in means and share > 0.02:
+        if kind is not None and kind not in means and share > 0.02:
             means[kind] = spent / share
         if "train" not in means:
             return ""
         means.setdefault("measure", 0.3 * means["train"])  # a guess until one is done
-        now = means[kind] * (1 - share) if share > 0 else max(means[kind] - spent, 0.0)
-        later = sum(means[name] * (count - (name == kind)) for name, count in self.todo.items())
-        return f"about {clock(now + max(later, 0.0))} left"
+        seconds = sum(means[name] * count for name, count in self.todo.items())
+        if kind is not None:
+            seconds -= share * means[kind] if share > 0 else min(spent, means[kind])
+        return f"about {clock(seconds)} left"
 
 
 class Comparison:
@@ -206,7 +211,7 @@ class Comparison:
         how = (
             report.figure(cell.metrics()) if outcome.status == "done" else f"{outcome.status.upper()}: {outcome.reason}"
         )
-        left = self.progress.left("train", 0.0) if sum(self.progress.todo.values()) else ""
+        left = self.progress.left() if any(self.progress.todo.values()) else ""
         when = "stored" if stored else clock(outcome.seconds)
         self._line(f"{cell}: {how} ({when})" + (f", {left}" if left else ""))
 

@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import statistics
 import sys
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 import torch.nn.functional as F
 from transformers import AutoModelForCausalLM, PreTrainedModel
@@ -185,26 +187,26 @@ def _seconds(work: Callable[[], Any]) -> float:
 
 
 def _memory_in_use() -> int:
-    """Bytes that this process holds now; on an accelerator 0, as its own count starts with the model."""
+    """Bytes that this process holds now, from where its largest is counted anew; on an accelerator 0, as the model comes first there."""
     if torch.accelerator.is_available():
         return 0
-    try:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-    except OSError:
-        return _largest_memory()
-    import resource
-
-    return pages * resource.getpagesize()
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+    return psutil.Process().memory_info().rss
 
 
 def _largest_memory() -> int:
     """Most bytes that this process, or the accelerator, has held so far."""
     if torch.accelerator.is_available():
         return torch.accelerator.max_memory_allocated()
-    import resource
+    try:  # getrusage would count what the process held that started this one
+        status = Path("/proc/self/status").read_text()
+        return 1024 * int(re.findall(r"VmHWM:\s+(\d+) kB", status)[0])
+    except (OSError, IndexError):
+        import resource
 
-    largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return largest if sys.platform == "darwin" else 1024 * largest
+        largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return largest if sys.platform == "darwin" else 1024 * largest
 
 
 def _peak_of_a_step(model: PreTrainedModel, ids: torch.Tensor, before: int) -> int:

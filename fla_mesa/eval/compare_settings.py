@@ -20,11 +20,11 @@ PRESETS: dict[str, dict[str, str]] = {
         "size": "tiny",
         "seeds": "1",
         "lr": "3e-3",
-        "output_dir": "runs/demo",
+        "output_dir": "runs/compare-demo",
         "position_tokens": "32768",
-        "max_steps": "200",
-        "eval_steps": "50",
-        "save_steps": "100",
+        "max_steps": "150",
+        "eval_steps": "15",
+        "save_steps": "75",
         "eval_tokens": "16384",
         "per_device_eval_batch_size": "16",
     },
@@ -95,7 +95,9 @@ def _parser() -> argparse.ArgumentParser:
         f"recurrence rule differs (arXiv 2506.05233, appendix E.1), for {matched}",
     )
     parser.add_argument("--position_tokens", help="validation tokens for the loss by position (default: 131072)")
-    parser.add_argument("--output_dir", help="folder for all results (default: runs/compare-<size>)")
+    parser.add_argument(
+        "--output_dir", help="folder for all results (default: runs/compare-<size>, or runs/compare-<size>-matched)"
+    )
     return parser
 
 
@@ -124,7 +126,9 @@ def parse(argv: list[str]) -> Plan:
     for name, values in (("seeds", seeds), ("lr", rates)):
         if len(set(values)) < len(values):
             raise ValueError(f"{name}: each value once; got {own[name]}")
-    folder = Path(own.get("output_dir", f"runs/compare-{size}"))
+    folder = Path(
+        own.get("output_dir", f"runs/compare-{size}" + ("-matched" if own["parametrization"] == "matched" else ""))
+    )
 
     flags = ["--model", full_names[0], "--size", size, "--output_dir", str(folder), *training]
     settings, arguments = parse_training(flags)

@@ -232,7 +232,7 @@ def _cell(row: Row, column: Column, rows: list[Row], bold: bool) -> str:
         return "–"
     text, std = column.text(value), column.std(row)
     if std is not None:
-        text += f" ± {std:.4f}"
+        text += f" ± {column.text(std)}"
     others = [other for r in rows if (other := column.value(r)) is not None]
     best = bold and column.better is not None and len(set(others)) > 1
     if best and not any(column.better(other, value) for other in others):  # pyright: ignore[reportOptionalCall]

@@ -95,7 +95,7 @@ def _loss_curves(rows: list[Row], found: dict[str, Any]) -> Figure | None:
     rows = [row for row in rows if all(row["validation_curves"])]
     if not rows:
         return None
-    figure, (axes,) = _figure(6.4)
+    figure, (axes,) = _figure(7.4)
     latest = []
     for row in rows:
         # A run that was interrupted may have evaluated at more steps than the others: those that all seeds have.
@@ -112,12 +112,12 @@ def _loss_curves(rows: list[Row], found: dict[str, Any]) -> Figure | None:
             low, high = ([m + sign * s for m, s in zip(means, stds, strict=True)] for sign in (-1, 1))
             axes.fill_between(steps, low, high, color=look["color"], alpha=0.15, linewidth=0)
         latest += means[len(means) // 3 :]
-    if latest:
+    if max(len(curve) for row in rows for curve in row["validation_curves"]) > 5:
         # The first third falls so far that nothing could be told apart later: the picture is of the rest.
         margin = 0.08 * (max(latest) - min(latest)) or 0.1
         axes.set_ylim(min(latest) - margin, max(latest) + 4 * margin)
     axes.set(xlabel="step", ylabel="validation loss (nats a token)")
-    axes.legend(frameon=False, ncols=2)
+    figure.legend(loc="outside right upper", frameon=False)
     return figure
 
 
@@ -126,7 +126,7 @@ def _loss_by_position(rows: list[Row], found: dict[str, Any]) -> Figure | None:
     if not rows:
         return None
     length = found["run"]["seq_len"]
-    figure, (axes,) = _figure(6.4)
+    figure, (axes,) = _figure(7.4)
     for row in rows:
         at, losses = _windows(row["loss_by_position"])
         axes.plot(at, losses, label=row["model"], markersize=3.5, **_look(row["model"]))
@@ -134,7 +134,7 @@ def _loss_by_position(rows: list[Row], found: dict[str, Any]) -> Figure | None:
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.set(xlabel="position in the context", ylabel="loss (nats a token)")
-    axes.legend(frameon=False, ncols=2)
+    figure.legend(loc="outside right upper", frameon=False)
     return figure
 
 
@@ -156,7 +156,7 @@ def _quality_against_speed(rows: list[Row], found: dict[str, Any]) -> Figure | N
         return None
     of_text = all(row["bits_per_byte"] is not None for row in rows)
     decoded = [row for row in rows if "decode_tokens_per_second" in row]
-    figure, axes = _figure(9.0 if decoded else 5.0, 2 if decoded else 1)
+    figure, axes = _figure(10.0 if decoded else 6.0, 2 if decoded else 1)
     key, label = ("bits_per_byte", "validation bits per byte") if of_text else ("accuracy", "validation accuracy")
     batch = max(rows[0].get("decode_tokens_per_second", {"1": 0}), key=int)
     panels = [(rows, lambda row: row["training_tokens_per_second"], "training, tokens a second")]
@@ -183,5 +183,5 @@ def _quality_against_speed(rows: list[Row], found: dict[str, Any]) -> Figure | N
         one.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
         one.margins(0.12)
         one.tick_params(axis="x", labelrotation=20)
-    axes[0].legend(frameon=False, fontsize=8)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper", frameon=False)
     return figure

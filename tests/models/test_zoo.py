@@ -46,8 +46,8 @@ def test_at_one_size_all_have_one_shape(size):
 
 
 @pytest.mark.parametrize("size", ["tiny", "440M"])
-def test_the_head_of_every_architecture_keeps_as_much_as_mesanet(size):
-    """Where the module's docstring says that states are equally large: heads x keys x values."""
+def test_states_are_as_large_as_those_of_linear_attention(size):
+    """As the module's docstring says: heads x keys x values."""
     shape = zoo.SIZES[size]
     want = shape.num_heads * shape.head_dim**2
     for name in ("gated_deltanet", "gla", "retnet", "xlstm"):
