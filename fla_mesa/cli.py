@@ -43,7 +43,11 @@ def main(argv: list[str] | None = None) -> int:
         parser.print_help()
         return 2
     module, _ = COMMANDS[given.command]
-    return importlib.import_module(module).main(given.arguments)
+    try:
+        return importlib.import_module(module).main(given.arguments)
+    except KeyboardInterrupt:  # a command says more where there is more to say
+        print("\nfla-mesa: stopped", file=sys.stderr)
+        return 130
 
 
 if __name__ == "__main__":

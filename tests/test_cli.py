@@ -35,6 +35,18 @@ def test_unknown_command(capsys):
     assert "train" in capsys.readouterr().err
 
 
+def test_ctrl_c_ends_without_a_traceback(monkeypatch, capsys):
+    def interrupted(argv):
+        raise KeyboardInterrupt
+
+    module = type(sys)("a_command")
+    module.main = interrupted
+    monkeypatch.setitem(sys.modules, "a_command", module)
+    monkeypatch.setitem(cli.COMMANDS, "try", ("a_command", "tries"))
+    assert cli.main(["try"]) == 130
+    assert capsys.readouterr().err == "\nfla-mesa: stopped\n"
+
+
 def test_arguments_are_passed_on_whole(monkeypatch):
     seen = []
     module = type(sys)("a_command")

@@ -105,15 +105,12 @@ class Run:
             return load_data(request)
 
     def _describe(self) -> dict[str, Any]:
-        """What must be the same for a run to go on."""
-        settings = asdict(self.settings)
-        for name in ("resume", "overwrite", "eval_tokens"):
-            settings.pop(name)
-        arguments = self.arguments.to_dict()
+        """What must be the same for a run to go on. The data is what it holds, wherever that lies today."""
+        settings, arguments = asdict(self.settings), self.arguments.to_dict()
         return {
-            **settings,
+            **{name: settings[name] for name in ("model", "size", "config_overrides", "tokenizer")},
+            "data": f"sha256 {self.splits.sha256}",
             "seq_len": self.splits.seq_len,
-            "data_sha256": self.splits.sha256,
             "sequences_per_step": self.arguments.sequences_per_step,
             **{name: arguments[name] for name in _TRAJECTORY},
         }
@@ -186,7 +183,8 @@ class Run:
             return False
         self.say(f"all {state.global_step} steps have been done")
         self.trainer.state = state
-        self.trainer._load_from_checkpoint(str(self.checkpoint))
+        best = state.best_model_checkpoint if self.arguments.load_best_model_at_end else None
+        self.trainer._load_from_checkpoint(best or str(self.checkpoint))
         return True
 
     def _report(self, final: dict[str, float]) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """The demo at a very small setting: the table, the sample, and being started again."""
 
+import functools
 import re
 
 from fla_mesa.data import DataRequest, load_data
@@ -8,7 +9,9 @@ from fla_mesa.train import demo
 from fla_mesa.train.sample import sample
 
 
-def test_demo(flags, text, tmp_path, capsys):
+def test_demo(flags, text, tmp_path, capsys, monkeypatch):
+    short = functools.partial(sample, new_tokens=20)
+    monkeypatch.setattr(demo, "sample", short)
     small = flags(text, tmp_path / "demo")
     assert demo.main(small) == 0
     shown = capsys.readouterr().out
@@ -17,7 +20,7 @@ def test_demo(flags, text, tmp_path, capsys):
     assert figures["uniform bytes"] == 8.0
     assert figures["byte bigram, add-one"] == round(bigram_bits_per_byte(splits.train, splits.validation), 3)
     assert 0 < figures["mesanet tiny"] < 8.5
-    written = sample(tmp_path / "demo", demo.PROMPT)
+    written = short(tmp_path / "demo", demo.PROMPT)
     assert written.startswith(demo.PROMPT) and all(f"  | {line}" in shown for line in written.splitlines())
     assert f"saved: {tmp_path / 'demo'}/" in shown
 
