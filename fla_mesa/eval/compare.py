@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, TextIO
 
 from fla_mesa.eval import report
 from fla_mesa.eval.compare_cells import Cell, Outcome
@@ -14,7 +15,7 @@ from fla_mesa.eval.compare_settings import Plan, parse
 from fla_mesa.train.folder import write_json
 from fla_mesa.train.interrupt import Interrupted, signals_to
 
-PLAN_FILE = "compare.json"
+PLAN_FILE, LOCK_FILE = "compare.json", "lock"
 
 
 def main(argv: list[str]) -> int:
@@ -27,9 +28,16 @@ def main(argv: list[str]) -> int:
     try:
         plan = parse(argv)
         open_folder(plan)
+        lock = take(plan)
     except (ValueError, TypeError, OSError) as error:
         print(f"fla-mesa compare: {error}", file=sys.stderr)
         return 2
+    with lock:
+        return compare(plan, ["fla-mesa", "compare", *argv])
+
+
+def compare(plan: Plan, command: list[str]) -> int:
+    """Runs the plan and reports; returns the exit code."""
     comparison = Comparison(plan)
     try:
         with signals_to(_stop):
@@ -42,7 +50,7 @@ def main(argv: list[str]) -> int:
             f"fla-mesa compare: {error}\nwhat was finished is kept in {plan.folder}: make room, and the same command goes on"
         )
         return 1
-    results = comparison.results(["fla-mesa", "compare", *argv])
+    results = comparison.results(command)
     try:
         report.write(results, plan.folder)
     except OSError as error:
@@ -79,6 +87,24 @@ def open_folder(plan: Plan) -> None:
         raise ValueError(f"output_dir: {plan.folder} holds files that are no comparison of this program: name another")
     plan.folder.mkdir(parents=True, exist_ok=True)
     write_json(path, plan.fixed | {"size": plan.size})
+
+
+def take(plan: Plan) -> TextIO:
+    """A lock on the comparison's folder: held until it is closed here and in every child, which inherit it.
+
+    Raises:
+        ValueError: Another process, perhaps a child that outlived its comparison, is at work there.
+    """
+    import fcntl
+
+    lock = (plan.folder / LOCK_FILE).open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.close()
+        raise ValueError(f"output_dir: another process is at work in {plan.folder}: wait for it, or end it") from None
+    os.set_inheritable(lock.fileno(), True)
+    return lock
 
 
 def clock(seconds: float) -> str:

@@ -192,6 +192,7 @@ def _run(command: list[str], log: Path, follow: Callable[[str], None]) -> tuple[
             stdout=output,
             stderr=subprocess.STDOUT,
             env={**os.environ, "PYTHONUNBUFFERED": "1"},
+            close_fds=False,  # the lock on the folder is the child's as well
             start_new_session=True,  # Ctrl-C reaches it through this process alone, once
         )
         try:

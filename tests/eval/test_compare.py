@@ -4,6 +4,7 @@ import contextlib
 import errno
 import json
 import os
+import subprocess
 import sys
 import time
 import traceback
@@ -293,6 +294,21 @@ def test_stopping_stops_the_child_and_waits_for_it(tmp_path, program, monkeypatc
     assert compare.main(["--models", "gla", "--output_dir", str(tmp_path / "out")]) == 130
     assert mark.exists() and time.perf_counter() - begin < 30
     assert "the same command goes on from here" in capsys.readouterr().err
+
+
+def test_a_child_that_outlives_its_comparison_keeps_the_folder(tmp_path, program, capsys):
+    program("import time; time.sleep(60)")
+    plan = plan_of(tmp_path)
+    compare.open_folder(plan)
+    with compare.take(plan):
+        child = subprocess.Popen([*compare_cells._PROGRAM], close_fds=False)  # as _run starts it
+    try:
+        assert compare.main(["--models", "gla", "--output_dir", str(tmp_path / "out")]) == 2
+        assert "another process is at work in" in capsys.readouterr().err
+    finally:
+        child.kill()
+        child.wait()
+    compare.take(plan).close()
 
 
 def test_a_real_child(tmp_path):

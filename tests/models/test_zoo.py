@@ -29,7 +29,8 @@ def _quiet():
 @pytest.mark.parametrize("size", zoo.sizes())
 def test_parameters_are_those_of_mesanet_to_3_percent(size):
     # With few embeddings, which all have in common, so that differences are seen at their largest.
-    counts = {name: zoo.count_parameters(zoo.build_config(name, size, **TOKENS)) for name in DISTINCT}
+    names = DISTINCT if size in ("tiny", "440M") else zoo.RELEASED  # the matched differ from each other in gates alone
+    counts = {name: zoo.count_parameters(zoo.build_config(name, size, **TOKENS)) for name in names}
     off = {name: count / counts["mesanet"] - 1 for name, count in counts.items()}
     assert {name: f"{value:+.1%}" for name, value in off.items() if abs(value) > zoo.TOLERANCE} == {}
 
