@@ -115,7 +115,7 @@ def _around_middle_row(G: Tensor, size: int) -> tuple[Tensor, Tensor]:
 def _sizes(G: Tensor) -> tuple[list[int], int]:
     """-> sizes of the quarters on the way from C down to gentle blocks on the diagonal, and the size of those"""
     size, quarters = G.shape[-2], []
-    while not are_gentle(_blocks(G, size)):  # one row always is
+    while size > 1 and not are_gentle(_blocks(G, size)):
         size //= 2
         quarters.append(size)
     return quarters, size
