@@ -7,7 +7,7 @@ QUIET := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive HF_HUB_OFFLINE=1
 .PHONY: demo test lint clean
 
 demo: .venv/demo
-	$(BIN)/fla-mesa demo --output_dir runs/demo --overwrite
+	$(BIN)/fla-mesa demo --output_dir runs/demo
 
 test: .venv/test
 	$(QUIET) $(BIN)/python -m pytest -n auto tests

@@ -105,12 +105,16 @@ def autotuner_of(kernel: Any) -> Any | None:
 
 
 def configurations(job: Job) -> list[triton.Config]:
-    """What autotuning may choose for this job, the default first."""
+    """What autotuning may choose for this job, the default first.
+
+    fla's lists begin with the fewest warps, whatever the head size; of those, one with four warps stands for the list.
+    """
     tuner = autotuner_of(job.kernel)
     if tuner is None:
         return [triton.Config({}, num_warps=job.constants.get("num_warps", 4), num_stages=1)]
     prune = tuner.early_config_prune
-    return list(prune(tuner.configs, job.constants) if prune else tuner.configs)
+    configs = list(prune(tuner.configs, job.constants) if prune else tuner.configs)
+    return sorted(configs, key=lambda c: c.num_warps != 4) if job.name.startswith("fla:") else configs
 
 
 def compile_for(job: Job, arch: int, config: triton.Config) -> Usage:

@@ -9,7 +9,9 @@ from fla_mesa import cpu
 if not cpu.accelerator_available():
     cpu.enable()
 
+# The stand-ins come first: other modules bind fla's functions when they are imported.
 from fla_mesa import models
+from fla_mesa.ops.drop_in import replace_fla_op
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "cpu", "models"]
+__all__ = ["__version__", "cpu", "models", "replace_fla_op"]

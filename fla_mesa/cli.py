@@ -7,6 +7,9 @@ import sys
 # Name: the module whose `main(argv) -> exit code` is the command, and what it does.
 COMMANDS = {
     "train": ("fla_mesa.train.command", "train a model on text or on a synthetic task"),
+    "eval": ("fla_mesa.eval.harness", "run lm-evaluation-harness on checkpoints"),
+    "sweep": ("fla_mesa.eval.sweep", "what each step of the solver buys a MesaNet checkpoint"),
+    "compare": ("fla_mesa.eval.compare", "train several models alike and compare them in a table and pictures"),
     "demo": ("fla_mesa.train.demo", "train a tiny MesaNet in minutes and see what it has learned"),
 }
 
@@ -40,7 +43,11 @@ def main(argv: list[str] | None = None) -> int:
         parser.print_help()
         return 2
     module, _ = COMMANDS[given.command]
-    return importlib.import_module(module).main(given.arguments)
+    try:
+        return importlib.import_module(module).main(given.arguments)
+    except KeyboardInterrupt:  # a command says more where there is more to say
+        print("\nfla-mesa: stopped", file=sys.stderr)
+        return 130
 
 
 if __name__ == "__main__":

@@ -66,7 +66,7 @@ _REGISTERED: dict[str, Loader] = {}
 
 
 def register_source(name: str, loader: Loader) -> None:
-    """Makes `--data name` mean `loader`. Raises ValueError if the name is taken."""
+    """Makes `--data name`, and `--data name:settings`, mean `loader`. Raises ValueError if the name is taken."""
     if name in names():
         raise ValueError(f"name: {name!r} is a source already")
     _REGISTERED[name] = loader
@@ -74,33 +74,36 @@ def register_source(name: str, loader: Loader) -> None:
 
 def names() -> list[str]:
     """The sources that have a name of their own."""
-    return ["stdlib", *sorted(_REGISTERED)]
+    return ["stdlib", *_REGISTERED]
 
 
 def load_data(request: DataRequest) -> Splits:
     """The data that `request` names, read, checked, tokenised and cut to blocks.
 
-    `spec` is, in this order: a registered name; a file or folder; the name of a data set on the Hugging Face hub.
+    `spec` is, in this order: a registered name, which settings may follow after a colon; a file or folder; the name of a
+    data set on the Hugging Face hub.
     Validation is `request.validation`, else the data's own validation split, else a fixed part that is held out.
     Raises ValueError naming the file or the option at fault.
     """
-    if request.spec in _REGISTERED:
-        return _REGISTERED[request.spec](request)
-    return _text(request)
+    loader = _REGISTERED.get(request.spec.partition(":")[0], _text)
+    return loader(request)
 
 
 def _find(spec: str, request: DataRequest) -> text_files.TextFiles | tables.Table:
-    if spec == "stdlib":
-        return text_files.standard_library(say=request.say)
     path = Path(spec).expanduser()
-    if path.is_dir():
-        return _find_in_folder(path, request)
-    known = text_files.SUFFIXES | tables.SUFFIXES
-    if not path.exists():
-        looks_like_path = spec.startswith((".", "/", "~")) or spec.count("/") > 1 or tables.suffix_of(path) in known
-        if looks_like_path:
+    if spec != "stdlib" and not path.exists():
+        known = tables.suffix_of(path) in text_files.SUFFIXES | tables.SUFFIXES
+        if known or spec.startswith((".", "/", "~")) or spec.count("/") > 1:
             raise ValueError(f"{path}: no such file or folder")
         return tables.read_hub(spec, request.config, request.text_column)
+    if request.config is not None and spec == request.spec:
+        raise ValueError(
+            f"data_config: {spec} is no data set of the hub and has no configurations, got {request.config!r}"
+        )
+    if spec == "stdlib":
+        return text_files.standard_library(say=request.say)
+    if path.is_dir():
+        return _find_in_folder(path, request)
     if tables.suffix_of(path) in tables.SUFFIXES:
         return tables.read_files(path.parent, [path], request.text_column)
     return text_files.read_file(path)  # whatever its name: it was asked for, and what is no text is found out
@@ -134,11 +137,11 @@ def _text(request: DataRequest) -> Splits:
     seq_len = TEXT_SEQ_LEN if request.seq_len is None else request.seq_len
     tokenizer = load_tokenizer(request.tokenizer)
     found = _find(request.spec, request)
-    if request.config is not None and not isinstance(found, tables.Table):
-        raise ValueError(f"data_config: only a data set of the hub has configurations, and {request.spec!r} is none")
+    other = found if request.validation is None else _find(request.validation, request)
+    if request.text_column is not None and not isinstance(found, tables.Table) and not isinstance(other, tables.Table):
+        raise ValueError(f"text_column: {request.spec} is text without columns, got {request.text_column!r}")
     if request.validation is not None:
-        train, validation = found.for_training(), _find(request.validation, request).for_validation()
-        how = request.validation
+        train, validation, how = found.for_training(), other.for_validation(), request.validation
     else:
         train, validation, how = found.split()
 

@@ -1,4 +1,5 @@
-"""Evaluation: lm-eval with this package's models and tasks (``fla-mesa eval``), and what test-time compute buys (``fla-mesa sweep``).
+"""Evaluation: lm-eval with this package's models and tasks (``fla-mesa eval``), models side by side under one recipe (``fla-mesa
+compare``), and what test-time compute buys (``fla-mesa sweep``).
 
     harness.py      the command line, over lm-eval's own
     lm.py           the model that lm-eval runs: HFLM with the solver's settings and two requests of our own
@@ -8,6 +9,8 @@
     checkpoint.py   is this a checkpoint, and what is it?
     stub.py         lets plain `lm_eval --model hf` load a checkpoint
     solver.py       the settings of the conjugate gradients in a model's Mesa layers
+    compare.py      trains and measures models alike; compare_settings.py are its flags, compare_cells.py its child processes,
+                    compare_measure.py what they measure, report.py and report_plots.py what it leaves
     sweep.py        quality and speed against those settings
 
 lm-eval comes with the extra ``eval``: ``pip install fla-mesa[eval]``.

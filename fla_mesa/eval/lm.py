@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import fla.models  # noqa: F401 (registers flash-linear-attention's architectures with transformers)
 import torch
@@ -72,7 +72,7 @@ class FlaMesaLM(HFLM):
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         if self._max_length and not self.truncation:
             for request in requests:
-                context, settings = request.args[0], request.args[1]
+                context, settings = cast("tuple[str, dict]", request.args)
                 new = settings.get("max_gen_toks", self.max_gen_toks)
                 self._check_length(len(self.tok_encode(context)) + new, "an input and its answer")
         return super().generate_until(requests, disable_tqdm)

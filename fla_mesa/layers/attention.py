@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from fla.layers.attn import Attention as FlaAttention
 from fla.models.utils import Cache
@@ -13,7 +15,7 @@ class Attention(FlaAttention):
     def forward(
         self,
         hidden_states: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
+        attention_mask: torch.LongTensor | None = None,
         past_key_values: Cache | None = None,
         output_attentions: bool = False,
         use_cache: bool = False,
@@ -29,11 +31,14 @@ class Attention(FlaAttention):
             **kwargs,
         }
         if attention_mask is None or not cached or length == 1:
-            return super().forward(hidden_states, attention_mask=attention_mask, **options)
+            output, attentions, _ = super().forward(hidden_states, attention_mask=attention_mask, **options)
+            return output, attentions, past_key_values
         before = attention_mask.shape[1] - length
         outputs = [
             super(Attention, self).forward(
-                hidden_states[:, t : t + 1], attention_mask=attention_mask[:, : before + t + 1], **options
+                hidden_states[:, t : t + 1],
+                attention_mask=cast("torch.LongTensor", attention_mask[:, : before + t + 1]),
+                **options,
             )[0]
             for t in range(length)
         ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
@@ -88,8 +90,9 @@ class RGLRU(RecurrentMixer):
         log_a = -C * F.softplus(self.decay_params.float()) * r
         # The bound keeps the gradient of the root finite where a comes near 1.
         size = (-torch.expm1(2 * log_a)).clamp(min=1e-6).sqrt()
-        # One kernel for all: fla's chunked one takes no packed sequences and no initial state.
-        h, final = fused_recurrent_hgrn(
+        # One kernel for all: fla's chunked one takes no packed sequences.
+        op: Any = fused_recurrent_hgrn  # fla's decorator hides its type
+        h, final = op(
             size * i * u.float(),
             log_a,
             initial_state=None if states is None else states[0],

@@ -5,6 +5,8 @@ S is a head's state `[K, V]`; q, k of norm 1, v, gamma, beta are one token's. Ea
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from fla.ops.delta_rule import chunk_delta_rule, fused_recurrent_delta_rule
 from fla.ops.gated_delta_rule import chunk_gated_delta_rule, fused_recurrent_gated_delta_rule
@@ -17,7 +19,7 @@ Tensor = torch.Tensor
 
 
 class _Rule(QKVMixer):
-    """A rule with one state: fla's op for sequences, and its op for a few tokens."""
+    """A rule with one state: fla's op for sequences, and its op for a few tokens (their decorators hide their types)."""
 
     def _op(self, q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, beta: Tensor | None, decode: bool, **call):
         """-> o `[B, T, H, V]` and the final state or None"""
@@ -56,7 +58,8 @@ class LinearAttention(_Rule):
     def _op(self, q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, beta: Tensor | None, decode: bool, **call):
         if beta is not None:
             v = (v * beta[..., None]).to(v.dtype)
-        return (fused_recurrent_simple_gla if decode else chunk_simple_gla)(q, k, v, g, **call)
+        op: Any = fused_recurrent_simple_gla if decode else chunk_simple_gla
+        return op(q, k, v, g, **call)
 
 
 class InputGatedLinearAttention(LinearAttention):
@@ -72,7 +75,8 @@ class DeltaRule(_Rule):
 
     def _op(self, q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, beta: Tensor | None, decode: bool, **call):
         assert beta is not None
-        return (fused_recurrent_delta_rule if decode else chunk_delta_rule)(q, k, v, beta.to(v.dtype), **call)
+        op: Any = fused_recurrent_delta_rule if decode else chunk_delta_rule
+        return op(q, k, v, beta.to(v.dtype), **call)
 
 
 class GatedDeltaRule(_Rule):
@@ -80,6 +84,5 @@ class GatedDeltaRule(_Rule):
 
     def _op(self, q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, beta: Tensor | None, decode: bool, **call):
         assert g is not None and beta is not None
-        if decode:
-            return fused_recurrent_gated_delta_rule(q, k, v, g, beta=beta, **call)
-        return chunk_gated_delta_rule(q, k, v, g, beta.to(v.dtype), **call)
+        op: Any = fused_recurrent_gated_delta_rule if decode else chunk_gated_delta_rule
+        return op(q, k, v, g, beta=beta.to(v.dtype), **call)

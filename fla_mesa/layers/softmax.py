@@ -63,8 +63,8 @@ class SoftmaxAttention(QKVMixer):
             lengths = [end - start for start, end in pairwise(bounds)]
             positions = torch.cat([torch.arange(n, device=q.device) for n in lengths])[None]
             q, k = self._turn(q, positions), self._turn(k, positions)
-            parts = zip(*(x.split(lengths, 1) for x in (q, k, v)), strict=True)
-            o = torch.cat([self._attend(*part, None) for part in parts], 1)
+            parts = zip(q.split(lengths, 1), k.split(lengths, 1), v.split(lengths, 1), strict=True)
+            o = torch.cat([self._attend(q_n, k_n, v_n, None) for q_n, k_n, v_n in parts], 1)
             return self._output(o, hidden_states), None, past_key_values
 
         packing = None if attention_mask is None else find_packing(attention_mask, length)
@@ -95,6 +95,7 @@ class SoftmaxAttention(QKVMixer):
                 conv_state=put_rows(kept_conv, conv, rows, batch),
                 offset=length,
             )
+            assert kept is not None
             k, v = (self._heads(x) for x in kept["attn_state"])
         elif cache is not None:
             k, v = (torch.cat([self._heads(old), new], 1) for old, new in zip(cache["attn_state"], (k, v), strict=True))

@@ -15,7 +15,7 @@ class MatchedConfig(MesaNetConfig):
     """MesaNet in all but its recurrence rule (arXiv 2506.05233, appendix E.1).
 
     Args:
-        rule: One of ``RULES`` for all layers, or one for each layer.
+        rule: One of ``RULES``, or several that take turns over the layers.
         recurrence_width: Width of the recurrence of ``rg_lru`` layers, a multiple of `num_heads`, which is the number of blocks in the
             matrices of its gates. None for the one that gives the layer 4 D² parameters.
         kwargs: As in :class:`MesaNetConfig`. Settings of the solver, lamb and the cap on gamma belong to Mesa layers, those of heads
@@ -30,26 +30,29 @@ class MatchedConfig(MesaNetConfig):
 
     def __init__(self, rule: str | Sequence[str] = "mesa", recurrence_width: int | None = None, **kwargs: Any):
         super().__init__(**kwargs)
-        rules = [rule] * self.num_hidden_layers if isinstance(rule, str) else list(rule)
+        rules = [rule] if isinstance(rule, str) else list(rule)
         unknown = sorted({str(name) for name in rules} - set(RULES))
         if unknown:
             raise ValueError(f"rule must be among {', '.join(RULES)}; got {', '.join(unknown)}")
-        if len(rules) != self.num_hidden_layers:
+        if not 1 <= len(rules) <= self.num_hidden_layers:
             raise ValueError(
-                f"rule must name one rule, or one for each of {self.num_hidden_layers} layers; got {len(rules)}"
+                f"rule must name 1 to {self.num_hidden_layers} rules, one a layer at most; got {len(rules)}"
             )
         if "softmax" in rules and self.head_dim % 2:
             raise ValueError(f"head_dim must be even for RoPE; got {self.head_dim}")
-        if recurrence_width is None:
-            recurrence_width = matching_width(self.hidden_size, self.num_heads)
-        if isinstance(recurrence_width, bool) or not isinstance(recurrence_width, int) or recurrence_width < 1:
-            raise ValueError(f"recurrence_width must be an integer >= 1 or None; got {recurrence_width!r}")
-        if recurrence_width % self.num_heads:
-            raise ValueError(
-                f"recurrence_width must be a multiple of num_heads = {self.num_heads}; got {recurrence_width}"
-            )
+        if recurrence_width is not None:
+            if isinstance(recurrence_width, bool) or not isinstance(recurrence_width, int) or recurrence_width < 1:
+                raise ValueError(f"recurrence_width must be an integer >= 1 or None; got {recurrence_width!r}")
+            if recurrence_width % self.num_heads:
+                raise ValueError(
+                    f"recurrence_width must be a multiple of num_heads = {self.num_heads}; got {recurrence_width}"
+                )
         self.rule = rules
         self.recurrence_width = recurrence_width
+
+    def rule_of(self, layer_idx: int) -> str:
+        """The rule of a layer."""
+        return self.rule[layer_idx % len(self.rule)]
 
 
 def matching_width(hidden_size: int, blocks: int) -> int:

@@ -13,7 +13,7 @@ from fla_mesa.layers import (
     LinearAttention,
     SoftmaxAttention,
 )
-from fla_mesa.models.configuration_matched import MatchedConfig
+from fla_mesa.models.configuration_matched import MatchedConfig, matching_width
 from fla_mesa.models.modeling_mesanet import MesaNetBlock, MesaNetForCausalLM, MesaNetModel
 from fla_mesa.models.modeling_mesanet import mixer as mesanet_mixer
 
@@ -28,12 +28,13 @@ _RULES = {
 
 def mixer(config: MatchedConfig, layer_idx: int) -> nn.Module:
     """The token mixer of a layer."""
-    rule = config.rule[layer_idx]
+    rule = config.rule_of(layer_idx)
     in_hybrid = get_attention_spec(config.attn, layer_idx=layer_idx) is not None
     if rule == "mesa" or in_hybrid:  # config.attn has the last word, as in MesaNet
         return mesanet_mixer(config, layer_idx)
     if rule == "rg_lru":
-        return RGLRU(config.hidden_size, config.recurrence_width, config.num_heads, config.conv_size, layer_idx)
+        width = config.recurrence_width or matching_width(config.hidden_size, config.num_heads)
+        return RGLRU(config.hidden_size, width, config.num_heads, config.conv_size, layer_idx)
     return _RULES[rule](
         hidden_size=config.hidden_size,
         num_heads=config.num_heads,

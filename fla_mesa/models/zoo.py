@@ -5,7 +5,8 @@ To add an architecture, write a function from a :class:`Shape` and the tokens' s
 
 At one size all architectures have the same depth, width, rule for the MLP, tokenizer and tied embeddings. Their token mixers have
 4 D² parameters, as MesaNet's: where a mixer's values are wider than its keys or it has an output gate, it has half as many heads. Its
-state is then as large as MesaNet's too. What cannot be brought to that says so in ``NOTES``, which reports print.
+state is then as large as that of plain linear attention, which is each of the two that MesaNet keeps. What cannot be brought to that
+says so in ``NOTES``, which reports print.
 """
 
 from __future__ import annotations
@@ -152,8 +153,7 @@ def _with_rule(*rules: str) -> Builder:
     """A builder of the matched family: the rules take turns over the layers."""
 
     def build(shape: Shape, tokens: Tokens) -> PreTrainedConfig:
-        layers = [rules[layer % len(rules)] for layer in range(shape.num_hidden_layers)]
-        return MatchedConfig(rule=layers, num_heads=shape.num_heads, head_dim=shape.head_dim, **_common(shape, tokens))
+        return MatchedConfig(rule=rules, num_heads=shape.num_heads, head_dim=shape.head_dim, **_common(shape, tokens))
 
     return build
 

@@ -1,20 +1,24 @@
-"""Which implementation of the op runs. A back end is a module with ``chunk_forward``, ``chunk_backward`` and ``decoding_step``."""
+"""Which implementation of the op runs.
+
+A back end is a module with ``chunk_forward``, ``chunk_backward`` and ``decoding_step``, imported when it is first asked for.
+"""
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 from types import ModuleType
 
 import torch
 
-from fla_mesa.ops import pytorch
-
-BACKENDS = {"pytorch": pytorch}
+BACKENDS = {"pytorch": "fla_mesa.ops.pytorch", "triton": "fla_mesa.ops.triton"}
 
 
-def choose_backend(name: str | None, device: torch.device) -> ModuleType:
-    """The back end of this name, or the best one for the device if the name is None."""
+def choose_backend(name: str | None, q: torch.Tensor) -> ModuleType:
+    """The back end of this name; if the name is None, Triton on a GPU and PyTorch elsewhere (and for what the kernels do not take)."""
     if name is None:
-        name = "pytorch"
+        fits = q.device.type == "cuda" and q.dtype != torch.float64 and q.shape[-1] <= 256
+        name = "triton" if fits and importlib.util.find_spec("triton") else "pytorch"
     if name not in BACKENDS:
         raise ValueError(f"backend must be None or one of {sorted(BACKENDS)}; got {name!r}")
-    return BACKENDS[name]
+    return importlib.import_module(BACKENDS[name])

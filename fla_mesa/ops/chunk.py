@@ -116,7 +116,7 @@ def chunk_mesa_net(
     check_chunk(
         q, k, v, g, beta, lamb, h_kk_init, h_kv_init, max_CG_iteration, cg_tolerance, cu_seqlens, cu_seqlens_cpu
     )
-    chosen = choose_backend(backend, q.device)
+    chosen = choose_backend(backend, q)
     if use_qk_l2norm_in_kernel:
         q, k = l2_normalize(q), l2_normalize(k)
     options = {

@@ -50,7 +50,7 @@ def mesa_net_decoding_one_step(
         ValueError, TypeError: An argument is not as above; the message names it, what came, and what is allowed.
     """
     check_step(q, k, v, g, beta, lamb, prev_h_kk, prev_h_kv, max_CG_iteration, cg_tolerance)
-    chosen = choose_backend(backend, q.device)
+    chosen = choose_backend(backend, q)
     with torch.no_grad(), torch.autocast(q.device.type, enabled=False):
         out = chosen.decoding_step(
             q, k, v, g, beta, lamb, prev_h_kk, prev_h_kv, max_steps=max_CG_iteration, tolerance=float(cg_tolerance)

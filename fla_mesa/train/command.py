@@ -14,7 +14,7 @@ def main(argv: list[str]) -> int:
     try:
         settings, arguments = parse(argv)
         run = Run(settings, arguments, command=["fla-mesa", "train", *argv])
-    except (ValueError, TypeError, OSError) as error:
+    except (ValueError, TypeError, OSError, RuntimeError, ImportError) as error:
         print(f"fla-mesa train: {error}", file=sys.stderr)
         return 2
     return finish(run)
@@ -26,8 +26,9 @@ def finish(run: Run) -> int:
         metrics = run.train()
     except Interrupted as stop:
         checkpoint = folder.latest_checkpoint(run.folder)
+        flag = "--resume in place of --overwrite" if run.settings.overwrite else "--resume"
         after = (
-            f"the same command with --resume goes on from {checkpoint}" if checkpoint else "no checkpoint was saved yet"
+            f"the same command with {flag} goes on from {checkpoint}" if checkpoint else "no checkpoint was saved yet"
         )
         run.say(f"stopped by {stop.name}: {after}")
         return stop.exit_code

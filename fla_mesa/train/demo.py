@@ -18,7 +18,7 @@ SETTINGS = {
     "model": "mesanet",
     "size": "tiny",
     "output_dir": "runs/demo",
-    "max_steps": "600",
+    "max_steps": "500",
     "eval_steps": "100",
     "save_steps": "100",
     "eval_tokens": "32768",
@@ -27,18 +27,19 @@ SETTINGS = {
 
 
 def _parse(argv: list[str]) -> list[str]:
-    """The command line of the training: the demo's settings, then what the user gave, which counts where both do."""
+    """The command line of the training: the demo's settings, then what the user gave, which counts where both name a flag."""
     parser = argparse.ArgumentParser(
         prog="fla-mesa demo",
         usage="fla-mesa demo [flags of fla-mesa train]",
         description="Train a tiny MesaNet on the source code of Python's standard library, compare its bits per byte with "
-        "two yardsticks, and let it write. Interrupted, it goes on where it was when started again.",
+        "two yardsticks, and let it write. Interrupted, it goes on where it was when started again; --overwrite starts anew.",
         epilog="It is fla-mesa train "
         + " ".join(f"--{name} {value}" for name, value in SETTINGS.items())
-        + " --resume",
+        + " --resume.",
     )
     _, given = parser.parse_known_args(argv)
-    return [word for name, value in SETTINGS.items() for word in (f"--{name}", value)] + ["--resume", *given]
+    again = [] if "--overwrite" in given else ["--resume"]
+    return [word for name, value in SETTINGS.items() for word in (f"--{name}", value)] + [*again, *given]
 
 
 def main(argv: list[str]) -> int:
@@ -49,7 +50,7 @@ def main(argv: list[str]) -> int:
         run = Run(settings, arguments, command=["fla-mesa", "demo", *argv])
         if run.splits.tokenizer is None or not is_byte_tokenizer(run.splits.tokenizer):
             raise ValueError("tokenizer: the demo's yardsticks are of bytes; use fla-mesa train for other tokens")
-    except (ValueError, TypeError, OSError) as error:
+    except (ValueError, TypeError, OSError, RuntimeError, ImportError) as error:
         print(f"fla-mesa demo: {error}", file=sys.stderr)
         return 2
     code = command.finish(run)

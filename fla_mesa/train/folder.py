@@ -39,6 +39,36 @@ def check_free(folder: Path) -> None:
         raise ValueError(f"output_dir: {folder} holds files that are no run of this program ({shown}): name another")
 
 
+_RESULTS = re.compile(
+    r"run\.json|metrics\.json|loss\.png|training_args\.bin|(generation_)?config\.json|model.*\.safetensors(\.index\.json)?"
+    r"|tokenizer.*|special_tokens_map\.json|added_tokens\.json|vocab\.\w+|merges\.txt|chat_template\.jinja|.*\.tmp"
+)
+
+
+def remove_run(folder: Path) -> None:
+    """Removes what a run leaves in `folder`, and nothing else."""
+    for checkpoint in _checkpoints(folder):
+        _remove(checkpoint)
+    for path in folder.iterdir():
+        if path.is_file() and _RESULTS.fullmatch(path.name):
+            path.unlink()
+
+
+def check_removable(folder: Path) -> None:
+    """Raises ValueError if `folder` holds anything but a run."""
+    if not (folder / RUN_FILE).exists():
+        check_free(folder)
+        return
+    checkpoints = {checkpoint.name for checkpoint in _checkpoints(folder)}
+    foreign = sorted(
+        path.name for path in folder.iterdir() if path.name not in checkpoints and not _RESULTS.fullmatch(path.name)
+    )
+    if foreign:
+        raise ValueError(
+            f"output_dir: {folder} holds more than an earlier run ({', '.join(foreign[:3])}): name another"
+        )
+
+
 def stored_run(folder: Path) -> dict | None:
     """What run.json says, or None where no run has begun. Raises ValueError if it cannot be read."""
     path = folder / RUN_FILE

@@ -37,6 +37,7 @@ class Progress(TrainerCallback):
         self._throughput = throughput
         self._lines = lines
         self._bar: tqdm | None = None
+        self._validation_bar: tqdm | None = None
         self._begin = (0.0, 0)
 
     def _write(self, text: str) -> None:
@@ -76,6 +77,19 @@ class Progress(TrainerCallback):
             bits = logs.get("eval_bits_per_byte")
             more = f"accuracy {logs['eval_accuracy']:.4f}" if bits is None else f"{bits:.4f} bits per byte"
             self._write(f"{where}  validation loss {logs['eval_loss']:.4f}  {more}")
+
+    def on_prediction_step(self, args, state, control, eval_dataloader=None, **kwargs):
+        if self._lines or not state.is_world_process_zero or eval_dataloader is None:
+            return
+        if self._validation_bar is None:
+            total = len(eval_dataloader)
+            self._validation_bar = tqdm(total=total, desc="validation", unit="batch", leave=False, dynamic_ncols=True)
+        self._validation_bar.update()
+
+    def on_evaluate(self, args, state, control, **kwargs):
+        if self._validation_bar is not None:
+            self._validation_bar.close()
+            self._validation_bar = None
 
     def on_train_end(self, args, state, control, **kwargs):
         if self._bar is not None:

@@ -33,13 +33,17 @@ def make_config(settings: RecipeSettings, splits: Splits | None) -> PreTrainedCo
 
     Raises ValueError or TypeError for a model, size or override that does not exist or is out of range.
     """
-    ids = splits.special_ids if splits else dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
+    ids = splits.special_ids if splits else {}
     config = zoo.build_config(
         settings.model,
         settings.size,
         vocab_size=splits.vocab_size if splits else 257,
         max_position_embeddings=splits.seq_len if splits else 256,
-        **ids,
+        bos_token_id=ids.get("bos_token_id"),
+        eos_token_id=ids.get("eos_token_id"),
+        # Where padding is a token that also means something, as `<|endoftext|>` does, it must learn like any other, and a
+        # model that knows of padding would not let it. Generation needs to know: `_make_trainer` says it afterwards.
+        pad_token_id=None,
     )
     return overrides.apply(config, settings.config_overrides) if settings.config_overrides else config
 
@@ -53,7 +57,8 @@ def evenly(rows: Dataset, count: int) -> Dataset:
 class Run:
     """A run made ready: everything that can be wrong with what was asked for has been found by `Run(...)`.
 
-    Until `train` is called nothing is written. Raises ValueError, TypeError or OSError.
+    Until `train` is called nothing is written; an output folder may have come into being, empty. Raises ValueError,
+    TypeError or OSError, and whatever transformers raises, RuntimeError or ImportError, for what this machine lacks.
     """
 
     def __init__(
@@ -81,7 +86,7 @@ class Run:
     def _open_folder(self) -> dict | None:
         if self.settings.resume or self.arguments.resume_from_checkpoint:
             return folder.stored_run(self.folder)
-        folder.check_free(self.folder)
+        (folder.check_removable if self.settings.overwrite else folder.check_free)(self.folder)
         return None
 
     def _load_data(self) -> Splits:
@@ -100,15 +105,12 @@ class Run:
             return load_data(request)
 
     def _describe(self) -> dict[str, Any]:
-        """What must be the same for a run to go on."""
-        settings = asdict(self.settings)
-        for name in ("resume", "eval_tokens"):
-            settings.pop(name)
-        arguments = self.arguments.to_dict()
+        """What must be the same for a run to go on. The data is what it holds, wherever that lies today."""
+        settings, arguments = asdict(self.settings), self.arguments.to_dict()
         return {
-            **settings,
+            **{name: settings[name] for name in ("model", "size", "config_overrides", "tokenizer")},
+            "data": f"sha256 {self.splits.sha256}",
             "seq_len": self.splits.seq_len,
-            "data_sha256": self.splits.sha256,
             "sequences_per_step": self.arguments.sequences_per_step,
             **{name: arguments[name] for name in _TRAJECTORY},
         }
@@ -125,6 +127,10 @@ class Run:
     def _make_trainer(self) -> RecipeTrainer:
         set_seed(self.arguments.seed)
         model = AutoModelForCausalLM.from_config(make_config(self.settings, self.splits))
+        pad = self.splits.special_ids["pad_token_id"]
+        model.config.pad_token_id = pad
+        if model.generation_config is not None:
+            model.generation_config.pad_token_id = pad
         count = parameter_counts(model)["parameters"]
         self.say(f"model: {self.settings.model} {self.settings.size}, {count:,} parameters")
         tokens = self.settings.eval_tokens
@@ -146,8 +152,10 @@ class Run:
             if not self._nothing_left():
                 with stop.training():
                     trainer.train(resume_from_checkpoint=str(self.checkpoint) if self.checkpoint else None)
+            trainer.save_model(str(self.folder))  # before an evaluation that may cast it (bf16_full_eval)
+            self.say("validating on all held-out data")
             final = trainer.evaluate(self.splits.validation, metric_key_prefix="final")
-            self.metrics = self._save(final)
+            self.metrics = self._report(final)
         return self.metrics
 
     def _begin(self) -> None:
@@ -155,6 +163,8 @@ class Run:
         self.trainer.accelerator.wait_for_everyone()  # until all have seen the folder as it was
         if self.arguments.should_save:
             self.folder.mkdir(parents=True, exist_ok=True)
+            if self.settings.overwrite:
+                folder.remove_run(self.folder)
             for name in folder.remove_incomplete(self.folder):
                 self.say(f"{name} was being written when the run stopped: removed")
             folder.write_json(self.folder / folder.RUN_FILE, self.description)
@@ -173,13 +183,12 @@ class Run:
             return False
         self.say(f"all {state.global_step} steps have been done")
         self.trainer.state = state
-        self.trainer._load_from_checkpoint(str(self.checkpoint))
+        best = state.best_model_checkpoint if self.arguments.load_best_model_at_end else None
+        self.trainer._load_from_checkpoint(best or str(self.checkpoint))
         return True
 
-    def _save(self, final: dict[str, float]) -> dict[str, Any]:
-        trainer = self.trainer
-        trainer.save_model(str(self.folder))
-        metrics = collect(trainer, self.settings, self.splits, final, self.command)
+    def _report(self, final: dict[str, float]) -> dict[str, Any]:
+        metrics = collect(self.trainer, self.settings, self.splits, final, self.command)
         if self.arguments.should_save:
             title = f"{self.settings.model} {self.settings.size} on {self.settings.data}"
             loss_curve(metrics["history"], title, self.folder / "loss.png")

@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
 from fla_mesa.train.progress import no_bars
 
 
-def sample(folder: Path, prompt: str, *, new_tokens: int = 300, temperature: float = 0.8, seed: int = 42) -> str:
+def sample(folder: Path, prompt: str, *, new_tokens: int = 250, temperature: float = 0.8, seed: int = 42) -> str:
     """`prompt` and what the model and tokenizer saved in `folder` make of it, the same for the same seed.
 
     Raises OSError if there is no model in `folder`.
@@ -17,9 +17,11 @@ def sample(folder: Path, prompt: str, *, new_tokens: int = 300, temperature: flo
     with no_bars():
         model = AutoModelForCausalLM.from_pretrained(folder).eval()
     if torch.accelerator.is_available():
-        model = model.to(torch.device(str(torch.accelerator.current_accelerator())))
+        model = model.to(torch.device(str(torch.accelerator.current_accelerator())))  # pyright: ignore[reportArgumentType]
     set_seed(seed)
     tokens = tokenizer(prompt, return_tensors="pt").to(model.device)
     with torch.no_grad():
-        made = model.generate(**tokens, max_new_tokens=new_tokens, do_sample=True, temperature=temperature)
+        made = model.generate(  # pyright: ignore[reportAttributeAccessIssue]
+            **tokens, max_new_tokens=new_tokens, do_sample=True, temperature=temperature
+        )
     return tokenizer.decode(made[0], skip_special_tokens=True)

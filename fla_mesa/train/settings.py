@@ -9,6 +9,7 @@ import difflib
 import math
 import os
 import sys
+from argparse import Action, ArgumentDefaultsHelpFormatter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -75,7 +76,13 @@ class RecipeSettings:
         metadata={"help": "Go on from the last complete checkpoint in --output_dir; start if there is none."},
     )
 
+    overwrite: bool = field(
+        default=False,
+        metadata={"help": "Start anew where --output_dir holds an earlier run, which is removed when training begins."},
+    )
+
     def __post_init__(self) -> None:
+        _check(not (self.resume and self.overwrite), "resume, overwrite", "both", "one of the two")
         _check(self.seq_len is None or self.seq_len >= 2, "seq_len", self.seq_len, "at least 2")
         _check(self.eval_tokens >= 0, "eval_tokens", self.eval_tokens, "0 (all) or more")
 
@@ -137,14 +144,15 @@ class RecipeArguments(TrainingArguments):
         _check(self.max_steps != 0, "max_steps", self.max_steps, "1 or more, or -1 to count epochs")
         _check(self.max_steps > 0 or self.num_train_epochs > 0, "num_train_epochs", self.num_train_epochs, "> 0")
 
-        on_cpu = self.use_cpu or not torch.accelerator.is_available()
+        # Said outright, so that what transformers grants a CPU that was asked for (bf16, gloo) is granted to the only one.
+        self.use_cpu = on_cpu = self.use_cpu or not torch.accelerator.is_available()
         if on_cpu and (self.fsdp or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"):
             # transformers would run plain data parallelism here and say nothing.
             raise ValueError("fsdp: sharding needs GPUs; on a CPU leave it out (torchrun then runs data parallelism)")
+        if on_cpu and self.fp16:  # transformers would compute in float32 and say nothing
+            raise ValueError("fp16: needs a GPU; on a CPU leave it out, or use --bf16")
         if self.bf16 is None:
             self.bf16 = not on_cpu and not self.fp16 and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-        if on_cpu:
-            self.dataloader_pin_memory = False
         if self.disable_tqdm is None:
             self.disable_tqdm = not sys.stderr.isatty()
         if self.lr_scheduler_type == SchedulerType.COSINE_WITH_MIN_LR and self.lr_scheduler_kwargs is None:
@@ -167,6 +175,13 @@ def default_output_dir(model: str, size: str) -> str:
     return os.path.join("runs", f"{model}-{size}")
 
 
+class _Help(ArgumentDefaultsHelpFormatter):
+    """Shows the defaults that there are."""
+
+    def _get_help_string(self, action: Action) -> str | None:
+        return action.help if action.default is None else super()._get_help_string(action)
+
+
 def parser() -> HfArgumentParser:
     """The parser of `fla-mesa train`: the recipe's own flags first, then every flag of TrainingArguments."""
     return HfArgumentParser(
@@ -175,6 +190,7 @@ def parser() -> HfArgumentParser:
         usage="fla-mesa train [--model NAME] [--size SIZE] [--data DATA] [--output_dir DIR] [--resume] [flags]",
         description="Train a language model and leave it, its tokenizer, metrics.json and loss.png in --output_dir.",
         epilog=f"Models: {', '.join(zoo.names())}. Sizes: {', '.join(zoo.sizes())}. Data: {', '.join(source_names())}.",
+        formatter_class=_Help,
         allow_abbrev=False,
     )
 

@@ -66,9 +66,13 @@ class RecipeTrainer(Trainer):
         return super().training_step(model, inputs, num_items_in_batch)
 
     def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> dict:
-        """As the Trainer's; its time does not count as training."""
-        with self.throughput.paused():
-            return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        """As the Trainer's, on every row whatever `dataloader_drop_last` says; its time does not count as training."""
+        drop_last, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
+        try:
+            with self.throughput.paused():
+                return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        finally:
+            self.args.dataloader_drop_last = drop_last
 
     def prediction_step(
         self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: Any = None
@@ -85,6 +89,12 @@ class RecipeTrainer(Trainer):
         super().log(logs, start_time)
         if any(name.endswith("loss") and not math.isfinite(value) for name, value in logs.items()):
             raise Diverged(self.state.global_step)
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """As the Trainer's, less the tied weights, which no file holds twice."""
+        tied = getattr(self.model, "all_tied_weights_keys", {})
+        missing = [name for name in load_result.missing_keys if name not in tied]
+        super()._issue_warnings_after_load(load_result._replace(missing_keys=missing))
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         """As the Trainer's, without a progress bar for each file."""

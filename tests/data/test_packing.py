@@ -104,5 +104,5 @@ def test_blocks_hold_every_token_once(count, seq_len):
 
 
 def test_block_that_predicts_nothing_is_refused():
-    with pytest.raises(ValueError, match="seq_len: a block needs at least 2 tokens.*got 1"):
+    with pytest.raises(ValueError, match=r"seq_len: a block needs at least 2 tokens.*got 1"):
         TokenBlocks(np.arange(4), 1)

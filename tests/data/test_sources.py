@@ -171,7 +171,7 @@ def test_tokenizer_from_a_folder(tmp_path, bpe):
     assert splits.special_ids == {"bos_token_id": None, "eos_token_id": bpe.eos_token_id, "pad_token_id": None}
     text_bytes = splits.facts["validation"]["text_bytes"]
     assert splits.bytes_per_token * (len(validation.ids) - 1) == pytest.approx(text_bytes)
-    with pytest.raises(ValueError, match="tokenizer: '.*nothing.*' cannot be loaded"):
+    with pytest.raises(ValueError, match=r"tokenizer: '.*nothing.*' cannot be loaded"):
         load(file, tokenizer=str(tmp_path / "nothing"))
 
 
@@ -187,12 +187,21 @@ def test_named_sources_come_first(monkeypatch):
 
     register_source("recall", loader)
     assert source_names() == ["stdlib", "recall"]
-    assert load_data(DataRequest("recall", seed=7)) is made and seen[0].seed == 7
+    assert load_data(DataRequest("recall:pairs=4", seed=7)) is made
+    assert (seen[0].spec, seen[0].seed) == ("recall:pairs=4", 7)
     with pytest.raises(ValueError, match="tokenizer: does not apply to --data recall, got 'bytes'"):
         load_data(DataRequest("recall", tokenizer="bytes"))
     for taken in ("recall", "stdlib"):
         with pytest.raises(ValueError, match="is a source already"):
             register_source(taken, loader)
+
+
+def test_every_suite_is_a_source():
+    splits = load_data(DataRequest("mqar:vocab_size=64,length=16,num_pairs=2,train=50", say=quiet))
+    row = splits.train[0]
+    assert set(row) == {"input_ids", "labels"} and row["input_ids"].shape == (16,) and splits.vocab_size == 64
+    assert splits.bytes_per_token is None
+    assert {"mqar", "regbench", "mad-compression"} <= set(source_names())
 
 
 # Errors
@@ -274,8 +283,10 @@ def test_too_little_text_for_a_block(tmp_path):
 
 def test_configuration_of_what_has_none(tmp_path):
     (tmp_path / "a.txt").write_text("a" * 1000)
-    with pytest.raises(ValueError, match="data_config: only a data set of the hub"):
+    with pytest.raises(ValueError, match=r"data_config: .* is no data set of the hub.* got 'en'"):
         load(tmp_path / "a.txt", config="en")
+    with pytest.raises(ValueError, match=r"text_column: .* is text without columns, got 'text'"):
+        load(tmp_path / "a.txt", text_column="text")
 
 
 def test_byte_tokenizer_saved_by_a_run_is_taken_for_what_it_is(tmp_path):

@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -24,11 +25,11 @@ def test_first_tokens_of_blocks_are_not_scored_and_end_of_text_is_no_byte():
     validation = TokenBlocks(tokenize(Corpus(held_out), byte_tokenizer()).ids, 5)
 
     line = [*b"abracadabra", 256, *b"banana", 256]
-    pairs, firsts = Counter(zip(line, line[1:], strict=False)), Counter(line[:-1])
+    pairs, firsts = Counter(pairwise(line)), Counter(line[:-1])
     bits, text_bytes = 0.0, 0
     scored = [*b"cab", 256, *b"dab", 256, *b"bad", 256]
     for block in (scored[:5], scored[5:10], scored[10:]):
-        for previous, following in zip(block, block[1:], strict=False):
+        for previous, following in pairwise(block):
             bits -= math.log2((pairs[previous, following] + 1) / (firsts[previous] + 257))
             text_bytes += following != 256
     assert bigram_bits_per_byte(train, validation) == pytest.approx(bits / text_bytes, rel=1e-12)

@@ -88,6 +88,18 @@ QUESTIONS = [
 ]
 
 
+@pytest.fixture(autouse=True)
+def no_inventory(monkeypatch):
+    """lm-eval lists the machine's packages for every evaluation, a second each time; no test here looks at the list."""
+    monkeypatch.setattr("lm_eval.evaluator.add_env_info", lambda storage: None)
+
+
+@pytest.fixture(scope="session")
+def questions():
+    """The documents of `local_choice` and `local_generation`."""
+    return QUESTIONS
+
+
 @pytest.fixture(scope="session")
 def local_tasks(tmp_path_factory):
     """YAML tasks on local files: multiple choice, generation, and one whose data is missing."""

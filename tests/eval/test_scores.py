@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import QUESTIONS
 from datasets import Dataset
 from lm_eval import simple_evaluate
 from lm_eval.tasks import TaskManager
@@ -74,22 +73,22 @@ def test_three_ways_to_bits_per_byte(text_checkpoint, text_file, tmp_path):
     assert by_hand > 1
 
 
-def test_multiple_choice_is_the_argmax_of_the_likelihoods(text_checkpoint, local_tasks):
+def test_multiple_choice_is_the_argmax_of_the_likelihoods(text_checkpoint, local_tasks, questions):
     result, samples = run(FlaMesaLM(str(text_checkpoint), device="cpu"), "local_choice", local_tasks)
     model = AutoModelForCausalLM.from_pretrained(text_checkpoint).eval()
     chosen = []
-    for item in QUESTIONS:
+    for item in questions:
         context = item["question"].encode()
         likelihoods = [
             -losses_by_hand(model, [*context, *f" {choice}".encode()])[len(context) - 1 :].sum().item()
             for choice in item["choices"]
         ]
         chosen.append(int(np.argmax(likelihoods)))
-    right = np.mean([choice == item["answer"] for choice, item in zip(chosen, QUESTIONS, strict=True)])
+    right = np.mean([choice == item["answer"] for choice, item in zip(chosen, questions, strict=True)])
     assert result["acc,none"] == pytest.approx(right)
     by_document = {sample["doc"]["question"]: sample["acc"] for sample in samples}
     assert by_document == {
-        item["question"]: float(c == item["answer"]) for item, c in zip(QUESTIONS, chosen, strict=True)
+        item["question"]: float(c == item["answer"]) for item, c in zip(questions, chosen, strict=True)
     }
 
 

@@ -6,7 +6,7 @@ import functools
 import pytest
 import torch
 
-from fla_mesa.ops import backends, chunk_mesa_net, mesa_net_decoding_one_step, triton
+from fla_mesa.ops import chunk_mesa_net, mesa_net_decoding_one_step, triton
 from fla_mesa.ops.triton.plan import make_plan
 from tests.interpreter import stub_driver
 from tests.ops.cases import INPUTS, OUTPUTS, SMALL, STATED, Case, draw, errors, relative_error, run, truth, upstream
@@ -14,11 +14,6 @@ from tests.ops.cases import INPUTS, OUTPUTS, SMALL, STATED, Case, draw, errors, 
 # The interpreter takes seconds where the PyTorch back end takes milliseconds.
 SHORT = {name: dataclasses.replace(case, T=100, H=1) for name, case in STATED.items()}
 SMALL_HERE = {name: case if case.lengths else dataclasses.replace(case, H=1) for name, case in SMALL.items()}
-
-
-@pytest.fixture(autouse=True)
-def _registered(monkeypatch):
-    monkeypatch.setitem(backends.BACKENDS, "triton", triton)
 
 
 op = functools.partial(chunk_mesa_net, backend="triton", max_CG_iteration=64)
@@ -213,7 +208,7 @@ def test_what_the_kernels_do_not_take(error, change, message):
 
 def test_a_device_without_triton():
     x = {n: v.detach().to("meta") for n, v in draw(Case(T=2, H=1, K=16, V=16)).items()}
-    with pytest.raises(ValueError, match="device 'meta'.*backend='pytorch'"):
+    with pytest.raises(ValueError, match=r"device 'meta'.*backend='pytorch'"):
         triton.chunk_forward(*x.values(), cu_seqlens=None, cu_seqlens_cpu=None, max_steps=3, tolerance=1e-4)
 
 

@@ -29,7 +29,8 @@ def _quiet():
 @pytest.mark.parametrize("size", zoo.sizes())
 def test_parameters_are_those_of_mesanet_to_3_percent(size):
     # With few embeddings, which all have in common, so that differences are seen at their largest.
-    counts = {name: zoo.count_parameters(zoo.build_config(name, size, **TOKENS)) for name in DISTINCT}
+    names = DISTINCT if size in ("tiny", "440M") else zoo.RELEASED  # the matched differ from each other in gates alone
+    counts = {name: zoo.count_parameters(zoo.build_config(name, size, **TOKENS)) for name in names}
     off = {name: count / counts["mesanet"] - 1 for name, count in counts.items()}
     assert {name: f"{value:+.1%}" for name, value in off.items() if abs(value) > zoo.TOLERANCE} == {}
 
@@ -46,8 +47,8 @@ def test_at_one_size_all_have_one_shape(size):
 
 
 @pytest.mark.parametrize("size", ["tiny", "440M"])
-def test_the_head_of_every_architecture_keeps_as_much_as_mesanet(size):
-    """Where the module's docstring says that states are equally large: heads x keys x values."""
+def test_states_are_as_large_as_those_of_linear_attention(size):
+    """As the module's docstring says: heads x keys x values."""
     shape = zoo.SIZES[size]
     want = shape.num_heads * shape.head_dim**2
     for name in ("gated_deltanet", "gla", "retnet", "xlstm"):

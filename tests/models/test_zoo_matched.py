@@ -208,11 +208,11 @@ def test_bfloat16_trains_and_decodes(rule):
 # Family
 
 
-def test_rules_by_layer_save_and_load(tmp_path):
+def test_rules_that_take_turns_save_and_load(tmp_path):
     layers = ["rg_lru", "softmax", "delta"]
-    model, x = build(layers, num_hidden_layers=3), tokens(1, 20)
+    model, x = build(layers, num_hidden_layers=4), tokens(1, 20)
     kinds = [type(layer.attn) for layer in model.model.layers]
-    assert kinds == [RGLRU, softmax.SoftmaxAttention, rules.DeltaRule]
+    assert kinds == [RGLRU, softmax.SoftmaxAttention, rules.DeltaRule, RGLRU]
     with torch.no_grad():
         for p in model.parameters():
             p.add_(0.1 * torch.randn_like(p))  # away from what initialisation gives
@@ -239,7 +239,8 @@ def test_packed_softmax_has_no_cache():
     ("changes", "error", "message"),
     [
         ({"rule": "rwkv"}, ValueError, "rule must be among mesa, gated_delta, .*; got rwkv"),
-        ({"rule": ["mesa"]}, ValueError, "rule must name one rule, or one for each of 2 layers; got 1"),
+        ({"rule": ["mesa"] * 3}, ValueError, "rule must name 1 to 2 rules, one a layer at most; got 3"),
+        ({"rule": []}, ValueError, "rule must name 1 to 2 rules, one a layer at most; got 0"),
         ({"rule": "softmax", "head_dim": 15}, ValueError, "head_dim must be even for RoPE; got 15"),
         ({"recurrence_width": 33}, ValueError, "recurrence_width must be a multiple of num_heads = 2; got 33"),
         ({"recurrence_width": 0}, ValueError, "recurrence_width must be an integer >= 1 or None; got 0"),

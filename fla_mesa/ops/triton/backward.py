@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import torch
-from fla.ops.utils import chunk_local_cumsum
 from fla.utils import input_guard
 
-from fla_mesa.ops.triton.chunks import CHUNK, compute_states, cumulative_gates, cut, marked_beta, state_blocks
+from fla_mesa.ops.triton.chunks import (
+    CHUNK,
+    compute_states,
+    cumulative_gates,
+    cut,
+    local_cumsum,
+    marked_beta,
+    state_blocks,
+)
 from fla_mesa.ops.triton.forward import output_block
 from fla_mesa.ops.triton.kernels_backward import keys_values_backward_kernel, solve_backward_kernel
 from fla_mesa.ops.triton.kernels_states import states_backward_kernel
@@ -16,7 +23,7 @@ from fla_mesa.ops.types import ChunkGradients
 KEYS = 16  # whose gradients one program computes, from all rows of their chunk
 
 
-@input_guard
+@input_guard  # pyright: ignore[reportArgumentType] (fla types it for functions that return a tensor)
 def chunk_backward(
     k: torch.Tensor,
     v: torch.Tensor,
@@ -92,7 +99,5 @@ def chunk_backward(
         chunk_indices=chunks.indices, T=T, n_chunks=chunks.per_grid, H=H, K=K, V=V, BT=plan.BT, BR=KEYS,
         BD=plan.BD, BN=output_block(max(K, V)), PRECISION=plan.FINE,
     )  # fmt: skip
-    dg = chunk_local_cumsum(
-        da, chunk_size=CHUNK, reverse=True, cu_seqlens=chunks.cu_seqlens, chunk_indices=chunks.indices
-    )
+    dg = local_cumsum(da, chunk_size=CHUNK, reverse=True, cu_seqlens=chunks.cu_seqlens, chunk_indices=chunks.indices)
     return ChunkGradients(y, dk, dv, dg, dbeta, dlamb.sum(0), dh_kk_init, dh_kv_init)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -10,11 +10,13 @@ from fla.ops.utils import chunk_local_cumsum, prepare_chunk_indices, prepare_chu
 from fla.ops.utils.constant import RCP_LN2
 
 from fla_mesa.ops.triton.kernels_states import states_kernel
-from fla_mesa.ops.triton.plan import CHUNK
+from fla_mesa.ops.triton.plan import CHUNK, interpreted, power_of_two
 
 # A gate below e^-64 forgets everything; larger steps would only cost digits in the sums of the others, and -inf all of them.
 LEAST_LOG_GATE = -64.0
 STATE_BLOCK = 32
+# fla's decorators hide its parameters from type checkers.
+local_cumsum: Any = chunk_local_cumsum
 
 
 class Chunks(NamedTuple):
@@ -41,9 +43,7 @@ def cut(k: torch.Tensor, cu_seqlens: torch.Tensor | None, cu_seqlens_cpu: torch.
 def cumulative_gates(g: torch.Tensor, chunks: Chunks) -> torch.Tensor:
     """Base-2 logarithm of the decay since the start of the chunk, including the position's own gate, float32 [B, T, H]."""
     g = g.float().clamp(min=LEAST_LOG_GATE)
-    return chunk_local_cumsum(
-        g, chunk_size=CHUNK, scale=RCP_LN2, cu_seqlens=chunks.cu_seqlens, chunk_indices=chunks.indices
-    )
+    return local_cumsum(g, chunk_size=CHUNK, scale=RCP_LN2, cu_seqlens=chunks.cu_seqlens, chunk_indices=chunks.indices)
 
 
 def marked_beta(k: torch.Tensor, beta: torch.Tensor) -> torch.Tensor:
@@ -60,9 +60,10 @@ class States(NamedTuple):
 
 def state_blocks(K: int, V: int) -> dict[str, int]:
     """Blocks of the state kernels (BP positions at a time), and how many of them there are."""
-    BK = min(STATE_BLOCK, max(16, triton.next_power_of_2(K)))
-    BC = min(STATE_BLOCK, max(16, triton.next_power_of_2(max(K, V))))
-    return {"BK": BK, "BC": BC, "BP": 32, "N_K": triton.cdiv(K, BK), "N_C": triton.cdiv(max(K, V), BC)}
+    largest = 64 if interpreted() else STATE_BLOCK
+    BK = min(largest, power_of_two(K))
+    BC = min(largest, power_of_two(max(K, V)))
+    return {"BK": BK, "BC": BC, "BP": largest, "N_K": triton.cdiv(K, BK), "N_C": triton.cdiv(max(K, V), BC)}
 
 
 def compute_states(

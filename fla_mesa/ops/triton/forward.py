@@ -12,7 +12,7 @@ from fla_mesa.ops.triton.plan import Plan, capability_of, check_supported, make_
 from fla_mesa.ops.types import ChunkForward
 
 
-@input_guard
+@input_guard  # pyright: ignore[reportArgumentType] (fla types it for functions that return a tensor)
 def chunk_forward(
     q: torch.Tensor,
     k: torch.Tensor,

@@ -1,3 +1,6 @@
+# pyright: reportOperatorIssue=false, reportArgumentType=false, reportCallIssue=false, reportAttributeAccessIssue=false
+# pyright: reportGeneralTypeIssues=false, reportIndexIssue=false, reportOptionalSubscript=false, reportReturnType=false
+# (device code: types mean something else to Triton)
 """Backward kernels: the second solve with what feeds it, and the gradients of keys, values and gates.
 
 With dx_t = G_t do_t and y_t = (H_t + diag(lamb))^-1 dx_t, every gradient but those of q (which is y) and lamb (which is

@@ -1,3 +1,6 @@
+# pyright: reportOperatorIssue=false, reportArgumentType=false, reportCallIssue=false, reportAttributeAccessIssue=false
+# pyright: reportGeneralTypeIssues=false, reportIndexIssue=false, reportOptionalSubscript=false, reportReturnType=false
+# (device code: types mean something else to Triton)
 """The solve, as Triton device functions: conjugate gradients for a tile of positions, one linear system per row.
 
 Names: `b_` a block in registers, `p_` pointers, `i_` an index, `o_` offsets, `m_` a mask. Sizes: BT positions a chunk, BR rows
@@ -100,9 +103,9 @@ def attend(
 ):  # fmt: skip
     """exp2(a_t) W'a_t + sum_{s<=t} M_ts (a_t'b_s) c_s  [BR, BN]: reads everything block by block from memory.
 
-    One linear attention for the rows o_t of a chunk of T positions and the columns o_n: W [D, N] is the state before the chunk, b [., D] what
-    is compared with a [., D], c [., N] what is summed. With MARK a NaN or infinity in c makes its own column NaN from its row
-    on; otherwise the caller has made beta NaN there.
+    One linear attention for the rows o_t of a chunk of T positions and the columns o_n: W [D, N] is the state before the
+    chunk, b [., D] what is compared with a [., D], c [., N] what is summed. With MARK a NaN or infinity in c makes its own
+    column NaN from its row on; otherwise the caller has made beta NaN there.
     """
     m_t = o_t < T
     m_n = o_n < N

@@ -1,3 +1,6 @@
+# pyright: reportOperatorIssue=false, reportArgumentType=false, reportCallIssue=false, reportAttributeAccessIssue=false
+# pyright: reportGeneralTypeIssues=false, reportIndexIssue=false, reportOptionalSubscript=false, reportReturnType=false
+# (device code: types mean something else to Triton)
 """The states before each chunk, forward, and their gradients after each chunk, in reverse: one pass over the chunks each."""
 
 import triton

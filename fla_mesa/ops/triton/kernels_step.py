@@ -1,3 +1,6 @@
+# pyright: reportOperatorIssue=false, reportArgumentType=false, reportCallIssue=false, reportAttributeAccessIssue=false
+# pyright: reportGeneralTypeIssues=false, reportIndexIssue=false, reportOptionalSubscript=false, reportReturnType=false
+# (device code: types mean something else to Triton)
 """The decoding step: both states brought forward by one position, the solve and the output, one program per sequence and head."""
 
 import triton

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import torch
 import triton
+from triton import knobs
 
 CHUNK = 64  # positions between stored states
 MAX_HEAD_SIZE = 256
@@ -50,7 +51,8 @@ def make_plan(
     """The default plan for key size K on a device of this compute capability."""
     BK = power_of_two(K)
     # The state of 128 channels and a chunk of keys take 112 KiB of shared memory, more than these have.
-    RESIDENT = BK <= (64 if capability in SMALL_SHARED_MEMORY else 128)
+    largest = 64 if capability in SMALL_SHARED_MEMORY else 128
+    RESIDENT = largest >= BK
     # Rows that fit the registers without spilling (table in benchmarks/results/kernels_static_*.md).
     BR = 32 if RESIDENT and (BK <= 64 or capability[0] >= 9) else 16
     # The interpreter's time goes by the number of operations, not by their size.
@@ -76,7 +78,7 @@ def power_of_two(n: int) -> int:
 
 def interpreted() -> bool:
     """Whether kernels run in Triton's interpreter, which takes CPU tensors."""
-    return bool(triton.knobs.runtime.interpret)
+    return bool(knobs.runtime.interpret)
 
 
 def check_supported(**tensors: torch.Tensor | None) -> None:

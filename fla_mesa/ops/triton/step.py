@@ -11,7 +11,7 @@ from fla_mesa.ops.triton.plan import check_supported, power_of_two
 from fla_mesa.ops.types import DecodingStep
 
 
-@input_guard
+@input_guard  # pyright: ignore[reportArgumentType] (fla types it for functions that return a tensor)
 def decoding_step(
     q: torch.Tensor,
     k: torch.Tensor,

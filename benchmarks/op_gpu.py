@@ -1,0 +1,302 @@
+"""Speed of the op on a GPU, beside fla's ops, gated by correctness.
+
+    python benchmarks/op_gpu.py [--tokens 32768] [--lengths 2048 ... 65536] [--heads 16] [--sizes 64 128] [--out FILE]
+
+1. Gate: o, states and every gradient of this op (float32) against the definition in float64, at upstream scales 1 and 1e-12. Where
+   it is red, nothing is timed and the exit status is 1.
+2. Ceilings of this device in this run: copy (GB/s) and bfloat16 matrix product (TFLOP/s).
+3. Forward + backward, and forward alone, bfloat16, of this op and of fla's chunk_mesa_net (with 30 steps, and with as many as this
+   op takes on average), chunk_gated_delta_rule, chunk_gla and chunk_kda, on the same q, k, v.
+4. The decoding step against fla's.
+5. Bits: two runs must agree exactly.
+
+Times are medians with the 20th and 80th percentile; "share" is the part of the matrix-product ceiling that the flops of the algorithm
+reach at that time (for decoding, of the copy ceiling that the bytes of the states reach). Needs a CUDA GPU; says so where there is none.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import functools
+import math
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+import triton
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+CHUNK = 64
+BOUND = {1e-4: 1e-3, 1e-6: 1e-4}  # tolerance of the solver -> relative error allowed in every output and gradient
+NAMES = ("q", "k", "v", "g", "beta", "lamb", "h_kk_init", "h_kv_init")
+
+
+def draw(
+    B: int, T: int, H: int, K: int, V: int, dtype: torch.dtype, device: str, *, states: bool = False, seed: int = 0
+) -> dict[str, torch.Tensor | None]:
+    """Inputs by name: unit keys and queries with a common mean of a third of their norm, gates from 0.9 to 1."""
+    rng = torch.Generator(device).manual_seed(seed)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=rng, device=device)
+
+    def uniform(*shape: int) -> torch.Tensor:
+        return torch.rand(*shape, generator=rng, device=device)
+
+    mean = 0.35 * normal(1, 1, H, K)
+    root = normal(B, H, K, K) / K**0.5
+    return {
+        "q": F.normalize(normal(B, T, H, K) + mean, dim=-1).to(dtype),
+        "k": F.normalize(normal(B, T, H, K) + mean, dim=-1).to(dtype),
+        "v": normal(B, T, H, V).to(dtype),
+        "g": (0.9 + 0.1 * uniform(B, T, H)).log(),
+        "beta": uniform(B, T, H),
+        "lamb": 0.25 + uniform(H, K),
+        "h_kk_init": root @ root.mT if states else None,
+        "h_kv_init": normal(B, H, K, V) if states else None,
+    }
+
+
+def gate(
+    op: Callable[..., Any], device: str, *, T: int = 130, H: int = 2, sizes: tuple[int, ...] = (64, 128)
+) -> dict[str, float]:
+    """Relative error of each output and gradient over its bound: the worst over sizes, tolerances and scales. Green is <= 1."""
+    from fla_mesa.ops import naive_mesa_net_exact
+
+    worst: dict[str, float] = {}
+    for size in sizes:
+        x = draw(1, T, H, size, size, torch.float32, device, states=True)
+        exact = {n: t.double().requires_grad_() for n, t in x.items() if t is not None}
+        want = naive_mesa_net_exact(*(exact[n] for n in ("q", "k", "v", "g", "lamb", "beta", "h_kk_init", "h_kv_init")))
+        weights = [torch.randn_like(o) for o in want]
+        want_gradients = torch.autograd.grad(want, [exact[n] for n in NAMES], weights)
+        for tolerance, bound in BOUND.items():
+            for scale in (1.0, 1e-12):
+                leaves = {n: t.detach().requires_grad_() for n, t in x.items() if t is not None}
+                got = op(
+                    *(leaves[n] for n in NAMES), output_final_state=True, max_CG_iteration=100, cg_tolerance=tolerance
+                )[:3]
+                gradients = torch.autograd.grad(
+                    got,
+                    [leaves[n] for n in NAMES],
+                    [(scale * w).to(o.dtype) for w, o in zip(weights, got, strict=True)],
+                )
+                pairs = [*zip(("o", "h_kk", "h_kv"), got, want, strict=True)]
+                pairs += [
+                    (f"d{n}", a.double() / scale, b) for n, a, b in zip(NAMES, gradients, want_gradients, strict=True)
+                ]
+                for name, a, b in pairs:
+                    error = float((a.double() - b).norm() / b.norm()) / bound
+                    # A NaN must not lose a comparison.
+                    worst[name] = max(worst.get(name, 0.0), math.inf if math.isnan(error) else error)
+    return worst
+
+
+def is_green(worst: dict[str, float]) -> bool:
+    """Whether everything is within its bound."""
+    return all(error <= 1 for error in worst.values())
+
+
+def mesa_flops(tokens: int, H: int, K: int, V: int, steps: float) -> float:
+    """Forward: the states, one matrix-vector product a step, and the output; half of the scores of a chunk are masked but computed."""
+    states = 2 * K * (K + V)
+    product = 4 * CHUNK * K + 2 * K * K
+    output = 2 * CHUNK * (K + V) + 2 * K * V
+    return tokens * H * (states + steps * product + output)
+
+
+@dataclass(frozen=True)
+class Time:
+    """Milliseconds."""
+
+    median: float
+    p20: float
+    p80: float
+
+    def __str__(self) -> str:
+        return f"{self.median:.2f} ({self.p20:.2f}-{self.p80:.2f})"
+
+
+def measure(f: Callable[[], Any]) -> Time:
+    return Time(*triton.testing.do_bench(f, warmup=100, rep=400, quantiles=[0.5, 0.2, 0.8]))
+
+
+def ceilings(device: str) -> tuple[float, float]:
+    """Bytes a second of a copy, and flops a second of a bfloat16 matrix product, on this device now."""
+    source = torch.empty(2**30, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    copy = 2 * source.numel() / (measure(lambda: target.copy_(source)).median * 1e-3)
+    a = torch.randn(8192, 8192, device=device, dtype=torch.bfloat16)
+    return copy, 2 * 8192**3 / (measure(lambda: a @ a).median * 1e-3)
+
+
+def with_backward(f: Callable[..., Any], leaves: list[torch.Tensor], do: torch.Tensor) -> Callable[[], Any]:
+    return lambda: torch.autograd.grad(f(*leaves)[0], leaves, do)
+
+
+def rivals(x: dict[str, Any], mean_steps: int) -> dict[str, tuple[Callable[..., Any], list[torch.Tensor]]]:
+    """Each op by name, with the leaves it takes: this op first, then fla's."""
+    from fla.ops.gated_delta_rule import chunk_gated_delta_rule
+    from fla.ops.gla import chunk_gla
+    from fla.ops.kda import chunk_kda
+    from fla.ops.mesa_net import chunk_mesa_net as fla_mesa_net
+
+    from fla_mesa.ops import chunk_mesa_net
+
+    def leaves(*names: str) -> list[torch.Tensor]:
+        return [x[n].detach().requires_grad_() for n in names]
+
+    inputs = ("q", "k", "v", "g", "beta", "lamb")
+    # gla and kda gate every channel.
+    by_channel = x["g"].unsqueeze(-1).expand_as(x["k"]).contiguous()
+    return {
+        "fla_mesa chunk_mesa_net": (functools.partial(chunk_mesa_net, backend="triton"), leaves(*inputs)),
+        "fla chunk_mesa_net, 30 steps": (functools.partial(fla_mesa_net, max_CG_iteration=30), leaves(*inputs)),
+        f"fla chunk_mesa_net, {mean_steps} steps": (
+            functools.partial(fla_mesa_net, max_CG_iteration=mean_steps),
+            leaves(*inputs),
+        ),
+        "fla chunk_gated_delta_rule": (chunk_gated_delta_rule, leaves("q", "k", "v", "g", "beta")),
+        "fla chunk_gla": (chunk_gla, [*leaves("q", "k", "v"), by_channel.requires_grad_()]),
+        "fla chunk_kda": (
+            chunk_kda,
+            [*leaves("q", "k", "v"), by_channel.detach().clone().requires_grad_(), *leaves("beta")],
+        ),
+    }
+
+
+def chunk_rows(tokens: int, lengths: list[int], H: int, sizes: list[int], flops: float) -> list[str]:
+    """Table of the ops over sequences."""
+    from fla_mesa.ops import chunk_mesa_net
+
+    rows = [
+        "| op | T | K = V | steps, mean | forward ms (p20-p80) | forward + backward ms | tokens/s | share |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for K in sizes:
+        for T in lengths:
+            x = draw(max(1, tokens // T), T, H, K, K, torch.bfloat16, "cuda")
+            stats = chunk_mesa_net(*(x[n] for n in NAMES[:6]), return_stats=True, backend="triton")[3]
+            steps = float(stats.iterations.float().mean())
+            do = torch.randn_like(x["v"])
+            for name, (f, leaves) in rivals(x, max(1, round(steps))).items():
+                forward = measure(functools.partial(f, *[t.detach() for t in leaves]))
+                both = measure(with_backward(f, leaves, do))
+                count = x["q"].shape[0] * T
+                share, shown = "", ""
+                if name.startswith("fla_mesa"):
+                    share = f"{mesa_flops(count, H, K, K, steps) / (forward.median * 1e-3) / flops:.1%} (forward)"
+                    shown = f"{steps:.1f} (max {int(stats.iterations.max())})"
+                rows.append(
+                    f"| {name} | {T} | {K} | {shown} | {forward} | {both} | {count / both.median * 1e3:,.0f} | {share} |"
+                )
+                print(rows[-1], file=sys.stderr, flush=True)
+    return rows
+
+
+def step_rows(batches: list[int], H: int, sizes: list[int], copy: float) -> list[str]:
+    """Table of the decoding step."""
+    from fla.ops.mesa_net import mesa_net_decoding_one_step as fla_step
+
+    from fla_mesa.ops import mesa_net_decoding_one_step
+
+    rows = [
+        "| decoding step | batch | K = V | ms (p20-p80) | share of copy |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for K in sizes:
+        for B in batches:
+            x = draw(B, 1, H, K, K, torch.bfloat16, "cuda", states=True)
+            args = [x[n][:, 0] for n in ("q", "k", "v", "g")] + [
+                x["lamb"],
+                x["beta"][:, 0],
+                x["h_kk_init"],
+                x["h_kv_init"],
+            ]
+            moved = 4 * B * H * K * K * 4  # both states read and written, float32
+            ours = functools.partial(mesa_net_decoding_one_step, backend="triton")
+            for name, f in (("fla_mesa", ours), ("fla", fla_step)):
+                time = measure(functools.partial(f, *args))
+                rows.append(f"| {name} | {B} | {K} | {time} | {moved / (time.median * 1e-3) / copy:.1%} |")
+                print(rows[-1], file=sys.stderr, flush=True)
+    return rows
+
+
+def same_bits(H: int, K: int) -> bool:
+    """Whether two runs, forward and backward, agree exactly."""
+    from fla_mesa.ops import chunk_mesa_net
+
+    x = draw(2, 1000, H, K, K, torch.bfloat16, "cuda")
+    leaves = [x[n].detach().requires_grad_() for n in NAMES[:6]]
+
+    def once() -> tuple[torch.Tensor, ...]:
+        o = chunk_mesa_net(*leaves, backend="triton")[0]
+        return (o, *torch.autograd.grad(o, leaves, torch.ones_like(o)))
+
+    return all(torch.equal(a, b) for a, b in zip(once(), once(), strict=True))
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tokens", type=int, default=32768, help="B x T")
+    parser.add_argument("--lengths", type=int, nargs="+", default=[2048, 4096, 8192, 16384, 32768, 65536])
+    parser.add_argument("--heads", type=int, default=16)
+    parser.add_argument("--sizes", type=int, nargs="+", default=[64, 128], help="K = V")
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 64], help="of the decoding step")
+    parser.add_argument("--out", type=Path, help="Markdown file; benchmarks/results/op_<device>_<date>.md if left out")
+    args = parser.parse_args(arguments)
+    for name in ("tokens", "heads"):
+        if getattr(args, name) < 1:
+            parser.error(f"--{name} must be at least 1; got {getattr(args, name)}")
+    for name in ("lengths", "sizes", "batches"):
+        if min(getattr(args, name)) < 1:
+            parser.error(f"--{name} must be at least 1; got {getattr(args, name)}")
+    return args
+
+
+def main(arguments: list[str] | None = None) -> int:
+    args = parse(arguments)
+    if not torch.cuda.is_available():
+        print("op_gpu.py needs a CUDA GPU, and PyTorch sees none here. On a machine without one, run", file=sys.stderr)
+        print("benchmarks/kernels_static.py for registers, spills and shared memory instead.", file=sys.stderr)
+        return 2
+    from fla_mesa.ops import chunk_mesa_net
+
+    torch.backends.cuda.matmul.allow_tf32 = False
+    worst = gate(functools.partial(chunk_mesa_net, backend="triton"), "cuda")
+    if not is_green(worst):
+        print("correctness gate is red, nothing was timed; error over bound:", file=sys.stderr)
+        print(*(f"  {n}: {e:.2g}" for n, e in worst.items()), sep="\n", file=sys.stderr)
+        return 1
+    copy, flops = ceilings("cuda")
+    device = torch.cuda.get_device_name()
+    date = datetime.date.today().isoformat()
+    versions = ", ".join(f"{n} {version(n)}" for n in ("torch", "triton", "flash-linear-attention"))
+    lines = [
+        f"# The op on {device}, {date}",
+        "",
+        f"{versions}. Ceilings in this run: copy {copy / 1e9:,.0f} GB/s, bfloat16 matrix product {flops / 1e12:,.0f} TFLOP/s.",
+        f"Correctness gate: green (worst error {max(worst.values()):.0%} of its bound).",
+        f"Two runs agree in every bit: {'yes' if same_bits(args.heads, max(args.sizes)) else 'NO'}.",
+        f"B x T = {args.tokens}, {args.heads} heads, bfloat16.",
+        "",
+        *chunk_rows(args.tokens, args.lengths, args.heads, args.sizes, flops),
+        "",
+        *step_rows(args.batches, args.heads, args.sizes, copy),
+    ]
+    out = args.out or Path(__file__).parent / "results" / f"op_{device.replace(' ', '-')}_{date}.md"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text("\n".join(lines) + "\n")
+    print(f"written to {out}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

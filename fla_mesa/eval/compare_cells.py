@@ -1,0 +1,223 @@
+"""One model, one learning rate, one seed: where its results lie, and the child processes that make them.
+
+    output_dir/cells/MODEL/
+        lr0.003-seed1/         a folder of `fla-mesa train`, and beside what that leaves:
+            outcome.json       how it ended and how long it took; a run that diverged is not tried again, one that failed is
+            measured.json      loss by position, speed and memory
+        lr0.003-seed1.train.log, lr0.003-seed1.measure.log
+
+Each child is a process of its own, so that a crash costs one cell and memory is measured from nothing.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fla_mesa.eval.compare_settings import Plan
+from fla_mesa.train.folder import METRICS_FILE, RUN_FILE, write_json
+from fla_mesa.train.trainer import Diverged
+
+OUTCOME_FILE, MEASURED_FILE = "outcome.json", "measured.json"
+_DIVERGED = re.compile(re.escape(str(Diverged(0))).replace("0", r"(\d+)"))
+_STEP = re.compile(r"^step +(\d+)/(\d+)  loss (\S+)", re.MULTILINE)
+_PROGRAM = [sys.executable, "-m", "fla_mesa"]
+
+Report = Callable[[float, str], None]  # share done, in [0, 1], and what to show
+
+
+class DiskFull(OSError):
+    """Nothing more can be stored."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How the training of a cell ended: `status` is "done", "diverged" (at `step`) or "failed"; `reason` says why."""
+
+    status: str
+    seconds: float
+    reason: str = ""
+    step: int | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Cell:
+    """One run of a comparison."""
+
+    plan: Plan
+    model: str
+    learning_rate: float
+    seed: int
+
+    @property
+    def folder(self) -> Path:
+        return (
+            self.plan.folder / "cells" / self.plan.full_name(self.model) / f"lr{self.learning_rate:g}-seed{self.seed}"
+        )
+
+    def __str__(self) -> str:
+        return f"{self.model} lr {self.learning_rate:g} seed {self.seed}"
+
+    # What is stored
+
+    def outcome(self) -> Outcome | None:
+        """How it ended, or None if it has to be run.
+
+        Raises:
+            ValueError: A stored file cannot be read.
+        """
+        stored = _read(self.folder / OUTCOME_FILE)
+        if stored is not None and stored.get("status") == "diverged":
+            return Outcome(**stored)
+        metrics = self.metrics()
+        if metrics is None:
+            return None
+        return Outcome("done", stored["seconds"] if stored is not None else 0.0)
+
+    def metrics(self) -> dict[str, Any] | None:
+        """What `fla-mesa train` reports, None before it is finished. Raises ValueError if it cannot be read."""
+        metrics = _read(self.folder / METRICS_FILE)
+        if metrics is not None and not {"loss", "history", "settings", "seq_len"} <= set(metrics):
+            raise ValueError(f"{self.folder / METRICS_FILE} is not complete")
+        return metrics
+
+    def measured(self, speed: bool) -> dict[str, Any] | None:
+        """What `fla-mesa compare measure` found, None if it has to be run. Raises ValueError if it cannot be read."""
+        found = _read(self.folder / MEASURED_FILE)
+        return None if found is None or (speed and "state_bytes" not in found) else found
+
+    def set_aside_unreadable(self) -> list[str]:
+        """Renames what cannot be read, so that it is made again; returns what was done, a sentence for each file."""
+        said = []
+        for name in (OUTCOME_FILE, MEASURED_FILE, METRICS_FILE, RUN_FILE):
+            path = self.folder / name
+            try:
+                (self.metrics if name == METRICS_FILE else lambda path=path: _read(path))()
+            except ValueError as error:
+                if name == RUN_FILE:  # what its checkpoints belong to is not known
+                    aside = _unused(self.folder)
+                    self.folder.rename(aside)
+                    said.append(f"{error}: the folder is now {aside.name}, and the run starts anew")
+                else:
+                    aside = _unused(path)
+                    path.rename(aside)
+                    said.append(f"{error}: it is now {aside.name}, and is made again")
+        return said
+
+    # Running
+
+    def train(self, report: Report) -> Outcome:
+        """Trains, or goes on with a training that was interrupted; stores and returns how it ended.
+
+        Raises:
+            DiskFull: So it ended because of that.
+            OSError: The outcome cannot be stored.
+        """
+        flags = ["--model", self.plan.full_name(self.model), "--size", self.plan.size, *self.plan.training]
+        flags += ["--learning_rate", repr(self.learning_rate), "--seed", str(self.seed)]
+        flags += ["--output_dir", str(self.folder), "--resume", "--disable_tqdm", "true"]
+
+        def follow(log: str) -> None:
+            steps = _STEP.findall(log)
+            if steps:
+                step, steps_in_all, loss = steps[-1]
+                report(int(step) / int(steps_in_all), f"step {step}/{steps_in_all} loss {loss}")
+
+        code, log, seconds = _run(["train", *flags], self._log("train"), follow)
+        if code == 0 and (self.folder / METRICS_FILE).exists():
+            outcome = Outcome("done", seconds)
+        elif found := _DIVERGED.search(log):
+            step = int(found[1])
+            outcome = Outcome("diverged", seconds, f"the loss was no longer a finite number at step {step}", step)
+        else:
+            outcome = Outcome("failed", seconds, _why(code, log, self._log("train")))
+        if self.folder.exists():
+            write_json(self.folder / OUTCOME_FILE, vars(outcome))
+        return outcome
+
+    def measure(self, speed: bool, report: Report) -> str | None:
+        """Measures the trained model; returns what went wrong, or None."""
+        report(0.0, "measuring")
+        flags = ["--file", str(self.folder / MEASURED_FILE), "--position_tokens", str(self.plan.position_tokens)]
+        flags += ["--speed"] if speed else []
+        code, log, _ = _run(["compare", "measure", str(self.folder), *flags], self._log("measure"), lambda log: None)
+        return None if code == 0 else _why(code, log, self._log("measure"))
+
+    def _log(self, stage: str) -> Path:
+        # Not in the cell's folder: a training takes no folder that holds other files.
+        return self.folder.with_name(f"{self.folder.name}.{stage}.log")
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """A JSON object, None if there is no file. Raises ValueError if it cannot be read."""
+    try:
+        content = json.loads(path.read_text())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read ({error})") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} cannot be read (it holds no object)")
+    return content
+
+
+def _unused(path: Path) -> Path:
+    number = 1
+    while (aside := path.with_name(f"{path.name}.unreadable-{number}")).exists():
+        number += 1
+    return aside
+
+
+def _run(command: list[str], log: Path, follow: Callable[[str], None]) -> tuple[int, str, float]:
+    """Runs this program with its output in the file `log`; returns the exit code, the output, and seconds.
+
+    If this process is told to stop, so is the child, and its end is waited for: it saves a checkpoint.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    begin = time.perf_counter()
+    with log.open("wb") as output:
+        child = subprocess.Popen(
+            [*_PROGRAM, *command],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "PYTHONUNBUFFERED": "1"},
+            close_fds=False,  # the lock on the folder is the child's as well
+            start_new_session=True,  # Ctrl-C reaches it through this process alone, once
+        )
+        try:
+            while True:
+                try:
+                    child.wait(timeout=0.5)
+                    break
+                except subprocess.TimeoutExpired:
+                    follow(log.read_text(errors="replace"))
+        except BaseException:
+            child.send_signal(signal.SIGTERM)
+            child.wait()
+            raise
+    text = log.read_text(errors="replace")
+    if child.returncode != 0 and os.strerror(errno.ENOSPC) in text:
+        raise DiskFull(errno.ENOSPC, f"no space left on the disk; see {log}")
+    return child.returncode, text, time.perf_counter() - begin
+
+
+def _why(code: int, log: str, path: Path) -> str:
+    """Why a child failed, in a sentence."""
+    if code < 0:
+        name = signal.Signals(-code).name
+        hint = ", perhaps because memory ran out" if name == "SIGKILL" else ""
+        return f"killed by {name}{hint}; the same command goes on from its last checkpoint"
+    lines = [line.strip() for line in log.splitlines() if line.strip()]
+    last = lines[-1].removeprefix("fla-mesa train: ") if lines else "no output"
+    return f"{last} (exit code {code}; see {path})"

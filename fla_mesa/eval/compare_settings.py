@@ -1,0 +1,181 @@
+"""What a comparison is of: its flags, checked before anything is trained."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from fla_mesa.models import zoo
+from fla_mesa.train.recipe import make_config
+from fla_mesa.train.settings import RecipeSettings
+from fla_mesa.train.settings import parse as parse_training
+
+# Each is a set of flags that the command line can override. `demo` takes minutes on two cores.
+PRESETS: dict[str, dict[str, str]] = {
+    "demo": {
+        "models": "mesanet,gated_deltanet,delta_net,gla,mamba2,transformer",
+        "size": "tiny",
+        "seeds": "1",
+        "lr": "3e-3",
+        "output_dir": "runs/compare-demo",
+        "position_tokens": "32768",
+        "max_steps": "150",
+        "eval_steps": "15",
+        "save_steps": "75",
+        "eval_tokens": "16384",
+        "per_device_eval_batch_size": "16",
+    },
+}
+
+_OWN_DEFAULTS = {
+    "models": "mesanet,gated_deltanet,delta_net,gla,mamba2,transformer",
+    "size": "tiny",
+    "seeds": "1",
+    "lr": "3e-3",
+    "parametrization": "released",
+    "position_tokens": "131072",
+}
+# Flags of `fla-mesa train` that a comparison sets itself, and what to say instead.
+_TAKEN = {"model": "--models", "seed": "--seeds", "learning_rate": "--lr", "resume": "nothing: it always goes on"}
+# What may differ between two calls that go on with one comparison, beside its models, seeds and learning rates.
+_FREE = {"model", "output_dir", "seed", "learning_rate", "resume", "disable_tqdm", "run_name", "logging_dir"}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A comparison: `models` under one parametrisation at one size, each trained with every learning rate and seed.
+
+    Attributes:
+        training: Flags for `fla-mesa train`, the same for all.
+        fixed: What they amount to, to be the same whenever the comparison goes on.
+        position_tokens: Validation tokens for the loss by position.
+    """
+
+    models: list[str]
+    parametrization: str
+    size: str
+    seeds: list[int]
+    learning_rates: list[float]
+    folder: Path
+    training: list[str]
+    position_tokens: int
+    settings: RecipeSettings
+    fixed: dict[str, Any] = field(repr=False)
+
+    def full_name(self, model: str) -> str:
+        """The zoo's name of a model under this parametrisation."""
+        return zoo.resolve(model, self.parametrization)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="fla-mesa compare",
+        usage="fla-mesa compare [--models A,B,C] [--size SIZE] [--seeds 1,2,3] [--lr 1e-3,3e-3] [flags of fla-mesa train]",
+        description="Train models on the same tokens in the same order, evaluate them alike, and leave report.md, report.json and "
+        "pictures in --output_dir. What is finished is kept: interrupted, the same command goes on where it was.",
+        epilog="All other flags are those of fla-mesa train and hold for every model.",
+        allow_abbrev=False,
+    )
+    matched = ", ".join(zoo.MATCHED)
+    parser.add_argument(
+        "--preset", choices=PRESETS, help="start from a named set of flags; flags given beside it come first"
+    )
+    parser.add_argument("--models", help=f"comma-separated; available: {', '.join(zoo.RELEASED)}")
+    parser.add_argument("--size", help=f"one of {', '.join(zoo.sizes())} (default: {_OWN_DEFAULTS['size']})")
+    parser.add_argument(
+        "--seeds", help="comma-separated integers; each sets initial weights and order of the data (default: 1)"
+    )
+    parser.add_argument("--lr", help="comma-separated learning rates; each model keeps its best (default: 3e-3)")
+    parser.add_argument(
+        "--parametrization",
+        help="released: each model as fla or transformers ships it (default); matched: one layer for all, in which only the "
+        f"recurrence rule differs (arXiv 2506.05233, appendix E.1), for {matched}",
+    )
+    parser.add_argument("--position_tokens", help="validation tokens for the loss by position (default: 131072)")
+    parser.add_argument(
+        "--output_dir", help="folder for all results (default: runs/compare-<size>, or runs/compare-<size>-matched)"
+    )
+    return parser
+
+
+def parse(argv: list[str]) -> Plan:
+    """The comparison that a command line asks for.
+
+    Raises:
+        ValueError, TypeError: A value is not allowed; the message names the flag, and for names lists what exists.
+    """
+    given, training = _parser().parse_known_args(argv)
+    asked = {name: value for name, value in vars(given).items() if value is not None}
+    preset = dict(PRESETS[asked.pop("preset")]) if "preset" in asked else {}
+    own_flags = (*_OWN_DEFAULTS, "output_dir")
+    own = {**_OWN_DEFAULTS, **{name: preset.pop(name) for name in own_flags if name in preset}, **asked}
+    for flag in training:
+        name = flag.lstrip("-").split("=")[0]
+        if flag.startswith("--") and name in _TAKEN:
+            raise ValueError(f"{name}: a comparison sets it for each of its runs; use {_TAKEN[name]}")
+    training = [word for name, value in preset.items() for word in (f"--{name}", value)] + training
+
+    models = _names("models", own["models"])
+    full_names = [zoo.resolve(model, own["parametrization"]) for model in models]
+    size = own["size"]
+    seeds = [_integer("seeds", part, 0) for part in _names("seeds", own["seeds"])]
+    rates = [_rate(part) for part in _names("lr", own["lr"])]
+    for name, values in (("seeds", seeds), ("lr", rates)):
+        if len(set(values)) < len(values):
+            raise ValueError(f"{name}: each value once; got {own[name]}")
+    folder = Path(
+        own.get("output_dir", f"runs/compare-{size}" + ("-matched" if own["parametrization"] == "matched" else ""))
+    )
+
+    flags = ["--model", full_names[0], "--size", size, "--output_dir", str(folder), *training]
+    settings, arguments = parse_training(flags)
+    for name in full_names:  # an unknown size, or an override that only some of them know
+        make_config(replace(settings, model=name), None)
+    fixed = {
+        "parametrization": own["parametrization"],
+        "position_tokens": _integer("position_tokens", own["position_tokens"], 1),
+        **{name: value for name, value in asdict(settings).items() if name not in _FREE},
+        **{name: value for name, value in arguments.to_sanitized_dict().items() if name not in _FREE},
+    }
+    return Plan(
+        models=models,
+        parametrization=own["parametrization"],
+        size=size,
+        seeds=seeds,
+        learning_rates=rates,
+        folder=folder,
+        training=training,
+        position_tokens=fixed["position_tokens"],
+        settings=settings,
+        fixed=fixed,
+    )
+
+
+def _names(flag: str, text: str) -> list[str]:
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    if not parts:
+        raise ValueError(f"{flag}: expected a comma-separated list; got {text!r}")
+    return list(dict.fromkeys(parts)) if flag == "models" else parts
+
+
+def _integer(flag: str, text: str, least: int) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        value = least - 1
+    if value < least:
+        raise ValueError(f"{flag}: allowed are integers >= {least}; got {text!r}")
+    return value
+
+
+def _rate(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not (math.isfinite(value) and value > 0):
+        raise ValueError(f"lr: allowed are numbers > 0, such as 1e-3,3e-3; got {text!r}")
+    return value

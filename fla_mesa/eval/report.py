@@ -1,0 +1,331 @@
+"""The report of a comparison: rows from what the runs left, and the tables that show them."""
+
+from __future__ import annotations
+
+import platform
+import shlex
+import statistics
+import subprocess
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fla_mesa.eval import report_plots
+from fla_mesa.eval.compare_measure import BATCHES, EXTRAPOLATION
+from fla_mesa.eval.compare_settings import Plan
+from fla_mesa.eval.heldout import buckets
+from fla_mesa.models import zoo
+from fla_mesa.train.folder import write_json
+
+Row = dict[str, Any]
+Runs = Sequence[tuple[dict[str, Any], dict[str, Any]]]  # metrics.json and measured.json of each seed
+
+_PARAMETRIZATIONS = {
+    "released": "Released parametrization: each model as flash-linear-attention or transformers ships it, at equal depth, width, MLP and "
+    "tokenizer, with parameters matched.",
+    "matched": "Matched parametrization (arXiv 2506.05233, appendix E.1): one layer for all, with the same projections, convolutions, "
+    "scalar gates, norms and key size, in which only the recurrence rule differs.",
+}
+
+
+def figure(metrics: dict[str, Any] | None) -> str:
+    """A finished run in a few words."""
+    assert metrics is not None
+    bits = metrics["bits_per_byte"]
+    return f"{bits:.4f} bits per byte" if bits is not None else f"accuracy {metrics['accuracy']:.4f}"
+
+
+def spread(values: Sequence[float]) -> dict[str, float | None]:
+    """Mean and standard deviation (over n - 1; None for a single value)."""
+    return {"mean": statistics.fmean(values), "std": statistics.stdev(values) if len(values) > 1 else None}
+
+
+def row(model: str, full_name: str, learning_rate: float | None, runs: Runs) -> Row:
+    """What the report holds of a model: at its best learning rate, over the seeds. `runs` is empty if nothing was finished."""
+    found: Row = {"model": model, "zoo_name": full_name, "learning_rate": learning_rate, "seeds": len(runs)}
+    if not runs:
+        return found
+    metrics = [metrics for metrics, _ in runs]
+    first = metrics[0]
+    found |= {
+        "parameters": first["parameters"],
+        "parameters_without_embeddings": first["parameters_without_embeddings"],
+        "loss": spread([m["loss"] for m in metrics]),
+        "accuracy": spread([m["accuracy"] for m in metrics]),
+        "bits_per_byte": spread([m["bits_per_byte"] for m in metrics]) if first["bits_per_byte"] is not None else None,
+        "training_tokens_per_second": _median([m["tokens_per_second"] for m in metrics]),
+        "validation_curves": [m["history"]["validation"] for m in metrics],
+        "training_curves": [m["history"]["train"] for m in metrics],
+    }
+    curves = [measured["loss_by_position"] for _, measured in runs if "loss_by_position" in measured]
+    if curves and len(curves) == len(runs):
+        length = first["seq_len"]
+        curve = [statistics.fmean(at) for at in zip(*curves, strict=True)]
+        found["loss_by_position"] = curve
+        found["loss_in_ranges"] = {
+            f"{a}-{b - 1}": spread([statistics.fmean(c[a - 1 : b - 1]) for c in curves]) for a, b in ranges(length)
+        }
+    speeds = runs[0][1]
+    for name in ("prefill_tokens_per_second", "decode_tokens_per_second", "training_peak_bytes", "state_bytes"):
+        if name in speeds:
+            found[name] = speeds[name]
+    return found
+
+
+def ranges(length: int) -> list[tuple[int, int]]:
+    """Ranges [first, end) of positions: doubling up to the training length, then up to ``EXTRAPOLATION`` times it."""
+    edges = [*buckets(length)]
+    start = length
+    while start < EXTRAPOLATION * length:
+        edges.append((start, 2 * start))
+        start *= 2
+    return edges
+
+
+def _median(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return statistics.median(known) if known else None
+
+
+def results(plan: Plan, rows: list[Row], command: list[str]) -> dict[str, Any]:
+    """Everything that report.json holds."""
+    return {
+        "parametrization": plan.parametrization,
+        "size": plan.size,
+        "seeds": plan.seeds,
+        "learning_rates": plan.learning_rates,
+        "models": rows,
+        "notes": {row["model"]: zoo.NOTES[row["zoo_name"]] for row in rows if row["zoo_name"] in zoo.NOTES},
+        "run": _circumstances(plan, rows),
+        "command": command,
+    }
+
+
+def _circumstances(plan: Plan, rows: list[Row]) -> dict[str, Any]:
+    """Data, recipe, machine and versions, as the first finished run recorded them."""
+    for row_ in rows:
+        for path in sorted((plan.folder / "cells" / row_["zoo_name"]).glob("*/metrics.json")):
+            try:
+                metrics = report_plots.read_json(path)
+            except ValueError:
+                continue
+            names = ("steps", "sequences_per_step", "seq_len", "data", "device", "processes", "versions", "settings")
+            kept = {name: metrics[name] for name in names}
+            return kept | {"machine": platform.platform(), "commit": _commit()}
+    return {"machine": platform.platform(), "commit": _commit()}
+
+
+def _commit() -> str | None:
+    """The commit of the checkout that this package runs from, None outside of one."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short=12", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+# Tables
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column: its head, a row's cell, and which of two values is better (None: neither)."""
+
+    head: str
+    value: Callable[[Row], float | None]
+    text: Callable[[float], str]
+    better: Callable[[float, float], bool] | None = None
+    std: Callable[[Row], float | None] = lambda row: None
+
+
+def _less(a: float, b: float) -> bool:
+    return a < b
+
+
+def _more(a: float, b: float) -> bool:
+    return a > b
+
+
+def _of(*keys: str) -> Callable[[Row], Any]:
+    def get(row: Row) -> Any:
+        value: Any = row
+        for key in keys:
+            value = None if value is None else value.get(key)
+        return value
+
+    return get
+
+
+def _spread_column(head: str, *keys: str, digits: int = 4, better: Callable[[float, float], bool] = _less) -> Column:
+    return Column(head, _of(*keys, "mean"), lambda value: f"{value:.{digits}f}", better, _of(*keys, "std"))
+
+
+def _count(value: float) -> str:
+    return f"{value:,.0f}"
+
+
+def _bytes(value: float) -> str:
+    for unit, size in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if value >= size:
+            return f"{value / size:.1f} {unit}"
+    return f"{value:.0f} B"
+
+
+def _has(rows: list[Row], name: str) -> bool:
+    return any(row.get(name) is not None for row in rows)
+
+
+def quality_columns(found: dict[str, Any]) -> list[Column]:
+    """What is the same to the last digit when a comparison is run again on the same machine."""
+    rows = found["models"]
+    columns = [Column("parameters", _of("parameters"), _count), Column("lr", _of("learning_rate"), lambda v: f"{v:g}")]
+    if _has(rows, "bits_per_byte"):
+        columns += [_spread_column("bits per byte", "bits_per_byte")]
+    else:
+        columns += [_spread_column("accuracy", "accuracy", better=_more)]
+    columns += [_spread_column("loss", "loss")]
+    if _has(rows, "loss_by_position"):
+        length = found["run"]["seq_len"]
+        shown = [ranges(length)[0], *(pair for pair in ranges(length) if pair[1] > length // 2)]
+        columns += [
+            _spread_column(f"loss at {a}-{b - 1}", "loss_in_ranges", f"{a}-{b - 1}", digits=3) for a, b in shown
+        ]
+    return columns
+
+
+def speed_columns(found: dict[str, Any]) -> list[Column]:
+    """What is measured anew in every comparison."""
+    columns = [Column("training tokens/s", _of("training_tokens_per_second"), _count, _more)]
+    if not _has(found["models"], "state_bytes"):
+        return columns
+    for stage in ("prefill", "decode"):
+        for batch in map(str, BATCHES):
+            columns.append(
+                Column(f"{stage} tokens/s, batch {batch}", _of(f"{stage}_tokens_per_second", batch), _count, _more)
+            )
+    columns.append(Column("peak memory of a step", _of("training_peak_bytes"), _bytes, _less))
+    length = found["run"]["seq_len"]
+    for n in (length, EXTRAPOLATION * length):
+        columns.append(Column(f"state at {n}", _of("state_bytes", str(n)), _bytes, _less))
+    return columns
+
+
+def table(rows: list[Row], columns: list[Column], *, bold: bool = True) -> str:
+    """A Markdown table, a line for each model; the best value of a column is bold."""
+    finished = [row for row in rows if row["seeds"]]
+    body = [[row["model"], *(_cell(row, column, finished, bold) for column in columns)] for row in rows]
+    head = ["model", *(column.head for column in columns)]
+    widths = [max(len(line[i]) for line in (head, *body)) for i in range(len(head))]
+
+    def line(cells: Sequence[str]) -> str:
+        aligned = [cells[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(cells[1:], widths[1:], strict=True))]
+        return "| " + " | ".join(aligned) + " |"
+
+    rule = "| " + "-" * widths[0] + " | " + " | ".join("-" * (w - 1) + ":" for w in widths[1:]) + " |"
+    return "\n".join([line(head), rule, *map(line, body)])
+
+
+def _cell(row: Row, column: Column, rows: list[Row], bold: bool) -> str:
+    value = column.value(row) if row["seeds"] else None
+    if value is None:
+        return "–"
+    text, std = column.text(value), column.std(row)
+    if std is not None:
+        text += f" ± {column.text(std)}"
+    others = [other for r in rows if (other := column.value(r)) is not None]
+    best = bold and column.better is not None and len(set(others)) > 1
+    if best and not any(column.better(other, value) for other in others):  # pyright: ignore[reportOptionalCall]
+        return f"**{text}**"
+    return text
+
+
+# The report
+
+
+def terminal(found: dict[str, Any]) -> str:
+    """The tables for a terminal."""
+    parts = [
+        f"{found['size']}, {found['parametrization']} parametrization",
+        table(found["models"], quality_columns(found), bold=False),
+        table(found["models"], speed_columns(found), bold=False),
+    ]
+    return "\n\n" + "\n\n".join(parts + (["\n".join(_failures(found))] if _failures(found) else []))
+
+
+def _failures(found: dict[str, Any]) -> list[str]:
+    return [
+        f"- {failure['cell']}: {failure['status']}: {failure['reason']}"
+        for row in found["models"]
+        for failure in row["failures"]
+    ]
+
+
+def markdown(found: dict[str, Any], pictures: dict[str, str]) -> str:
+    """report.md; `pictures` are captions by file name."""
+    rows, run = found["models"], found["run"]
+    several_seeds, several_rates = len(found["seeds"]) > 1, len(found["learning_rates"]) > 1
+    lines = [f"# {len(rows)} models at size {found['size']}", "", _PARAMETRIZATIONS[found["parametrization"]], ""]
+    if "steps" in run:
+        tokens = run["steps"] * run["sequences_per_step"] * run["seq_len"]
+        lines += [
+            f"Each was trained on the same {tokens:,} tokens of `{run['data']['source']}` in the same order ({run['steps']:,} steps of "
+            f"{run['sequences_per_step']} sequences of {run['seq_len']} tokens), with seeds {', '.join(map(str, found['seeds']))}. "
+            + (
+                f"Learning rates {', '.join(f'{rate:g}' for rate in found['learning_rates'])}; each model keeps the one with the least "
+                "validation loss. "
+                if several_rates
+                else ""
+            )
+            + ("Figures are means ± standard deviations over the seeds." if several_seeds else ""),
+            "",
+        ]
+    lines += ["## Quality", "", table(rows, quality_columns(found)), ""]
+    if _has(rows, "loss_by_position"):
+        lines += [
+            f"Losses are in nats a token. Positions from {run['seq_len']} on are beyond the training length.",
+            "",
+        ]
+    lines += ["## Speed and memory", "", table(rows, speed_columns(found)), ""]
+    lines += [
+        "Measured, so that it varies from run to run. Training speed leaves evaluations and checkpoints out; prefill is of the training "
+        "length; memory is that of a step with AdamW; the state is what one sequence needs to be continued after so many tokens.",
+        "",
+    ]
+    if several_rates:
+        rates = [f"{rate:g}" for rate in found["learning_rates"]]
+        columns = [
+            Column(rate, lambda row, rate=rate: row["mean_loss_by_learning_rate"][rate], lambda v: f"{v:.4f}", None)
+            for rate in rates
+        ]
+        lines += ["## Validation loss by learning rate", "", table(rows, columns), ""]
+    if failures := _failures(found):
+        lines += ["## What did not finish", "", *failures, ""]
+    lines += [line for name, caption in pictures.items() for line in (f"![{caption}]({name})", "", caption, "")]
+    lines += ["## In what the models differ from MesaNet's frame", ""]
+    lines += [f"- {model}: {note}" for model, note in found["notes"].items()] + [""]
+    lines += ["## How it was measured", "", *_circumstances_lines(found), ""]
+    return "\n".join(lines)
+
+
+def _circumstances_lines(found: dict[str, Any]) -> list[str]:
+    run = found["run"]
+    lines = [f"- command: `{shlex.join(found['command'])}`"]
+    if "device" in run:
+        lines.append(f"- device: {run['device']}, {run['processes']} process(es)")
+    lines.append(f"- machine: {run['machine']}")
+    if "versions" in run:
+        lines.append("- versions: " + ", ".join(f"{name} {version}" for name, version in run["versions"].items()))
+        lines.append(f"- data: {run['data']['source']}, sha256 {run['data']['sha256'][:16]}")
+    if run["commit"]:
+        lines.append(f"- commit: {run['commit']}")
+    return lines
+
+
+def write(found: dict[str, Any], folder: Path) -> None:
+    """Writes pictures, report.md and report.json into `folder`."""
+    pictures = report_plots.draw(found, folder)
+    report = folder / "report.md.tmp"
+    report.write_text(markdown(found, pictures))
+    report.replace(folder / "report.md")
+    write_json(folder / "report.json", found)

@@ -1,0 +1,173 @@
+"""`fla-mesa sweep CHECKPOINT`: what each step of the solver buys, in quality and in time, over context lengths.
+
+    fla-mesa sweep runs/mesa
+    fla-mesa sweep runs/mesa --text held_out.txt --context_lengths 512,1024,4096 --steps 1,2,4,8 --tolerances 1e-2,1e-4
+
+A checkpoint of text reads held-out text, and is asked for needles in an own haystack (recall); one that was trained on a synthetic suite
+reads that suite. Zero steps is what the paper's solver starts from, q / diag(H + lamb). Writes sweep.md, sweep.json and two pictures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fla_mesa.eval.sweep_measure import Measured, Setting
+
+STEPS = (0, 1, 2, 5, 10, 20, 30)
+TOLERANCES = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
+
+
+def main(argv: list[str]) -> int:
+    """Run `fla-mesa sweep` with these arguments.
+
+    Returns:
+        0, or 2 after printing one line on stderr about a bad argument or checkpoint.
+    """
+    arguments = _parser().parse_args(argv)
+    try:
+        sweep(arguments)
+    except (ValueError, TypeError, OSError) as error:
+        print(f"fla-mesa sweep: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="fla-mesa sweep",
+        description="Quality and speed of a MesaNet checkpoint against the steps or the tolerance of its solver.",
+        allow_abbrev=False,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("checkpoint", help="a MesaNet checkpoint")
+    parser.add_argument("--output_dir", default="sweep", help="where the report goes")
+    parser.add_argument(
+        "--text", default="stdlib", help="held-out text: stdlib, a text file, a .jsonl file or a folder"
+    )
+    parser.add_argument(
+        "--context_lengths", type=_numbers(int), help="default: 1, 2, 4 and 8 times the training length"
+    )
+    parser.add_argument("--steps", type=_numbers(int), default=STEPS, help="fixed numbers of steps")
+    parser.add_argument("--tolerances", type=_numbers(float), default=TOLERANCES, help="relative residuals to stop at")
+    parser.add_argument("--most_steps", type=int, default=30, help="cap on the steps where a tolerance is set")
+    parser.add_argument("--no_exact", action="store_true", help="leave out the exact solve, which is slow")
+    parser.add_argument("--sequences", type=int, default=8, help="sequences of the longest context")
+    parser.add_argument("--needles", type=int, default=16, help="recall documents at each context length")
+    parser.add_argument("--batch_size", type=int, default=4, help="sequences at a time; changes no number")
+    parser.add_argument("--repeats", type=int, default=3, help="timed turns of every setting; 0 measures no time")
+    parser.add_argument(
+        "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, cuda:1, ..."
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the choice of text and of the needles")
+    return parser
+
+
+def _numbers(kind: type) -> Any:
+    def read(text: str) -> tuple:
+        try:
+            return tuple(kind(part) for part in text.split(","))
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"must be numbers parted by commas, got {text!r}") from None
+
+    return read
+
+
+def sweep(arguments: argparse.Namespace) -> list[Measured]:
+    """Measure, print and save; the arguments are those of the command line.
+
+    Raises:
+        ValueError: No checkpoint, no Mesa layer in it, or an argument out of range.
+    """
+    import fla.models  # noqa: F401 (hybrids)
+    from transformers import AutoModelForCausalLM
+
+    from fla_mesa.eval.checkpoint import check_checkpoint
+    from fla_mesa.eval.solver import mesa_layers
+    from fla_mesa.eval.sweep_measure import measure_quality, measure_speed
+    from fla_mesa.eval.sweep_report import save, statements
+
+    settings = _settings(arguments)
+    for name, low in (("sequences", 1), ("needles", 1), ("batch_size", 1), ("repeats", 0), ("seed", 0)):
+        if getattr(arguments, name) < low:
+            raise ValueError(f"{name} must be an integer >= {low}; got {getattr(arguments, name)!r}")
+    check_checkpoint(arguments.checkpoint)
+    model = AutoModelForCausalLM.from_pretrained(arguments.checkpoint, dtype="auto").to(arguments.device).eval()
+    if not mesa_layers(model):
+        raise ValueError(
+            f"checkpoint {arguments.checkpoint!r} is a {model.config.model_type!r}; only Mesa layers ('mesanet') have steps to sweep"
+        )
+    readings = _readings(arguments, model.config.max_position_embeddings)
+    results: list[Measured] = []
+    for reading in readings:
+        print(f"context of {reading.length} tokens, {len(reading.ids)} sequences", flush=True)
+        here = []
+        for setting in settings:
+            here.append(measure_quality(model, setting, reading, arguments.batch_size))
+            recall = "" if here[-1].recall is None else f", recall {here[-1].recall:.3f}"
+            print(
+                f"  {setting.name:<16} loss {here[-1].loss:.4f}, {here[-1].iterations:.2f} iterations{recall}",
+                flush=True,
+            )
+        if arguments.repeats:
+            measure_speed(model, here, reading, arguments.repeats)
+        results += here
+        print("".join(f"  {line}\n" for line in statements(here, reading.length)), end="", flush=True)
+    for path in save(results, _facts(arguments, model, readings[0].recall_name), Path(arguments.output_dir)):
+        print(f"wrote {path}")
+    return results
+
+
+def _settings(arguments: argparse.Namespace) -> list[Setting]:
+    for value in arguments.steps:
+        if value < 0:
+            raise ValueError(f"steps must be integers >= 0; got {value!r}")
+    for value in arguments.tolerances:
+        if not 0 < value < 1:
+            raise ValueError(f"tolerances must be numbers in (0, 1); got {value!r}")
+    if arguments.most_steps < 1:
+        raise ValueError(f"most_steps must be an integer >= 1; got {arguments.most_steps!r}")
+    settings = [Setting("steps", value) for value in arguments.steps]
+    settings += [Setting("tolerance", value, arguments.most_steps) for value in arguments.tolerances]
+    return settings if arguments.no_exact else [*settings, Setting("exact")]
+
+
+def _readings(arguments: argparse.Namespace, trained: int):
+    from transformers import AutoTokenizer
+
+    from fla_mesa.eval.checkpoint import recorded_suite
+    from fla_mesa.eval.sweep_data import read_suite, read_text
+
+    lengths = sorted(set(arguments.context_lengths or (trained, 2 * trained, 4 * trained, 8 * trained)))
+    if lengths[0] < 2:
+        raise ValueError(f"context_lengths must be integers >= 2; got {lengths[0]!r}")
+    spec = recorded_suite(arguments.checkpoint)
+    if spec is not None:
+        return read_suite(spec, lengths, arguments.sequences)
+    tokenizer = AutoTokenizer.from_pretrained(arguments.checkpoint)
+    return read_text(tokenizer, arguments.text, lengths, arguments.sequences, arguments.needles, arguments.seed)
+
+
+def _facts(arguments: argparse.Namespace, model: Any, recall_name: str) -> dict[str, Any]:
+    device = torch.device(arguments.device)
+    machine = (
+        torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else f"{platform.processor() or platform.machine()} CPU"
+    )
+    return {
+        "checkpoint": Path(arguments.checkpoint).name,
+        "machine": f"{machine}, {torch.get_num_threads()} threads",
+        "versions": f"torch {torch.__version__}, Python {platform.python_version()}",
+        "parameters": f"{model.num_parameters():,}, {str(model.dtype).removeprefix('torch.')}",
+        "training length": model.config.max_position_embeddings,
+        "seed": arguments.seed,
+        "recall": recall_name,
+        "zero steps": "q / diag(H + lamb), the paper's start",
+        "time": f"median of {arguments.repeats} turns, one sequence at a time; the dense solves (0 steps, exact) are not timed",
+    }

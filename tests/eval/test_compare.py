@@ -1,0 +1,404 @@
+"""`fla-mesa compare`: what it trains, keeps, reports and survives. Its children run in this process where a test is not about them."""
+
+import contextlib
+import errno
+import json
+import os
+import subprocess
+import sys
+import time
+import traceback
+from dataclasses import replace
+from itertools import islice
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.image import imread
+
+from fla_mesa import cli
+from fla_mesa.data import sources
+from fla_mesa.data.synthetic import source as synthetic
+from fla_mesa.eval import compare, compare_cells, compare_measure, report, report_plots
+from fla_mesa.eval.compare_settings import PRESETS, parse
+from fla_mesa.models import zoo
+from fla_mesa.train.interrupt import Interrupted
+from fla_mesa.train.recipe import Run
+from fla_mesa.train.settings import parse as parse_training
+
+OVERRIDES = "hidden_size=32,num_hidden_layers=2,num_heads=2,head_dim=16,intermediate_size=32"
+# Small flags that every model of the tests knows.
+SMALL = ["--parametrization", "matched", "--config_overrides", OVERRIDES, "--seq_len", "32", "--max_steps", "4"]
+SMALL += ["--eval_steps", "2", "--save_steps", "2", "--per_device_train_batch_size", "2", "--position_tokens", "512"]
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    """A file of 12 kB."""
+    path = tmp_path_factory.mktemp("data") / "text.txt"
+    path.write_text("".join(f"{i} squared is {i * i}, and its half {i / 2}.\n" for i in range(320)))
+    return path
+
+
+@pytest.fixture
+def here(monkeypatch):
+    """Children run in this process; yields the list of their command lines."""
+    commands = []
+
+    def run(command, log, follow):
+        commands.append(command)
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("w") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
+            try:
+                code = cli.main(command)
+            except Exception:
+                traceback.print_exc()
+                code = 1
+        follow(log.read_text())
+        return code, log.read_text(), 1.0
+
+    monkeypatch.setattr(compare_cells, "_run", run)
+    monkeypatch.setattr(compare_measure, "REPEATS", 1)
+    monkeypatch.setattr(compare_measure, "DECODED", 2)
+    return commands
+
+
+def run(text, folder, *flags) -> int:
+    return compare.main([*SMALL, "--data", str(text), "--output_dir", str(folder), *flags])
+
+
+def report_of(folder):
+    return json.loads((folder / "report.json").read_text())
+
+
+def without_times(found):
+    """A report with all that may vary from run to run taken out."""
+    found = json.loads(json.dumps(found))
+    for row in found["models"]:
+        for name in ("training_tokens_per_second", "prefill_tokens_per_second", "decode_tokens_per_second"):
+            row.pop(name)
+        row.pop("training_peak_bytes")
+    for name in ("command", "run"):
+        found.pop(name)
+    return found
+
+
+def test_a_comparison_from_training_to_pictures_and_its_going_on(text, tmp_path, here, capsys):
+    flags = ("--models", "mesanet,transformer", "--seeds", "1,2", "--lr", "3e-3,1e20")
+    assert run(text, tmp_path / "a", *flags) == 0
+    found = report_of(tmp_path / "a")
+    out, err = capsys.readouterr()
+
+    # Every cell was run, the best learning rate kept, the other one reported with the step at which it diverged.
+    assert sum(command[0] == "train" for command in here) == 8 and sum(command[0] == "compare" for command in here) == 4
+    for row in found["models"]:
+        assert row["learning_rate"] == 3e-3 and row["seeds"] == 2 and row["training_tokens_per_second"] > 0
+        assert [(f["status"], f["step"] in (1, 2, 3, 4)) for f in row["failures"]] == [("diverged", True)] * 2
+        losses = [
+            json.loads((tmp_path / "a" / "cells" / row["zoo_name"] / f"lr0.003-seed{seed}/metrics.json").read_text())[
+                "loss"
+            ]
+            for seed in (1, 2)
+        ]
+        assert row["loss"]["mean"] == pytest.approx(np.mean(losses)) and row["loss"]["std"] == pytest.approx(
+            np.std(losses, ddof=1)
+        )
+        assert len(row["loss_by_position"]) == 4 * 32 - 1
+        assert set(row["state_bytes"]) == {"32", "128"}
+        assert row["mean_loss_by_learning_rate"]["1e+20"] is None
+    mesanet, transformer = found["models"]
+    assert mesanet["state_bytes"]["32"] == mesanet["state_bytes"]["128"]
+    # H_kk and H_kv of 2 layers and heads in float32, and the last 4 inputs of two convolutions of width 32.
+    assert mesanet["state_bytes"]["32"] == 4 * 2 * (2 * 2 * 16 * 16 + 2 * 4 * 32)
+    assert transformer["state_bytes"]["128"] - transformer["state_bytes"]["32"] == 4 * 2 * 2 * 32 * (128 - 32)
+
+    markdown = (tmp_path / "a" / "report.md").read_text()
+    assert "Matched parametrization" in markdown and "diverged" in markdown and "| mesanet" in markdown
+    assert "the same 256 tokens" in markdown and " ± " in markdown
+    for name in ("loss_curves.png", "loss_by_position.png", "quality_speed.png"):
+        assert f"({name})" in markdown
+        assert imread(tmp_path / "a" / name).std() > 0.05  # something is drawn
+    assert "bits per byte" in out and "left" in err and "DIVERGED" in err
+
+    # Again: nothing is run. A model more: only that is run. One seed less: the report is of what was asked for.
+    here.clear()
+    assert run(text, tmp_path / "a", *flags) == 0 and not here
+    assert run(text, tmp_path / "a", "--models", "mesanet,gla", "--seeds", "1") == 0
+    assert [command[:3] for command in here if command[0] == "train"] == [["train", "--model", "matched-gla"]]
+    assert [row["seeds"] for row in report_of(tmp_path / "a")["models"]] == [1, 1]
+
+    # Elsewhere with the same seeds: the same figures to the last digit.
+    assert run(text, tmp_path / "b", "--models", "mesanet", "--seeds", "1,2") == 0
+    (again,), first = (without_times(json.loads(json.dumps(x)))["models"] for x in (report_of(tmp_path / "b"), found))
+    for name in ("failures", "mean_loss_by_learning_rate"):  # there were two learning rates before
+        first[0].pop(name), again.pop(name)
+    assert again == first[0]
+
+    # Other settings are another comparison.
+    capsys.readouterr()
+    assert run(text, tmp_path / "a", *flags, "--max_steps", "5") == 2
+    assert "had other settings: max_steps was 4 and is now 5" in capsys.readouterr().err
+
+
+def test_what_cannot_be_read_is_made_again(text, tmp_path, here, capsys):
+    flags = ("--models", "gla")
+    assert run(text, tmp_path, *flags) == 0
+    report_before = without_times(report_of(tmp_path))
+    cell = tmp_path / "cells/matched-gla/lr0.003-seed1"
+    for name, commands in (
+        ("metrics.json", ["train"]),
+        ("measured.json", ["compare"]),
+        ("run.json", ["train", "compare"]),
+    ):
+        here.clear()
+        capsys.readouterr()
+        (cell / name).write_text('{"loss": 1.')
+        assert run(text, tmp_path, *flags) == 0
+        assert [command[0] for command in here] == commands
+        assert f"{name} cannot be read" in capsys.readouterr().err
+        assert without_times(report_of(tmp_path)) == report_before
+    assert sorted(path.name for path in cell.parent.iterdir() if path.is_dir()) == [
+        cell.name,
+        f"{cell.name}.unreadable-1",
+    ]
+
+
+def test_a_model_that_fails_is_reported_and_the_others_go_on(text, tmp_path, here, monkeypatch, capsys):
+    builder = zoo.ARCHITECTURES["matched-gla"]
+
+    def broken(*args):
+        config = builder(*args)
+        config.rule = ["no such rule"]  # found only when the model is built
+        return config
+
+    monkeypatch.setitem(zoo.ARCHITECTURES, "matched-gla", broken)
+    monkeypatch.setattr("fla_mesa.train.overrides.apply", lambda config, text: config)
+    flags = ("--models", "gla,delta_net")
+    assert run(text, tmp_path, *flags) == 0
+    gla, delta_net = report_of(tmp_path)["models"]
+    assert (
+        gla["seeds"] == 0
+        and gla["failures"][0]["status"] == "failed"
+        and "no such rule" in gla["failures"][0]["reason"]
+    )
+    assert delta_net["seeds"] == 1 and not delta_net["failures"]
+    assert "FAILED" in capsys.readouterr().err
+    assert "| gla       |          – |" in (tmp_path / "report.md").read_text()
+    # What failed is tried again.
+    monkeypatch.setitem(zoo.ARCHITECTURES, "matched-gla", builder)
+    assert run(text, tmp_path, *flags) == 0
+    assert report_of(tmp_path)["models"][0]["seeds"] == 1
+
+
+def test_a_synthetic_suite_is_compared_by_accuracy(tmp_path, here, monkeypatch):
+    suite = "mqar:vocab_size=64,length=32,num_pairs=2,train=32,validation=8,test=8"
+    monkeypatch.setitem(sources._REGISTERED, "suite", lambda request: synthetic.load(replace(request, spec=suite)))
+    flags = [flag for flag in SMALL if flag not in ("--seq_len", "32")]
+    assert compare.main([*flags, "--data", "suite", "--models", "delta_net", "--output_dir", str(tmp_path)]) == 0
+    (row,) = report_of(tmp_path)["models"]
+    assert row["bits_per_byte"] is None and 0 <= row["accuracy"]["mean"] <= 1 and "loss_by_position" not in row
+    assert "accuracy" in (tmp_path / "report.md").read_text()
+
+
+def test_all_models_see_the_same_tokens_in_the_same_order(text, tmp_path):
+    orders = []
+    for name in ("mesanet", "mamba2"):
+        flags = [
+            "--model",
+            name,
+            "--data",
+            str(text),
+            "--seq_len",
+            "32",
+            "--seed",
+            "7",
+            "--output_dir",
+            str(tmp_path / name),
+        ]
+        run = Run(*parse_training(flags), say=lambda _: None)
+        orders.append(torch.stack([batch["input_ids"] for batch in islice(run.trainer.get_train_dataloader(), 5)]))
+    assert torch.equal(*orders)
+
+
+def test_loss_by_position_is_that_of_the_blocks(text, tmp_path, here):
+    assert run(text, tmp_path, "--models", "delta_net") == 0
+    folder = tmp_path / "cells/matched-delta_net/lr0.003-seed1"
+    metrics = json.loads((folder / "metrics.json").read_text())
+    found = compare_measure.loss_by_position(compare_measure.load(folder, metrics), metrics, 10**9)
+    blocks = compare_measure.validation_blocks(metrics, 128).validation
+    assert found["blocks"] == len(blocks)
+    rows = [blocks[i] for i in range(len(blocks))]
+    assert rows[-1]["labels"][-1] == -100  # the last block is not whole, and what fills it up does not count
+    model, nats = compare_measure.load(folder, metrics), []
+    with torch.no_grad():
+        for row in rows:
+            log_p = model(row["input_ids"][None]).logits[0, :-1].log_softmax(-1)
+            target = row["labels"][1:]
+            at = -log_p[torch.arange(127), target.clamp(min=0)]
+            nats.append(at.masked_fill(target < 0, torch.nan))
+    np.testing.assert_allclose(found["loss_by_position"], torch.stack(nats).nanmean(0), rtol=1e-4)
+
+
+# The children themselves
+
+
+@pytest.fixture
+def program(monkeypatch):
+    """Makes a Python program take the place of `fla-mesa`."""
+
+    def use(source: str) -> None:
+        monkeypatch.setattr(compare_cells, "_PROGRAM", [sys.executable, "-c", source])
+
+    return use
+
+
+def plan_of(tmp_path, *flags):
+    return parse(["--models", "gla", "--output_dir", str(tmp_path / "out"), *flags])
+
+
+def test_a_killed_child_is_named_and_its_cell_goes_on(tmp_path, program):
+    program("import os; print('step  3/10  loss 2.5', flush=True); os.kill(os.getpid(), 9)")
+    cell = compare_cells.Cell(plan_of(tmp_path), "gla", 3e-3, 1)
+    outcome = cell.train(lambda share, what: None)
+    assert outcome.status == "failed" and outcome.reason.startswith("killed by SIGKILL, perhaps because memory ran out")
+    assert cell.outcome() is None  # to be run again
+
+
+def test_the_progress_of_a_child_is_seen(tmp_path, program):
+    program("import time; print('step   5/10  loss 2.5000  learning', flush=True); time.sleep(1.2)")
+    seen = []
+    compare_cells.Cell(plan_of(tmp_path), "gla", 3e-3, 1).train(lambda share, what: seen.append((share, what)))
+    assert (0.5, "step 5/10 loss 2.5000") in seen
+
+
+def test_a_full_disk_ends_the_comparison_and_says_so(tmp_path, program, capsys):
+    program(f"import sys; sys.exit({os.strerror(errno.ENOSPC)!r})")
+    assert compare.main(["--models", "gla", "--output_dir", str(tmp_path / "out")]) == 1
+    err = capsys.readouterr().err
+    assert "no space left on the disk" in err and "what was finished is kept" in err
+
+
+def test_stopping_stops_the_child_and_waits_for_it(tmp_path, program, monkeypatch, capsys):
+    mark = tmp_path / "ended"
+    program(
+        "import pathlib, signal, sys, time\n"
+        f"def end(*_): time.sleep(0.3); pathlib.Path({str(mark)!r}).touch(); sys.exit(143)\n"
+        "signal.signal(signal.SIGTERM, end); print('step 1/2  loss 1', flush=True); time.sleep(60)"
+    )
+
+    def interrupt(self, share, what):
+        raise Interrupted(2)
+
+    monkeypatch.setattr(compare.Comparison, "_reporter", lambda self, kind, cell: lambda *a: interrupt(self, *a))
+    begin = time.perf_counter()
+    assert compare.main(["--models", "gla", "--output_dir", str(tmp_path / "out")]) == 130
+    assert mark.exists() and time.perf_counter() - begin < 30
+    assert "the same command goes on from here" in capsys.readouterr().err
+
+
+def test_a_child_that_outlives_its_comparison_keeps_the_folder(tmp_path, program, capsys):
+    program("import time; time.sleep(60)")
+    plan = plan_of(tmp_path)
+    compare.open_folder(plan)
+    with compare.take(plan):
+        child = subprocess.Popen([*compare_cells._PROGRAM], close_fds=False)  # as _run starts it
+    try:
+        assert compare.main(["--models", "gla", "--output_dir", str(tmp_path / "out")]) == 2
+        assert "another process is at work in" in capsys.readouterr().err
+    finally:
+        child.kill()
+        child.wait()
+    compare.take(plan).close()
+
+
+def test_a_real_child(tmp_path):
+    code, log, seconds = compare_cells._run(["--version"], tmp_path / "log", lambda log: None)
+    assert code == 0 and log.startswith("fla-mesa ") and seconds > 0
+
+
+# Settings and reports
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--models", "gla,rwkv"], "unknown model 'rwkv'; available with released parametrization: mesanet, "),
+        (["--models", "kda", "--parametrization", "matched"], "unknown model 'kda'; available with matched"),
+        (["--models", ","], "models: expected a comma-separated list"),
+        (["--parametrization", "fair"], "parametrization must be one of released, matched; got 'fair'"),
+        (["--size", "huge"], "unknown size 'huge'; available: tiny, small"),
+        (["--lr", "fast"], "lr: allowed are numbers > 0, such as 1e-3,3e-3; got 'fast'"),
+        (["--lr", "nan"], "lr: allowed are numbers > 0"),
+        (["--lr", "1e-3,0.001"], "lr: each value once"),
+        (["--seeds", "1,x"], "seeds: allowed are integers >= 0; got 'x'"),
+        (["--seed", "3"], "seed: a comparison sets it for each of its runs; use --seeds"),
+        (["--learning_rate=3"], "learning_rate: a comparison sets it for each of its runs; use --lr"),
+        (["--position_tokens", "0"], "position_tokens: allowed are integers >= 1"),
+        (["--config_overrides", "nonsense=1"], "config_overrides: "),
+        (["--adam_beta2", "7"], "adam_beta2"),
+    ],
+)
+def test_bad_settings_are_found_before_anything_is_trained(flags, message, tmp_path, capsys):
+    assert compare.main(["--output_dir", str(tmp_path / "out"), *flags]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_with_other_things_in_it_is_left_alone(tmp_path, capsys):
+    (tmp_path / "thesis.tex").touch()
+    assert compare.main(["--output_dir", str(tmp_path)]) == 2
+    assert "holds files that are no comparison" in capsys.readouterr().err
+
+
+def test_presets_are_overridden_by_flags():
+    plan = parse(["--preset", "demo", "--lr", "1e-3", "--max_steps", "7"])
+    assert plan.models == PRESETS["demo"]["models"].split(",") and plan.learning_rates == [1e-3]
+    assert plan.training[-2:] == ["--max_steps", "7"] and plan.fixed["max_steps"] == 7
+    for name in PRESETS:
+        parse(["--preset", name])
+
+
+def row_of(model, bits, speed):
+    return {
+        "model": model,
+        "seeds": 1,
+        "bits_per_byte": {"mean": bits, "std": 0.01},
+        "training_tokens_per_second": speed,
+    }
+
+
+def test_the_best_of_a_column_is_bold():
+    columns = [
+        report._spread_column("bits per byte", "bits_per_byte", digits=2),
+        report.Column("speed", lambda row: row.get("training_tokens_per_second"), report._count, report._more),
+    ]
+    rows = [row_of("gla", 2.5, 3000.0), row_of("mesanet", 2.25, 2000.0), {"model": "mamba2", "seeds": 0}]
+    assert report.table(rows, columns).splitlines() == [
+        "| model   |   bits per byte |     speed |",
+        "| ------- | --------------: | --------: |",
+        "| gla     |     2.50 ± 0.01 | **3,000** |",
+        "| mesanet | **2.25 ± 0.01** |     2,000 |",
+        "| mamba2  |               – |         – |",
+    ]
+
+
+def test_time_left_goes_by_what_has_been_done(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    progress = compare.Progress(trainings=3, measurements=3)
+    progress.start()
+    assert progress.left("train") == ""
+    now[0] = 30.0
+    assert progress.left("train", 0.5) == "about 3:24 left"  # 60 s each, measurements guessed at 18 s
+    now[0] = 60.0
+    progress.finish("train", ran=True)
+    assert progress.left() == "about 2:54 left"
+    progress.start()
+    now[0] = 70.0
+    progress.finish("measure", ran=True)
+    assert progress.left() == "about 2:20 left"
+
+
+def test_every_model_has_a_look_of_its_own():
+    looks = [(look["color"], look["marker"]) for look in map(report_plots._look, zoo.RELEASED)]
+    assert len(set(looks)) == len(looks)

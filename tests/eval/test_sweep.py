@@ -1,0 +1,206 @@
+"""The sweep: its dense solves are the definition, its numbers are the model's, its report says what they say."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+import torch.nn.functional as F
+from transformers import AutoModelForCausalLM
+
+from fla_mesa.data import synthetic
+from fla_mesa.eval import dense
+from fla_mesa.eval.solver import mesa_layers
+from fla_mesa.eval.sweep import main
+from fla_mesa.eval.sweep_data import IGNORE, Reading, read_suite, read_text
+from fla_mesa.eval.sweep_measure import Measured, Setting, measure_quality
+from fla_mesa.eval.sweep_report import cheapest, statements
+from fla_mesa.layers import mesa_net
+from fla_mesa.ops import naive_mesa_net_exact
+from fla_mesa.ops.chunk import l2_normalize
+
+
+@pytest.fixture(scope="module")
+def model(request):
+    return AutoModelForCausalLM.from_pretrained(request.getfixturevalue("mesanet_checkpoint")).eval()
+
+
+@pytest.fixture(scope="module")
+def reading():
+    ids = torch.randint(0, 256, (3, 70), generator=torch.Generator().manual_seed(0))
+    recall = torch.full_like(ids, IGNORE)
+    recall[:, -3:] = ids[:, -3:]
+    return Reading(70, ids, ids, ids, recall, "copy")
+
+
+def test_exact_solve_is_the_definition_over_sequences_and_in_decoding():
+    generator = torch.Generator().manual_seed(1)
+    B, T, H, K, V = 2, 12, 3, 8, 5
+    q, k = (torch.randn(B, T, H, K, generator=generator) for _ in range(2))
+    v = torch.randn(B, T, H, V, generator=generator)
+    g = -torch.rand(B, T, H, generator=generator)
+    beta, lamb = torch.rand(B, T, H, generator=generator), 0.5 + torch.rand(H, K, generator=generator)
+    expected, h, G = naive_mesa_net_exact(l2_normalize(q), l2_normalize(k), v, g, lamb, beta)
+    with dense.mesa_solved_by(dense.exact):
+        o, h_kk, h_kv, stats = mesa_net.chunk_mesa_net(
+            q[:, :9], k[:, :9], v[:, :9], g[:, :9], beta[:, :9], lamb, use_qk_l2norm_in_kernel=True, return_stats=True
+        )
+        outputs = [o]
+        for t in range(9, T):
+            o, h_kk, h_kv, _ = mesa_net.mesa_net_decoding_one_step(
+                l2_normalize(q)[:, t], l2_normalize(k)[:, t], v[:, t], g[:, t], lamb, beta[:, t], h_kk, h_kv
+            )
+            outputs.append(o[:, None])
+    assert torch.allclose(torch.cat(outputs, dim=1).double(), expected, atol=1e-5)
+    assert torch.allclose(h_kk, h, atol=1e-6) and torch.allclose(h_kv, G, atol=1e-6)
+    assert stats.iterations.shape == (B, 9, H) and stats.iterations.sum() == 0
+
+
+def test_start_divides_by_the_diagonal():
+    a = torch.tensor([[[[2.0, 9.0], [9.0, 4.0]]]])
+    assert dense.start(a, torch.tensor([[[6.0, 6.0]]])).tolist() == [[[3.0, 1.5]]]
+
+
+def test_the_op_comes_back_after_a_dense_solve_and_settings_are_restored(model, reading):
+    before = [
+        (layer.max_cg_step_training, layer.max_cg_step_decoding, layer.cg_tolerance) for layer in mesa_layers(model)
+    ]
+    op = mesa_net.chunk_mesa_net
+    for setting in (Setting("exact"), Setting("steps", 0), Setting("steps", 3), Setting("tolerance", 0.1)):
+        measure_quality(model, setting, reading, 2)
+    assert mesa_net.chunk_mesa_net is op
+    assert before == [(l.max_cg_step_training, l.max_cg_step_decoding, l.cg_tolerance) for l in mesa_layers(model)]
+    assert all(layer.last_stats is None and not layer.record_stats for layer in mesa_layers(model))
+
+
+def test_quality_is_what_the_model_gives(model, reading):
+    """Against the model called directly: loss in all and by position, recall, iterations; whatever the batch size."""
+    with torch.no_grad(), Setting("steps", 2).on(model):
+        logits = model(input_ids=reading.ids).logits
+    losses = F.cross_entropy(logits[:, :-1].transpose(1, 2), reading.ids[:, 1:], reduction="none")
+    right = (logits[:, :-1].argmax(-1) == reading.ids[:, 1:])[:, -3:].float().mean().item()
+    for batch_size in (1, 2, 3):
+        measured = measure_quality(model, Setting("steps", 2), reading, batch_size)
+        assert measured.loss == pytest.approx(losses.mean().item(), rel=1e-4)
+        assert list(measured.loss_by_position) == ["1-15", "16-31", "32-63", "64-69"]
+        assert measured.loss_by_position["32-63"] == pytest.approx(losses[:, 31:63].mean().item(), rel=1e-4)
+        assert measured.recall == pytest.approx(right)
+        assert measured.max_iterations == [[2, 2], [2, 2]]
+        assert measured.iterations == pytest.approx(2, abs=0.1)  # a position whose q has converged sooner spends fewer
+
+
+def test_more_compute_comes_closer_to_the_exact_solve(model, reading):
+    by_kind = {}
+    for setting in (
+        Setting("exact"),
+        *(Setting("steps", n) for n in (0, 1, 30)),
+        *(Setting("tolerance", t) for t in (1e-1, 1e-5)),
+    ):
+        by_kind[setting.name] = measure_quality(model, setting, reading, 3)
+    exact = by_kind["exact"].loss
+    distance = {name: abs(measured.loss - exact) for name, measured in by_kind.items()}
+    assert distance["30 steps"] < 1e-4 and distance["tolerance 1e-05"] < 1e-4
+    assert (
+        distance["1 steps"] > 10 * distance["30 steps"]
+        and distance["tolerance 1e-01"] > 10 * distance["tolerance 1e-05"]
+    )
+    assert distance["0 steps"] > 1e-3
+    assert (
+        by_kind["tolerance 1e-01"].iterations < by_kind["tolerance 1e-05"].iterations < by_kind["30 steps"].iterations
+    )
+    assert by_kind["exact"].iterations == by_kind["0 steps"].iterations == 0
+    positions = torch.tensor(by_kind["tolerance 1e-05"].iterations_by_position)
+    assert positions.shape == (2, 2, 4)  # layers, heads, ranges
+    assert (positions[..., 1:] > 1).all()
+
+
+def test_every_length_reads_the_same_text(mesanet_checkpoint, tmp_path):
+    from transformers import AutoTokenizer
+
+    (tmp_path / "text.txt").write_text("".join(chr(97 + i % 26) for i in range(5000)))
+    tokenizer = AutoTokenizer.from_pretrained(mesanet_checkpoint)
+    short, middle, long = read_text(tokenizer, str(tmp_path / "text.txt"), [100, 400, 800], 3, needles=2, seed=0)
+    assert [list(r.ids.shape) for r in (short, middle, long)] == [[24, 100], [6, 400], [3, 800]]
+    assert torch.equal(short.ids.flatten(), long.ids.flatten())
+    assert short.recall_ids is None  # no needle fits into so few tokens
+    for row, labels in zip(long.recall_ids, long.recall_labels, strict=True):
+        answer = bytes(labels[labels != IGNORE].tolist()).decode()
+        assert len(answer) == 8 and bytes(row.tolist()).decode().count(answer.strip()) == 2
+    with pytest.raises(ValueError, match="context_lengths must all divide the longest, 800; got 300"):
+        read_text(tokenizer, str(tmp_path / "text.txt"), [300, 800], 3, needles=2, seed=0)
+    with pytest.raises(ValueError, match="hold 6 blocks of 800; 9 are wanted"):
+        read_text(tokenizer, str(tmp_path / "text.txt"), [800], 9, needles=2, seed=0)
+
+
+def test_a_suite_is_read_at_every_length():
+    readings = read_suite("mqar:vocab_size=64,length=32,num_pairs=2", [32, 64], 5)
+    assert [r.length for r in readings] == [32, 64]
+    assert all(((r.labels != IGNORE).sum(1) == 2).all() for r in readings)
+    (own,) = read_suite("mad-compression", [32, 64], 5)
+    assert own.length == synthetic.get("mad-compression").tasks[0].columns
+
+
+def made(kind, value, loss, iterations):
+    return Measured(Setting(kind, value), 64, loss=loss, mean_iterations=[[iterations]], max_iterations=[[30]])
+
+
+def test_the_report_names_the_smallest_compute_within_a_thousandth_of_the_best():
+    results = [made("steps", 5, 2.1, 5), made("steps", 10, 2.0019, 10), made("steps", 30, 2.0001, 30), made("tolerance", 1e-3, 2.003, 7),
+               made("tolerance", 1e-4, 2.001, 9), made("exact", 0, 2.0, 0)]  # fmt: skip
+    assert cheapest(results).setting.name == "tolerance 1e-04"
+    first, second = statements(results, 64)
+    assert first == (
+        "The smallest compute within 0.1 % of the best loss (2.0000, exact) is tolerance 1e-04: 9.00 iterations on average, loss 2.0010."
+    )
+    assert second == "Tolerance 1e-4 gives +0.045 % of the loss of 30 fixed steps with 30 % of the iterations."
+    poor = [made("steps", 5, 2.1, 5), made("exact", 0, 2.0, 0)]
+    assert statements(poor, 64) == ["No iterative setting comes within 0.1 % of the best loss (2.0000, exact)."]
+
+
+def test_the_command_writes_tables_numbers_and_pictures(suite_checkpoint, tmp_path, capsys):
+    code = main(
+        [str(suite_checkpoint), "--context_lengths", "32,64", "--sequences", "6", "--steps", "0,1,30", "--tolerances", "1e-2,1e-4",
+         "--repeats", "1", "--output_dir", str(tmp_path), "--device", "cpu"]
+    )  # fmt: skip
+    assert code == 0
+    assert "The smallest compute within 0.1 % of the best loss" in capsys.readouterr().out
+    report = (tmp_path / "sweep.md").read_text()
+    assert "## Context of 32 tokens" in report and "## Context of 64 tokens" in report
+    data = json.loads((tmp_path / "sweep.json").read_text())
+    assert set(data["smallest_compute"]) == {"32", "64"}
+    names = ["0 steps", "1 steps", "30 steps", "tolerance 1e-02", "tolerance 1e-04", "exact"]
+    assert [row["name"] for row in data["results"]] == names * 2
+    for row in data["results"]:
+        iterative = row["name"] not in ("0 steps", "exact")
+        assert (
+            (row["prefill_ms"] is not None)
+            == (row["decode_ms"] is not None)
+            == (row["memory_mib"] is not None)
+            == iterative
+        )
+        if iterative:
+            assert row["prefill_ms"] > 0 and row["decode_ms"] > 0 and row["memory_mib"] > 50
+        assert row["loss"] > 0 and 0 <= row["recall"] <= 1
+        assert f"| {row['name']} | {row['loss']:.4f} |" in report
+    for name in ("quality_against_compute.png", "iterations.png"):
+        assert (tmp_path / name).read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["LLAMA"], "is a 'llama'; only Mesa layers"),
+        (["/nowhere"], "checkpoint '/nowhere': there is no such directory"),
+        (["MESANET", "--steps", "-1"], "steps must be integers >= 0; got -1"),
+        (["MESANET", "--tolerances", "0"], "tolerances must be numbers in (0, 1); got 0.0"),
+        (["MESANET", "--most_steps", "0"], "most_steps must be an integer >= 1; got 0"),
+        (["MESANET", "--sequences", "0"], "sequences must be an integer >= 1; got 0"),
+        (["MESANET", "--context_lengths", "1"], "context_lengths must be integers >= 2; got 1"),
+        (["MESANET", "--text", "/nowhere.txt"], "/nowhere.txt"),
+    ],
+)
+def test_bad_arguments(arguments, message, llama_checkpoint, mesanet_checkpoint, capsys):
+    paths = {"LLAMA": str(llama_checkpoint), "MESANET": str(mesanet_checkpoint)}
+    assert main([paths.get(argument, argument) for argument in arguments]) == 2
+    assert message in capsys.readouterr().err

@@ -1,0 +1,88 @@
+"""The default configuration of every kernel, compiled for GPUs that are not here: no spills, shared memory within the limit."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+def load(name: str):
+    spec = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+kernels_static = load("kernels_static")
+JOBS = ["chunk states", "solve + output", "solve, backward", "chunk states, backward", "keys and values, backward"]
+JOBS.append("decoding step")
+
+
+def default_usage(name: str, size: int, arch: int, dtype: str = "bfloat16"):
+    job = next(job for job in kernels_static.our_jobs(size, dtype, arch) if job.name == name)
+    return kernels_static.compile_for(job, arch, kernels_static.configurations(job)[0])
+
+
+def test_every_kernel_is_listed():
+    assert [job.name for job in kernels_static.our_jobs(64, "bfloat16", 90)] == JOBS
+
+
+@pytest.mark.parametrize("arch", [80, 90])
+@pytest.mark.parametrize("size", [64, 128])
+@pytest.mark.parametrize("name", JOBS)
+def test_the_default_configuration_spills_nothing(name, size, arch):
+    usage = default_usage(name, size, arch)
+    assert usage.spill_stores == usage.spill_loads == 0, usage
+    assert usage.shared <= kernels_static.TARGETS[arch].shared_per_block, usage
+
+
+def test_the_largest_solve_fits_small_shared_memory():
+    assert default_usage("solve, backward", 128, 86).shared <= kernels_static.TARGETS[86].shared_per_block
+
+
+@pytest.mark.parametrize("name", ["solve + output", "decoding step"])
+def test_head_size_256_compiles(name):
+    usage = default_usage(name, 256, 90)
+    assert usage.shared <= kernels_static.TARGETS[90].shared_per_block, usage
+
+
+def test_occupancy_is_that_of_cuda_s_calculator():
+    ampere = kernels_static.TARGETS[80]
+    assert ampere.occupancy(registers=32, shared=0, warps=4) == 1.0
+    assert ampere.occupancy(registers=255, shared=0, warps=8) == 8 / 64
+    assert ampere.occupancy(registers=32, shared=100 * 1024, warps=4) == 4 / 64
+
+
+def test_op_gpu_parses_and_refuses_without_a_gpu(capsys):
+    op_gpu = load("op_gpu")
+    assert op_gpu.parse([]).lengths[-1] == 65536
+    with pytest.raises(SystemExit):
+        op_gpu.parse(["--sizes", "0"])
+    assert "--sizes must be at least 1; got [0]" in capsys.readouterr().err
+    run = subprocess.run(
+        [sys.executable, BENCHMARKS / "op_gpu.py"],
+        capture_output=True, text=True, env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
+    )  # fmt: skip
+    assert run.returncode == 2 and "needs a CUDA GPU" in run.stderr
+
+
+def test_op_gpu_s_gate_is_green_for_the_op_and_red_for_a_wrong_one():
+    from fla_mesa.ops import chunk_mesa_net
+
+    op_gpu = load("op_gpu")
+
+    def gate(op):
+        return op_gpu.gate(op, "cpu", T=20, H=1, sizes=(16,))
+
+    assert op_gpu.is_green(gate(chunk_mesa_net))
+
+    def loose(*args, cg_tolerance, **kwargs):
+        return chunk_mesa_net(*args, cg_tolerance=1e-2, **kwargs)
+
+    assert not op_gpu.is_green(gate(loose))
+    assert not op_gpu.is_green({"o": float("inf")})

@@ -1,0 +1,64 @@
+"""What weight decay leaves alone."""
+
+import torch
+from torch import nn
+
+from fla_mesa.models import zoo
+from fla_mesa.train.decay import exempt_parameters
+from fla_mesa.train.recipe import Run
+from fla_mesa.train.settings import parse
+
+
+class RootMeanNorm(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(3))
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(3, 3)
+        self.scaled = RootMeanNorm()
+        self.time = nn.Parameter(torch.ones(3))
+        self.dt_bias = nn.Parameter(torch.ones(3))
+        self.marked = nn.Parameter(torch.ones(3))
+        self.marked._no_weight_decay = True
+
+
+def test_norms_of_any_make_biases_and_marked_parameters():
+    assert exempt_parameters(Net()) == {"linear.bias", "scaled.scale", "dt_bias", "marked"}
+
+
+def test_lambda_of_mesanet():
+    ids = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
+    model = zoo.build("mesanet", "tiny", vocab_size=9, max_position_embeddings=9, **ids)
+    exempt = exempt_parameters(model)
+    marked = {name for name, parameter in model.named_parameters() if getattr(parameter, "_no_weight_decay", False)}
+    assert marked and marked <= exempt
+    assert all(name in exempt for name, _ in model.named_parameters() if "norm" in name or name.endswith("bias"))
+    assert not any(name in exempt for name, _ in model.named_parameters() if "proj.weight" in name or "embed" in name)
+
+
+def test_groups_of_the_optimizer(flags, text, tmp_path):
+    trainer = Run(*parse(flags(text, tmp_path / "run", "--weight_decay", 0.3)), say=lambda _: None).trainer
+    groups = trainer.create_optimizer().param_groups
+    decays = {id(parameter): group["weight_decay"] for group in groups for parameter in group["params"]}
+    exempt = exempt_parameters(trainer.model)
+    assert len(decays) == len(list(trainer.model.parameters()))
+    for name, parameter in trainer.model.named_parameters():
+        assert decays[id(parameter)] == (0.0 if name in exempt else 0.3), name
+
+
+def test_a_step_without_gradients_shrinks_only_what_decays(flags, text, tmp_path):
+    settings = flags(text, tmp_path / "run", "--weight_decay", 0.5, "--learning_rate", 0.1, "--optim", "adamw_torch")
+    trainer = Run(*parse(settings), say=lambda _: None).trainer
+    optimizer = trainer.create_optimizer()
+    before = {name: parameter.detach().clone() for name, parameter in trainer.model.named_parameters()}
+    for parameter in trainer.model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    exempt = exempt_parameters(trainer.model)
+    for name, parameter in trainer.model.named_parameters():
+        expected = before[name] if name in exempt else before[name] * (1 - 0.1 * 0.5)
+        torch.testing.assert_close(parameter.detach(), expected, msg=name)
