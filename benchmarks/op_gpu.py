@@ -93,7 +93,7 @@ def gate(
                     (f"d{n}", a.double() / scale, b) for n, a, b in zip(NAMES, gradients, want_gradients, strict=True)
                 ]
                 for name, a, b in pairs:
-                    error = float((a.double() - b).norm() / b.norm()) / bound
+                    error = float((a.detach().double() - b.detach()).norm() / b.detach().norm()) / bound
                     # A NaN must not lose a comparison.
                     worst[name] = max(worst.get(name, 0.0), math.inf if math.isnan(error) else error)
     return worst
