@@ -31,8 +31,9 @@ lint: .venv/lint
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[eval,test]'
 	touch $@
 
+# The type checker reads what the package imports, lm-eval among it.
 .venv/lint: .venv/demo
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[lint]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[eval,lint]'
 	touch $@
 
 clean:
