@@ -15,10 +15,6 @@ Nothing is timed unless outputs and gradients agree with the float64 reference t
 from __future__ import annotations
 
 import argparse
-import datetime
-import functools
-import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -28,8 +24,8 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from timing import circumstances, in_turns, ratios, seconds, spread, write
 
-import fla_mesa
 from fla_mesa.ops import chunk_mesa_net, naive_mesa_net_exact
 from fla_mesa.ops.pytorch.segments import CHUNK_SIZE
 
@@ -126,24 +122,6 @@ def product_flops_per_second(repeats: int = 20) -> float:
     return repeats * 2 * 64**4 / (time.perf_counter() - start)
 
 
-def seconds(call: Callable[[], object]) -> float:
-    """One call."""
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
-
-
-def in_turns(calls: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
-    """Every call once a round, after a round that does not count."""
-    results: dict[str, list[float]] = {name: [] for name in calls}
-    for round_ in range(rounds + 1):
-        for name, call in calls.items():
-            value = call()
-            if round_:
-                results[name].append(value)
-    return results
-
-
 def peak_bytes(length: int) -> int:
     """Most resident memory during forward + backward at B = 1, above that of a process that has done it at T = 64 (Linux)."""
     code = (
@@ -158,11 +136,6 @@ def peak_bytes(length: int) -> int:
     return 1024 * int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
 
-def spread(values: list[float]) -> str:
-    """Median and range of ratios."""
-    return f"{statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
-
-
 def measure(rounds: int) -> list[tuple[str, str, str]]:
     """Rows of the table: what, measured, aim."""
     rows = [("worst relative error against float64 (T 300)", f"{gate():.1e}", "<= 1e-3")]
@@ -175,7 +148,7 @@ def measure(rounds: int) -> list[tuple[str, str, str]]:
             "naive": lambda x=x: seconds(lambda: gradients(naive, x)),
         }
         got = in_turns(calls, rounds)
-        speedups = [b / a for a, b in zip(got["ours"], got["naive"], strict=True)]
+        speedups = ratios(got["naive"], got["ours"])
         shares = [flops / a / p for a, p in zip(got["ours"], got["product"], strict=True)]
         rows += [
             (f"B 8, T {length}: times faster than naive CG, {STEPS} steps", spread(speedups), ">= 8"),
@@ -188,8 +161,8 @@ def measure(rounds: int) -> list[tuple[str, str, str]]:
         "long": lambda: seconds(lambda: gradients(ours, inputs[16384])),
     }
     got = in_turns(calls, rounds)
-    ratios = [b / a for a, b in zip(got["short"], got["long"], strict=True)]
-    rows.append(("B 1: time per token at T 16384 over that at T 1024", spread(ratios), "<= 1.1"))
+    per_token_ratios = ratios(got["long"], got["short"])
+    rows.append(("B 1: time per token at T 16384 over that at T 1024", spread(per_token_ratios), "<= 1.1"))
     memory = {length: peak_bytes(length) for length in (8192, 16384, 32768)}
     per_token = ", ".join(f"T {length}: {size / length / 1024:.1f} KiB" for length, size in memory.items())
     rows.append(("B 1: peak memory per token", per_token, "constant"))
@@ -200,22 +173,6 @@ def table(rows: list[tuple[str, str, str]]) -> str:
     """Markdown."""
     lines = ["| measured | value: median (range) | aim |", "| --- | --- | --- |"]
     return "\n".join(lines + [f"| {a} | {b} | {c} |" for a, b, c in rows])
-
-
-@functools.cache
-def circumstances() -> str:
-    """Machine, versions, commit and date."""
-    cpu = next(
-        (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
-        "?",
-    )
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent
-    ).stdout.strip()
-    return (
-        f"{datetime.date.today()}, {cpu}, {torch.get_num_threads()} threads of {os.cpu_count()} cores, {platform.system()}, "
-        f"Python {platform.python_version()}, torch {torch.__version__}, fla_mesa {fla_mesa.__version__} at {commit or 'no commit'}"
-    )
 
 
 def main() -> None:
@@ -230,9 +187,7 @@ def main() -> None:
     text += table(measure(options.rounds)) + "\n"
     print(text)
     if options.write:
-        path = Path(__file__).parent / "results" / f"op_cpu_{datetime.date.today()}.md"
-        path.write_text(text)
-        print(f"written: {path}")
+        write("op", text)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ COMMANDS = {
     "eval": ("fla_mesa.eval.harness", "run lm-evaluation-harness on checkpoints"),
     "sweep": ("fla_mesa.eval.sweep", "what each step of the solver buys a MesaNet checkpoint"),
     "compare": ("fla_mesa.eval.compare", "train several models alike and compare them in a table and pictures"),
-    "demo": ("fla_mesa.train.demo", "train a tiny MesaNet in minutes and see what it has learned"),
+    "demo": ("fla_mesa.eval.demo", "compare six tiny models in minutes, and let MesaNet write"),
 }
 
 

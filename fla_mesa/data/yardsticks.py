@@ -5,9 +5,20 @@ import math
 import numpy as np
 
 from fla_mesa.data.packing import TokenBlocks
-from fla_mesa.data.tokenizer import END_OF_TEXT_ID, VOCAB_SIZE
+from fla_mesa.data.sources import Splits
+from fla_mesa.data.tokenizer import END_OF_TEXT_ID, VOCAB_SIZE, is_byte_tokenizer
 
 UNIFORM_BITS_PER_BYTE = math.log2(256)
+
+
+def yardsticks(splits: Splits) -> dict[str, float]:
+    """Bits per byte of each by name; nothing where the tokens are not bytes of text."""
+    train, validation = splits.train, splits.validation
+    if not (isinstance(train, TokenBlocks) and isinstance(validation, TokenBlocks)):
+        return {}
+    if splits.tokenizer is None or not is_byte_tokenizer(splits.tokenizer):
+        return {}
+    return {"uniform bytes": UNIFORM_BITS_PER_BYTE, "byte bigram, add-one": bigram_bits_per_byte(train, validation)}
 
 
 def bigram_bits_per_byte(train: TokenBlocks, validation: TokenBlocks) -> float:

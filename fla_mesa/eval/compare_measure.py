@@ -138,18 +138,18 @@ def speed(run: Path, metrics: dict[str, Any]) -> dict[str, Any]:
         found: dict[str, Any] = {"training_peak_bytes": peak}
         model.eval()
         with torch.no_grad():
-            prefill, decode = {}, {}
+            prefill_speed, decoding_speed = {}, {}
             for batch in BATCHES:
                 prompt = ids(batch, length)
-                prefill[str(batch)] = batch * length / _seconds(lambda prompt=prompt: _prefill(model, prompt))
-                decode[str(batch)] = _decoding_speed(model, prompt)
-            found |= {"prefill_tokens_per_second": prefill, "decode_tokens_per_second": decode}
+                prefill_speed[str(batch)] = batch * length / _seconds(lambda prompt=prompt: prefill(model, prompt))
+                decoding_speed[str(batch)] = _decoding_speed(model, prompt)
+            found |= {"prefill_tokens_per_second": prefill_speed, "decode_tokens_per_second": decoding_speed}
             lengths = (length, EXTRAPOLATION * length)
-            found["state_bytes"] = {str(n): size_of(_prefill(model, ids(1, n))[1]) for n in lengths}
+            found["state_bytes"] = {str(n): size_of(prefill(model, ids(1, n))[1]) for n in lengths}
     return found
 
 
-def _prefill(model: PreTrainedModel, prompt: torch.Tensor) -> tuple[torch.Tensor, dict[str, Any]]:
+def prefill(model: PreTrainedModel, prompt: torch.Tensor) -> tuple[torch.Tensor, dict[str, Any]]:
     """The next tokens `[B, 1]` and the cache by the name under which the model takes it back; logits of the last position only."""
     out = model.base_model(prompt, use_cache=True)
     head = model.get_output_embeddings()
@@ -159,7 +159,7 @@ def _prefill(model: PreTrainedModel, prompt: torch.Tensor) -> tuple[torch.Tensor
 
 
 def _decoding_speed(model: PreTrainedModel, prompt: torch.Tensor) -> float:
-    token, cache = _prefill(model, prompt)
+    token, cache = prefill(model, prompt)
 
     def decode() -> None:
         nonlocal token

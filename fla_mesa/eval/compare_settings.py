@@ -20,7 +20,7 @@ PRESETS: dict[str, dict[str, str]] = {
         "size": "tiny",
         "seeds": "1",
         "lr": "3e-3",
-        "output_dir": "runs/compare-demo",
+        "output_dir": "runs/demo",
         "position_tokens": "32768",
         "max_steps": "150",
         "eval_steps": "15",
@@ -39,7 +39,14 @@ _OWN_DEFAULTS = {
     "position_tokens": "131072",
 }
 # Flags of `fla-mesa train` that a comparison sets itself, and what to say instead.
-_TAKEN = {"model": "--models", "seed": "--seeds", "learning_rate": "--lr", "resume": "nothing: it always goes on"}
+_TAKEN = {
+    "model": "--models",
+    "seed": "--seeds",
+    "learning_rate": "--lr",
+    "resume": "nothing: it always goes on",
+    "resume_from_checkpoint": "nothing: it always goes on",
+    "overwrite": "another --output_dir, or remove the old one",
+}
 # What may differ between two calls that go on with one comparison, beside its models, seeds and learning rates.
 _FREE = {"model", "output_dir", "seed", "learning_rate", "resume", "disable_tqdm", "run_name", "logging_dir"}
 

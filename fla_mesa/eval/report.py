@@ -16,6 +16,7 @@ from fla_mesa.eval.compare_measure import BATCHES, EXTRAPOLATION
 from fla_mesa.eval.compare_settings import Plan
 from fla_mesa.eval.heldout import buckets
 from fla_mesa.models import zoo
+from fla_mesa.train.command import scale
 from fla_mesa.train.folder import write_json
 
 Row = dict[str, Any]
@@ -27,6 +28,11 @@ _PARAMETRIZATIONS = {
     "matched": "Matched parametrization (arXiv 2506.05233, appendix E.1): one layer for all, with the same projections, convolutions, "
     "scalar gates, norms and key size, in which only the recurrence rule differs.",
 }
+
+
+# What the runs of a comparison have in common, as each records it.
+_CIRCUMSTANCES = ("steps", "sequences_per_step", "seq_len", "data", "yardsticks")
+_CIRCUMSTANCES += ("device", "processes", "versions", "settings")
 
 
 def figure(metrics: dict[str, Any] | None) -> str:
@@ -110,8 +116,7 @@ def _circumstances(plan: Plan, rows: list[Row]) -> dict[str, Any]:
                 metrics = report_plots.read_json(path)
             except ValueError:
                 continue
-            names = ("steps", "sequences_per_step", "seq_len", "data", "device", "processes", "versions", "settings")
-            kept = {name: metrics[name] for name in names}
+            kept = {name: metrics.get(name) for name in _CIRCUMSTANCES}
             return kept | {"machine": platform.platform(), "commit": _commit()}
     return {"machine": platform.platform(), "commit": _commit()}
 
@@ -247,10 +252,16 @@ def terminal(found: dict[str, Any]) -> str:
     """The tables for a terminal."""
     parts = [
         f"{found['size']}, {found['parametrization']} parametrization",
-        table(found["models"], quality_columns(found), bold=False),
+        table(found["models"], quality_columns(found), bold=False)
+        + "".join(f"\n{line}" for line in _yardsticks(found)),
         table(found["models"], speed_columns(found), bold=False),
     ]
     return "\n\n" + "\n\n".join(parts + (["\n".join(_failures(found))] if _failures(found) else []))
+
+
+def _yardsticks(found: dict[str, Any]) -> list[str]:
+    known = found["run"].get("yardsticks")
+    return [f"For scale, bits per byte on the same text: {scale(known)}."] if known else []
 
 
 def _failures(found: dict[str, Any]) -> list[str]:
@@ -281,6 +292,7 @@ def markdown(found: dict[str, Any], pictures: dict[str, str]) -> str:
             "",
         ]
     lines += ["## Quality", "", table(rows, quality_columns(found)), ""]
+    lines += [part for line in _yardsticks(found) for part in (line, "")]
     if _has(rows, "loss_by_position"):
         lines += [
             f"Losses are in nats a token. Positions from {run['seq_len']} on are beyond the training length.",

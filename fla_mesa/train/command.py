@@ -17,11 +17,6 @@ def main(argv: list[str]) -> int:
     except (ValueError, TypeError, OSError, RuntimeError, ImportError) as error:
         print(f"fla-mesa train: {error}", file=sys.stderr)
         return 2
-    return finish(run)
-
-
-def finish(run: Run) -> int:
-    """Trains, and says in a few lines how it ended; returns the exit code."""
     try:
         metrics = run.train()
     except Interrupted as stop:
@@ -41,11 +36,19 @@ def finish(run: Run) -> int:
 
 
 def summary(metrics: dict) -> str:
-    """The figures of a run in one line."""
+    """The figures of a run in a line, and what to hold them against in another."""
     bits, speed = metrics["bits_per_byte"], metrics["tokens_per_second"]
     parts = [f"validation loss {metrics['loss']:.4f}"]
     parts.append(f"{bits:.4f} bits per byte" if bits is not None else f"accuracy {metrics['accuracy']:.4f}")
     parts.append(f"{metrics['steps']} steps")
     if speed is not None:
         parts.append(f"{speed:,.0f} tokens/s")
-    return ", ".join(parts)
+    line = ", ".join(parts)
+    if metrics["yardsticks"]:
+        line += f"\nfor scale, in bits per byte: {scale(metrics['yardsticks'])}"
+    return line
+
+
+def scale(yardsticks: dict[str, float]) -> str:
+    """Yardsticks in a few words."""
+    return ", ".join(f"{name} {bits:.3f}" for name, bits in yardsticks.items())

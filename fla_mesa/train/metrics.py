@@ -10,6 +10,7 @@ import torch
 
 from fla_mesa import __version__
 from fla_mesa.data import Splits
+from fla_mesa.data.yardsticks import yardsticks
 from fla_mesa.train.settings import RecipeSettings
 from fla_mesa.train.trainer import RecipeTrainer
 
@@ -58,7 +59,7 @@ def collect(
     """Everything that metrics.json holds. `final` are the figures on all validation data, `final_` before each name.
 
     Losses are in nats a token, `tokens_per_second` is over all processes, without evaluations and checkpoints, and for
-    the steps since the last resume; None if there was none.
+    the steps since the last resume; None if there was none. `yardsticks` are in bits per byte.
     """
     curves, arguments = history(trainer), trainer.recipe
     speed = trainer.throughput.tokens_per_second(arguments.world_size)
@@ -68,6 +69,7 @@ def collect(
         "loss": final["final_loss"],
         "perplexity": math.exp(final["final_loss"]),
         "bits_per_byte": final.get("final_bits_per_byte"),
+        "yardsticks": yardsticks(splits),
         "accuracy": final["final_accuracy"],
         "train_loss": curves["train"][-1][1] if curves["train"] else None,
         "tokens_per_second": speed,

@@ -11,7 +11,7 @@ from fla_mesa.train.progress import no_bars
 def sample(folder: Path, prompt: str, *, new_tokens: int = 250, temperature: float = 0.8, seed: int = 42) -> str:
     """`prompt` and what the model and tokenizer saved in `folder` make of it, the same for the same seed.
 
-    Raises OSError if there is no model in `folder`.
+    Raises what transformers raises if there is no model in `folder`.
     """
     tokenizer = AutoTokenizer.from_pretrained(folder)
     with no_bars():

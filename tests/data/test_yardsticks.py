@@ -7,8 +7,8 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from fla_mesa.data import Corpus, TokenBlocks, byte_tokenizer, tokenize
-from fla_mesa.data.yardsticks import UNIFORM_BITS_PER_BYTE, bigram_bits_per_byte
+from fla_mesa.data import Corpus, DataRequest, TokenBlocks, byte_tokenizer, load_data, tokenize
+from fla_mesa.data.yardsticks import UNIFORM_BITS_PER_BYTE, bigram_bits_per_byte, yardsticks
 
 
 def test_two_pairs_by_hand():
@@ -37,3 +37,12 @@ def test_first_tokens_of_blocks_are_not_scored_and_end_of_text_is_no_byte():
 
 def test_uniform_bytes_are_eight_bits():
     assert UNIFORM_BITS_PER_BYTE == 8.0
+
+
+def test_yardsticks_are_of_bytes_alone(tmp_path):
+    (tmp_path / "text.txt").write_text("mesa " * 200)
+    text = load_data(DataRequest(spec=str(tmp_path / "text.txt"), seq_len=16, say=lambda _: None))
+    found = yardsticks(text)
+    assert found["uniform bytes"] == 8.0 and 0 < found["byte bigram, add-one"] < 8.0
+    task = "mqar:vocab_size=64,length=16,num_pairs=2,train=20,validation=4,test=4"
+    assert yardsticks(load_data(DataRequest(spec=task, say=lambda _: None))) == {}

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import traceback
 
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from fla_mesa import cli
 from fla_mesa.data import synthetic
 from fla_mesa.data.tokenizer import VOCAB_SIZE, byte_tokenizer
+from fla_mesa.eval import compare_cells, compare_measure
 from fla_mesa.models import MesaNetConfig, MesaNetForCausalLM
+
+OVERRIDES = "hidden_size=32,num_hidden_layers=2,num_heads=2,head_dim=16,intermediate_size=32"
+# Small flags that every model of the tests knows.
+SMALL = ["--parametrization", "matched", "--config_overrides", OVERRIDES, "--seq_len", "32", "--max_steps", "4"]
+SMALL += ["--eval_steps", "2", "--save_steps", "2", "--per_device_train_batch_size", "2", "--position_tokens", "512"]
 
 
 def llama(vocab_size: int = VOCAB_SIZE) -> LlamaForCausalLM:
@@ -122,3 +131,40 @@ def local_tasks(tmp_path_factory):
         f"dataset_path: json\ndataset_kwargs:\n  data_files: {{test: {folder / 'nothing.jsonl'}}}\ntest_split: test\n"
     )
     return folder
+
+
+@pytest.fixture(scope="session")
+def text(tmp_path_factory):
+    """A file of 12 kB."""
+    path = tmp_path_factory.mktemp("data") / "text.txt"
+    path.write_text("".join(f"{i} squared is {i * i}, and its half {i / 2}.\n" for i in range(320)))
+    return path
+
+
+@pytest.fixture
+def here(monkeypatch):
+    """Children run in this process; yields the list of their command lines."""
+    commands = []
+
+    def run(command, log, follow):
+        commands.append(command)
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("w") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
+            try:
+                code = cli.main(command)
+            except Exception:
+                traceback.print_exc()
+                code = 1
+        follow(log.read_text())
+        return code, log.read_text(), 1.0
+
+    monkeypatch.setattr(compare_cells, "_run", run)
+    monkeypatch.setattr(compare_measure, "REPEATS", 1)
+    monkeypatch.setattr(compare_measure, "DECODED", 2)
+    return commands
+
+
+@pytest.fixture
+def small() -> list[str]:
+    """Flags of `fla-mesa compare` for very small models."""
+    return [*SMALL]

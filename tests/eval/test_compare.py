@@ -1,13 +1,11 @@
 """`fla-mesa compare`: what it trains, keeps, reports and survives. Its children run in this process where a test is not about them."""
 
-import contextlib
 import errno
 import json
 import os
 import subprocess
 import sys
 import time
-import traceback
 from dataclasses import replace
 from itertools import islice
 
@@ -16,7 +14,6 @@ import pytest
 import torch
 from matplotlib.image import imread
 
-from fla_mesa import cli
 from fla_mesa.data import sources
 from fla_mesa.data.synthetic import source as synthetic
 from fla_mesa.eval import compare, compare_cells, compare_measure, report, report_plots
@@ -25,42 +22,7 @@ from fla_mesa.models import zoo
 from fla_mesa.train.interrupt import Interrupted
 from fla_mesa.train.recipe import Run
 from fla_mesa.train.settings import parse as parse_training
-
-OVERRIDES = "hidden_size=32,num_hidden_layers=2,num_heads=2,head_dim=16,intermediate_size=32"
-# Small flags that every model of the tests knows.
-SMALL = ["--parametrization", "matched", "--config_overrides", OVERRIDES, "--seq_len", "32", "--max_steps", "4"]
-SMALL += ["--eval_steps", "2", "--save_steps", "2", "--per_device_train_batch_size", "2", "--position_tokens", "512"]
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory):
-    """A file of 12 kB."""
-    path = tmp_path_factory.mktemp("data") / "text.txt"
-    path.write_text("".join(f"{i} squared is {i * i}, and its half {i / 2}.\n" for i in range(320)))
-    return path
-
-
-@pytest.fixture
-def here(monkeypatch):
-    """Children run in this process; yields the list of their command lines."""
-    commands = []
-
-    def run(command, log, follow):
-        commands.append(command)
-        log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("w") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
-            try:
-                code = cli.main(command)
-            except Exception:
-                traceback.print_exc()
-                code = 1
-        follow(log.read_text())
-        return code, log.read_text(), 1.0
-
-    monkeypatch.setattr(compare_cells, "_run", run)
-    monkeypatch.setattr(compare_measure, "REPEATS", 1)
-    monkeypatch.setattr(compare_measure, "DECODED", 2)
-    return commands
+from tests.eval.conftest import SMALL
 
 
 def run(text, folder, *flags) -> int:
