@@ -68,7 +68,7 @@ def trainer_step(model: PreTrainedModel, ids: torch.Tensor) -> Callable[[], floa
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
 
     def step() -> None:
-        model(ids, labels=ids).loss.backward()
+        model(ids, labels=ids, use_cache=False).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
 

@@ -13,6 +13,7 @@ import os
 
 import torch
 
+from fla_mesa.cpu.allocator import keep_freed_memory
 from fla_mesa.cpu.registry import covered, is_installed, require_supported_fla
 
 __all__ = ["accelerator_available", "covered", "enable", "is_enabled", "require_supported_fla"]
@@ -31,7 +32,8 @@ def accelerator_available() -> bool:
 
 
 def enable() -> None:
-    """Let CPU tensors take the stand-ins from now on, in every fla model, new or existing. Calling it again does nothing.
+    """Let CPU tensors take the stand-ins from now on, in every fla model, new or existing, and let the C library keep the
+    memory of freed tensors for the next ones (`fla_mesa.cpu.allocator`). Calling it again does nothing.
 
     Raises:
         ImportError: flash-linear-attention is not the supported version, or one of its functions that has a stand-in
@@ -58,6 +60,7 @@ def enable() -> None:
     from fla_mesa.cpu.registry import install
 
     install()
+    keep_freed_memory()
 
 
 def is_enabled() -> bool:

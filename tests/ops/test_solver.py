@@ -1,0 +1,64 @@
+"""Conjugate gradients on tiles of very different difficulty, so that tiles are put aside while others go on."""
+
+import pytest
+import torch
+
+from fla_mesa.ops.pytorch.solver import conjugate_gradients
+
+
+class Dense:
+    """The matrices A ``[Z, K, K]``; counts the rows that it is asked for."""
+
+    def __init__(self, a, rows):
+        self.a, self.rows = a, rows
+
+    def __call__(self, p, out):
+        self.rows.append(len(p))
+        return torch.bmm(p, self.a, out=out)
+
+    def select(self, tiles):
+        return Dense(self.a[tiles], self.rows)
+
+
+def systems(hard: int, Z: int = 16, C: int = 5, K: int = 12):
+    """``Z`` tiles of which the last ``hard`` have a spread-out spectrum, the others two eigenvalues."""
+    eigenvalues = torch.ones(Z, K, dtype=torch.float64)
+    eigenvalues[:, 0] = 3.0
+    eigenvalues[Z - hard :] = torch.logspace(0, 3, K, dtype=torch.float64)
+    basis = torch.linalg.qr(torch.randn(Z, K, K, dtype=torch.float64)).Q
+    return basis @ (eigenvalues[:, :, None] * basis.mT), torch.randn(Z, C, K, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("hard", [0, 1, 4, 16])
+def test_every_tile_is_solved_whoever_is_put_aside(hard):
+    a, b = systems(hard)
+    b[3, 2] = 0  # takes no step
+    rows: list[int] = []
+    x, iterations, residual = conjugate_gradients(Dense(a, rows), b.clone(), 40, 1e-10)
+    torch.testing.assert_close(x, b @ a.inverse(), rtol=1e-7, atol=1e-9)
+    assert iterations.shape == residual.shape == b.shape[:2] and iterations.dtype == torch.int32
+    assert bool((residual <= 1e-10).all()) and int(iterations[3, 2]) == 0
+    easy = len(b) - hard
+    assert bool((iterations[:easy][b[:easy].any(-1)] <= 3).all())
+    if hard in (1, 4):
+        assert rows[0] == len(b) and rows[-1] == hard
+    # One by one gives the same: what else is in the batch makes no difference.
+    for z in (0, len(b) - 1):
+        alone = conjugate_gradients(Dense(a[z : z + 1], []), b[z : z + 1].clone(), 40, 1e-10)
+        assert torch.equal(alone[1][0], iterations[z])
+        torch.testing.assert_close(alone[0][0], x[z], rtol=1e-12, atol=1e-14)
+
+
+def test_steps_run_out():
+    a, b = systems(4)
+    x, iterations, residual = conjugate_gradients(Dense(a, []), b.clone(), 5, 1e-10)
+    assert int(iterations.max()) == 5 and bool((residual[-4:] > 1e-10).all()) and bool((residual[:-4] <= 1e-10).all())
+    torch.testing.assert_close((b - x @ a).norm(dim=-1) / b.norm(dim=-1), residual, rtol=1e-5, atol=1e-12)
+
+
+def test_nan_stays_in_its_row():
+    a, b = systems(2)
+    b[-1, 1, 0] = torch.nan
+    x, _, residual = conjugate_gradients(Dense(a, []), b.clone(), 40, 1e-8)
+    bad = x.isnan().any(-1)
+    assert bool(bad[-1, 1]) and int(bad.sum()) == 1 and bool(residual[-1, 1].isnan())
