@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
 from collections.abc import Iterable
 from typing import Any, TextIO
 
 from fla_mesa.eval import report
+from fla_mesa.eval.children import Children
 from fla_mesa.eval.compare_cells import Cell, Outcome
 from fla_mesa.eval.compare_settings import Plan, parse
 from fla_mesa.train.folder import write_json
@@ -33,12 +33,12 @@ def main(argv: list[str]) -> int:
         print(f"fla-mesa compare: {error}", file=sys.stderr)
         return 2
     with lock:
-        return compare(plan, ["fla-mesa", "compare", *argv])
+        return compare(plan, Children(lock.fileno()), ["fla-mesa", "compare", *argv])
 
 
-def compare(plan: Plan, command: list[str]) -> int:
+def compare(plan: Plan, children: Children, command: list[str]) -> int:
     """Runs the plan and reports; returns the exit code."""
-    comparison = Comparison(plan)
+    comparison = Comparison(plan, children)
     try:
         with signals_to(_stop):
             comparison.run()
@@ -90,7 +90,7 @@ def open_folder(plan: Plan) -> None:
 
 
 def take(plan: Plan) -> TextIO:
-    """A lock on the comparison's folder: held until it is closed here and in every child, which inherit it.
+    """A lock on the comparison's folder: held until it is closed here and in every child that keeps it open.
 
     Raises:
         ValueError: Another process, perhaps a child that outlived its comparison, is at work there.
@@ -103,7 +103,6 @@ def take(plan: Plan) -> TextIO:
     except BlockingIOError:
         lock.close()
         raise ValueError(f"output_dir: another process is at work in {plan.folder}: wait for it, or end it") from None
-    os.set_inheritable(lock.fileno(), True)
     return lock
 
 
@@ -172,11 +171,11 @@ class Progress:
 class Comparison:
     """The cells of a plan, run one after the other, each unless it is stored."""
 
-    def __init__(self, plan: Plan):
+    def __init__(self, plan: Plan, children: Children):
         self.plan = plan
         self.display = Display()
         self.cells = [
-            Cell(plan, model, rate, seed)
+            Cell(plan, model, rate, seed, children)
             for model in plan.models
             for rate in plan.learning_rates
             for seed in plan.seeds

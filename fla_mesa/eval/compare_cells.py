@@ -1,29 +1,23 @@
 """One model, one learning rate, one seed: where its results lie, and the child processes that make them.
 
-    output_dir/cells/MODEL/
-        lr0.003-seed1/         a folder of `fla-mesa train`, and beside what that leaves:
-            outcome.json       how it ended and how long it took; a run that diverged is not tried again, one that failed is
-            measured.json      loss by position, speed and memory
-        lr0.003-seed1.train.log, lr0.003-seed1.measure.log
-
-Each child is a process of its own, so that a crash costs one cell and memory is measured from nothing.
+output_dir/cells/MODEL/
+    lr0.003-seed1/         a folder of `fla-mesa train`, and beside what that leaves:
+        outcome.json       how it ended and how long it took; a run that diverged is not tried again, one that failed is
+        measured.json      loss by position, speed and memory
+    lr0.003-seed1.train.log, lr0.003-seed1.measure.log
 """
 
 from __future__ import annotations
 
-import errno
 import json
-import os
 import re
 import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fla_mesa.eval.children import Children
 from fla_mesa.eval.compare_settings import Plan
 from fla_mesa.train.folder import METRICS_FILE, RUN_FILE, write_json
 from fla_mesa.train.trainer import Diverged
@@ -31,13 +25,8 @@ from fla_mesa.train.trainer import Diverged
 OUTCOME_FILE, MEASURED_FILE = "outcome.json", "measured.json"
 _DIVERGED = re.compile(re.escape(str(Diverged(0))).replace("0", r"(\d+)"))
 _STEP = re.compile(r"^step +(\d+)/(\d+)  loss (\S+)", re.MULTILINE)
-_PROGRAM = [sys.executable, "-m", "fla_mesa"]
 
 Report = Callable[[float, str], None]  # share done, in [0, 1], and what to show
-
-
-class DiskFull(OSError):
-    """Nothing more can be stored."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +47,7 @@ class Cell:
     model: str
     learning_rate: float
     seed: int
+    children: Children = field(default_factory=Children, repr=False)
 
     @property
     def folder(self) -> Path:
@@ -133,7 +123,7 @@ class Cell:
                 step, steps_in_all, loss = steps[-1]
                 report(int(step) / int(steps_in_all), f"step {step}/{steps_in_all} loss {loss}")
 
-        code, log, seconds = _run(["train", *flags], self._log("train"), follow)
+        code, log, seconds = self.children.run(["train", *flags], self._log("train"), follow)
         if code == 0 and (self.folder / METRICS_FILE).exists():
             outcome = Outcome("done", seconds)
         elif found := _DIVERGED.search(log):
@@ -150,7 +140,9 @@ class Cell:
         report(0.0, "measuring")
         flags = ["--file", str(self.folder / MEASURED_FILE), "--position_tokens", str(self.plan.position_tokens)]
         flags += ["--speed"] if speed else []
-        code, log, _ = _run(["compare", "measure", str(self.folder), *flags], self._log("measure"), lambda log: None)
+        code, log, _ = self.children.run(
+            ["compare", "measure", str(self.folder), *flags], self._log("measure"), lambda log: None
+        )
         return None if code == 0 else _why(code, log, self._log("measure"))
 
     def _log(self, stage: str) -> Path:
@@ -176,40 +168,6 @@ def _unused(path: Path) -> Path:
     while (aside := path.with_name(f"{path.name}.unreadable-{number}")).exists():
         number += 1
     return aside
-
-
-def _run(command: list[str], log: Path, follow: Callable[[str], None]) -> tuple[int, str, float]:
-    """Runs this program with its output in the file `log`; returns the exit code, the output, and seconds.
-
-    If this process is told to stop, so is the child, and its end is waited for: it saves a checkpoint.
-    """
-    log.parent.mkdir(parents=True, exist_ok=True)
-    begin = time.perf_counter()
-    with log.open("wb") as output:
-        child = subprocess.Popen(
-            [*_PROGRAM, *command],
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, "PYTHONUNBUFFERED": "1"},
-            close_fds=False,  # the lock on the folder is the child's as well
-            start_new_session=True,  # Ctrl-C reaches it through this process alone, once
-        )
-        try:
-            while True:
-                try:
-                    child.wait(timeout=0.5)
-                    break
-                except subprocess.TimeoutExpired:
-                    follow(log.read_text(errors="replace"))
-        except BaseException:
-            child.send_signal(signal.SIGTERM)
-            child.wait()
-            raise
-    text = log.read_text(errors="replace")
-    if child.returncode != 0 and os.strerror(errno.ENOSPC) in text:
-        raise DiskFull(errno.ENOSPC, f"no space left on the disk; see {log}")
-    return child.returncode, text, time.perf_counter() - begin
 
 
 def _why(code: int, log: str, path: Path) -> str:

@@ -26,6 +26,7 @@ PRESETS: dict[str, dict[str, str]] = {
         "eval_steps": "15",
         "save_steps": "75",
         "eval_tokens": "16384",
+        "final_eval_tokens": "65536",
         "per_device_eval_batch_size": "16",
     },
 }

@@ -133,11 +133,12 @@ class Run:
             model.generation_config.pad_token_id = pad
         count = parameter_counts(model)["parameters"]
         self.say(f"model: {self.settings.model} {self.settings.size}, {count:,} parameters")
-        tokens = self.settings.eval_tokens
-        validation = self.splits.validation
-        if tokens:
-            validation = evenly(validation, max(1, tokens // self.splits.seq_len))
-        return RecipeTrainer(model, self.arguments, self.splits, validation)
+        return RecipeTrainer(model, self.arguments, self.splits, self._validation(self.settings.eval_tokens))
+
+    def _validation(self, tokens: int) -> Dataset:
+        """Held-out rows of so many tokens, or all for 0."""
+        rows = self.splits.validation
+        return evenly(rows, max(1, tokens // self.splits.seq_len)) if tokens else rows
 
     def train(self) -> dict[str, Any]:
         """Trains, evaluates, saves, and returns what metrics.json holds.
@@ -153,8 +154,9 @@ class Run:
                 with stop.training():
                     trainer.train(resume_from_checkpoint=str(self.checkpoint) if self.checkpoint else None)
             trainer.save_model(str(self.folder))  # before an evaluation that may cast it (bf16_full_eval)
-            self.say("validating on all held-out data")
-            final = trainer.evaluate(self.splits.validation, metric_key_prefix="final")
+            tokens = self.settings.final_eval_tokens
+            self.say(f"validating on {f'{tokens:,} tokens of' if tokens else 'all'} held-out data")
+            final = trainer.evaluate(self._validation(tokens), metric_key_prefix="final")
             self.metrics = self._report(final)
         return self.metrics
 

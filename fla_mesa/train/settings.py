@@ -67,9 +67,11 @@ class RecipeSettings:
     eval_tokens: int = field(
         default=131_072,
         metadata={
-            "help": "Tokens, evenly spread over the validation data, that evaluations during training use; 0 for all. "
-            "The figures at the end are always from all of it."
+            "help": "Tokens, evenly spread over the validation data, that evaluations during training use; 0 for all."
         },
+    )
+    final_eval_tokens: int = field(
+        default=0, metadata={"help": "The same for the figures at the end, those of metrics.json."}
     )
     resume: bool = field(
         default=False,
@@ -84,7 +86,8 @@ class RecipeSettings:
     def __post_init__(self) -> None:
         _check(not (self.resume and self.overwrite), "resume, overwrite", "both", "one of the two")
         _check(self.seq_len is None or self.seq_len >= 2, "seq_len", self.seq_len, "at least 2")
-        _check(self.eval_tokens >= 0, "eval_tokens", self.eval_tokens, "0 (all) or more")
+        for name in ("eval_tokens", "final_eval_tokens"):
+            _check(getattr(self, name) >= 0, name, getattr(self, name), "0 (all) or more")
 
 
 def _described(name: str) -> Mapping[str, Any]:

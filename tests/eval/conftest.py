@@ -13,7 +13,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from fla_mesa import cli
 from fla_mesa.data import synthetic
 from fla_mesa.data.tokenizer import VOCAB_SIZE, byte_tokenizer
-from fla_mesa.eval import compare_cells, compare_measure
+from fla_mesa.eval import compare_measure
+from fla_mesa.eval.children import Children
 from fla_mesa.models import MesaNetConfig, MesaNetForCausalLM
 
 OVERRIDES = "hidden_size=32,num_hidden_layers=2,num_heads=2,head_dim=16,intermediate_size=32"
@@ -146,7 +147,7 @@ def here(monkeypatch):
     """Children run in this process; yields the list of their command lines."""
     commands = []
 
-    def run(command, log, follow):
+    def run(self, command, log, follow):
         commands.append(command)
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("w") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
@@ -158,7 +159,7 @@ def here(monkeypatch):
         follow(log.read_text())
         return code, log.read_text(), 1.0
 
-    monkeypatch.setattr(compare_cells, "_run", run)
+    monkeypatch.setattr(Children, "run", run)
     monkeypatch.setattr(compare_measure, "REPEATS", 1)
     monkeypatch.setattr(compare_measure, "DECODED", 2)
     return commands

@@ -1,5 +1,6 @@
 """`fla-mesa compare`: what it trains, keeps, reports and survives. Its children run in this process where a test is not about them."""
 
+import contextlib
 import errno
 import json
 import os
@@ -17,6 +18,7 @@ from matplotlib.image import imread
 from fla_mesa.data import sources
 from fla_mesa.data.synthetic import source as synthetic
 from fla_mesa.eval import compare, compare_cells, compare_measure, report, report_plots
+from fla_mesa.eval.children import Children
 from fla_mesa.eval.compare_settings import PRESETS, parse
 from fla_mesa.models import zoo
 from fla_mesa.train.interrupt import Interrupted
@@ -204,12 +206,23 @@ def test_loss_by_position_is_that_of_the_blocks(text, tmp_path, here):
 # The children themselves
 
 
+class Program:
+    """Source code that takes the place of `fla-mesa` in a child."""
+
+    def __init__(self, source: str):
+        self.source = source
+
+    def __call__(self, command):
+        exec(self.source, {"command": command})
+        return 0
+
+
 @pytest.fixture
 def program(monkeypatch):
-    """Makes a Python program take the place of `fla-mesa`."""
+    """Makes all children run a piece of source code."""
 
     def use(source: str) -> None:
-        monkeypatch.setattr(compare_cells, "_PROGRAM", [sys.executable, "-c", source])
+        monkeypatch.setattr(compare, "Children", lambda held: Children(held, Program(source)))
 
     return use
 
@@ -218,18 +231,19 @@ def plan_of(tmp_path, *flags):
     return parse(["--models", "gla", "--output_dir", str(tmp_path / "out"), *flags])
 
 
-def test_a_killed_child_is_named_and_its_cell_goes_on(tmp_path, program):
-    program("import os; print('step  3/10  loss 2.5', flush=True); os.kill(os.getpid(), 9)")
-    cell = compare_cells.Cell(plan_of(tmp_path), "gla", 3e-3, 1)
+def test_a_killed_child_is_named_and_its_cell_goes_on(tmp_path):
+    source = "import os; print('step  3/10  loss 2.5', flush=True); os.kill(os.getpid(), 9)"
+    cell = compare_cells.Cell(plan_of(tmp_path), "gla", 3e-3, 1, Children(program=Program(source)))
     outcome = cell.train(lambda share, what: None)
     assert outcome.status == "failed" and outcome.reason.startswith("killed by SIGKILL, perhaps because memory ran out")
     assert cell.outcome() is None  # to be run again
 
 
-def test_the_progress_of_a_child_is_seen(tmp_path, program):
-    program("import time; print('step   5/10  loss 2.5000  learning', flush=True); time.sleep(1.2)")
+def test_the_progress_of_a_child_is_seen(tmp_path):
+    source = "import time; print('step   5/10  loss 2.5000  learning', flush=True); time.sleep(1.2)"
     seen = []
-    compare_cells.Cell(plan_of(tmp_path), "gla", 3e-3, 1).train(lambda share, what: seen.append((share, what)))
+    cell = compare_cells.Cell(plan_of(tmp_path), "gla", 3e-3, 1, Children(program=Program(source)))
+    cell.train(lambda share, what: seen.append((share, what)))
     assert (0.5, "step 5/10 loss 2.5000") in seen
 
 
@@ -254,27 +268,45 @@ def test_stopping_stops_the_child_and_waits_for_it(tmp_path, program, monkeypatc
     monkeypatch.setattr(compare.Comparison, "_reporter", lambda self, kind, cell: lambda *a: interrupt(self, *a))
     begin = time.perf_counter()
     assert compare.main(["--models", "gla", "--output_dir", str(tmp_path / "out")]) == 130
-    assert mark.exists() and time.perf_counter() - begin < 30
+    assert mark.exists() and time.perf_counter() - begin < 50
     assert "the same command goes on from here" in capsys.readouterr().err
 
 
-def test_a_child_that_outlives_its_comparison_keeps_the_folder(tmp_path, program, capsys):
-    program("import time; time.sleep(60)")
-    plan = plan_of(tmp_path)
+def test_a_child_that_outlives_its_comparison_keeps_the_folder(tmp_path):
+    """Its parent is killed; the child notes its own number, so that it can be ended."""
+    plan, number = plan_of(tmp_path), tmp_path / "number"
     compare.open_folder(plan)
-    with compare.take(plan):
-        child = subprocess.Popen([*compare_cells._PROGRAM], close_fds=False)  # as _run starts it
+    source = f"import os, pathlib, time; pathlib.Path({str(number)!r}).write_text(str(os.getpid())); time.sleep(60)"
+    parent = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            "from tests.eval.test_compare import *\n"
+            f"plan = parse(['--models', 'gla', '--output_dir', {str(plan.folder)!r}])\n"
+            "lock = compare.take(plan)\n"
+            f"Children(lock.fileno(), Program({source!r})).run([], plan.folder / 'log', print)",
+        ]
+    )
+    while not number.exists() or not number.read_text():
+        assert parent.poll() is None
+        time.sleep(0.1)
+    parent.kill()
+    parent.wait()
     try:
-        assert compare.main(["--models", "gla", "--output_dir", str(tmp_path / "out")]) == 2
-        assert "another process is at work in" in capsys.readouterr().err
+        with pytest.raises(ValueError, match="another process is at work in"):
+            compare.take(plan)
     finally:
-        child.kill()
-        child.wait()
-    compare.take(plan).close()
+        os.kill(int(number.read_text()), 9)
+    for _ in range(100):
+        with contextlib.suppress(ValueError):
+            compare.take(plan).close()
+            return
+        time.sleep(0.1)
+    pytest.fail("the folder was not free after the child's end")
 
 
 def test_a_real_child(tmp_path):
-    code, log, seconds = compare_cells._run(["--version"], tmp_path / "log", lambda log: None)
+    code, log, seconds = Children().run(["--version"], tmp_path / "log", lambda log: None)
     assert code == 0 and log.startswith("fla-mesa ") and seconds > 0
 
 

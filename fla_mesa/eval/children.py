@@ -1,0 +1,97 @@
+"""Commands of this program in child processes, so that a crash costs one of them and memory is measured from nothing.
+
+Importing the package takes ten seconds and more. Without an accelerator the children are forked from a server that has done it once; with
+one each starts anew, as a GPU's state does not survive a fork.
+"""
+
+from __future__ import annotations
+
+import errno
+import multiprocessing
+import os
+import sys
+import time
+from collections.abc import Callable
+from multiprocessing import reduction
+from pathlib import Path
+from typing import Any
+
+from fla_mesa import cli
+from fla_mesa.cpu import accelerator_available
+
+_PRELOADED = ["fla_mesa.train.command", "fla_mesa.eval.compare_measure"]
+
+
+class DiskFull(OSError):
+    """Nothing more can be stored."""
+
+
+class Children:
+    """Runs children one at a time.
+
+    Args:
+        held: A file, such as a lock, that every child keeps open as long as it lives.
+        program: What a child runs with its command, and whose result it exits with.
+    """
+
+    def __init__(self, held: int | None = None, program: Callable[[list[str]], int] = cli.main):
+        self._held, self._program = held, program
+        self._context: Any = multiprocessing.get_context("spawn" if accelerator_available() else "forkserver")
+        self._context.set_forkserver_preload(_PRELOADED)
+
+    def run(self, command: list[str], log: Path, follow: Callable[[str], None]) -> tuple[int, str, float]:
+        """Runs one with its output in the file `log`; returns the exit code (-9 if killed by signal 9), the output, and seconds.
+
+        If this process is told to stop, so is the child, and its end is waited for: it saves a checkpoint.
+
+        Args:
+            command: As for `fla-mesa`.
+            log: Written anew.
+            follow: Is given the output so far, twice a second.
+
+        Raises:
+            DiskFull: The child failed because of that.
+        """
+        log.parent.mkdir(parents=True, exist_ok=True)
+        log.write_bytes(b"")
+        begin = time.perf_counter()
+        held = None if self._held is None else _Inherited(self._held)
+        child = self._context.Process(target=_child, args=(self._program, command, log, held))
+        child.start()
+        try:
+            while child.is_alive():
+                child.join(0.5)
+                follow(log.read_text(errors="replace"))
+        except BaseException:
+            child.terminate()
+            child.join()
+            raise
+        text, code = log.read_text(errors="replace"), child.exitcode
+        assert code is not None
+        if code != 0 and os.strerror(errno.ENOSPC) in text:
+            raise DiskFull(errno.ENOSPC, f"no space left on the disk; see {log}")
+        return code, text, time.perf_counter() - begin
+
+
+class _Inherited:
+    """A file descriptor that arrives open in a child."""
+
+    def __init__(self, descriptor: int):
+        self.descriptor = descriptor
+
+    def __reduce__(self):
+        return _arrived, (reduction.DupFd(self.descriptor),)  # pyright: ignore[reportAttributeAccessIssue] (not on Windows)
+
+
+def _arrived(duplicate) -> _Inherited:
+    return _Inherited(duplicate.detach())
+
+
+def _child(program: Callable[[list[str]], int], command: list[str], log: Path, held: _Inherited | None) -> None:
+    os.setsid()  # Ctrl-C reaches it through its parent alone, once
+    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    for stream, number in ((sys.stdout, 1), (sys.stderr, 2)):
+        stream.flush()
+        os.dup2(output, number)
+        stream.reconfigure(line_buffering=True)  # pyright: ignore[reportAttributeAccessIssue] (TextIO has it)
+    sys.exit(program(command))
