@@ -136,6 +136,32 @@ def peak_bytes(length: int) -> int:
     return 1024 * int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
 
+KINDS = {
+    "matrix products": ("aten::bmm", "aten::baddbmm", "aten::baddbmm_"),
+    "sums over channels or positions": ("aten::sum", "aten::amax", "aten::any", "aten::cumsum"),
+    "copies": ("aten::copy_", "aten::cat", "aten::index", "aten::_index_put_impl_", "aten::fill_"),
+    "Python and dispatch": ("_ChunkMesaNet", "_ChunkMesaNetBackward"),
+}
+
+
+def where_time_goes(batch: int, length: int, repeats: int = 5) -> str:
+    """Shares of the wall time by kind of operation, largest first; what is not named is elementwise."""
+    from torch.profiler import ProfilerActivity, profile
+
+    x = draw(batch, length)
+    gradients(ours, x)
+    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+        for _ in range(repeats):
+            gradients(ours, x)
+    kinds = {name: kind for kind, names in KINDS.items() for name in names}
+    spent: dict[str, float] = {}
+    for event in profiler.key_averages():
+        kind = kinds.get(event.key, "elementwise")
+        spent[kind] = spent.get(kind, 0.0) + event.self_cpu_time_total
+    total = sum(spent.values())
+    return ", ".join(f"{kind} {value / total:.0%}" for kind, value in sorted(spent.items(), key=lambda pair: -pair[1]))
+
+
 def measure(rounds: int) -> list[tuple[str, str, str]]:
     """Rows of the table: what, measured, aim."""
     rows = [("worst relative error against float64 (T 300)", f"{gate():.1e}", "<= 1e-3")]
@@ -154,6 +180,7 @@ def measure(rounds: int) -> list[tuple[str, str, str]]:
             (f"B 8, T {length}: times faster than naive CG, {STEPS} steps", spread(speedups), ">= 8"),
             (f"B 8, T {length}: share of the batched product's rate", spread(shares), ">= 0.5"),
             (f"B 8, T {length}: milliseconds", f"{1e3 * statistics.median(got['ours']):.0f}", ""),
+            (f"B 8, T {length}: where the time goes (under a profiler)", where_time_goes(8, length), ""),
         ]
     inputs = {length: draw(1, length) for length in (1024, 16384)}
     calls = {

@@ -45,6 +45,8 @@ def test_commands_then_python(folder):
     assert any(line.startswith("fla-mesa train") for line in commands)
     for line in commands:
         words = [*shlex.split(line), "--data", "text.txt", *shlex.split(SHORT)]
+        if words[1] == "compare":
+            words += ["--seeds", "1", "--lr", "3e-3"]  # of all those that the README names
         if words[0] == "fla-mesa":
             words = [sys.executable, "-m", "fla_mesa", *words[1:]]
         else:

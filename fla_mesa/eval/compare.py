@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import shutil
 import sys
 import time
 from collections.abc import Iterable
 from typing import Any, TextIO
 
+from fla_mesa.data import load_data
 from fla_mesa.eval import report
 from fla_mesa.eval.children import Children
 from fla_mesa.eval.compare_cells import Cell, Outcome
-from fla_mesa.eval.compare_settings import Plan, parse
+from fla_mesa.eval.compare_settings import Plan, parse_suite
 from fla_mesa.train.folder import write_json
 from fla_mesa.train.interrupt import Interrupted, signals_to
+from fla_mesa.train.recipe import data_request
 
 PLAN_FILE, LOCK_FILE = "compare.json", "lock"
+_BAR = 20  # columns
 
 
 def main(argv: list[str]) -> int:
@@ -25,15 +30,29 @@ def main(argv: list[str]) -> int:
         from fla_mesa.eval import compare_measure
 
         return compare_measure.main(argv[1:])
+    command = ["fla-mesa", "compare", *argv]
     try:
-        plan = parse(argv)
-        open_folder(plan)
-        lock = take(plan)
-    except (ValueError, TypeError, OSError) as error:
+        plans = parse_suite(argv)
+        for plan in plans:  # what is wrong with the data is said once, and now
+            load_data(data_request(plan.settings, plan.seeds[0], say=lambda _: None))
+        for plan in plans:
+            open_folder(plan)
+        locks = [take(plan) for plan in plans]
+    except (ValueError, TypeError, OSError, ImportError) as error:
         print(f"fla-mesa compare: {error}", file=sys.stderr)
         return 2
-    with lock:
-        return compare(plan, Children(lock.fileno()), ["fla-mesa", "compare", *argv])
+    with contextlib.ExitStack() as stack:
+        for lock in locks:
+            stack.enter_context(lock)
+        codes = []
+        for plan, lock in zip(plans, locks, strict=True):
+            codes.append(compare(plan, Children(lock.fileno()), command))
+            if codes[-1] > 1:
+                return codes[-1]
+        if len(plans) > 1:
+            folder = plans[0].folder.parent
+            print(report.write_suite({plan.folder.name: plan.folder for plan in plans}, folder, command))
+        return min(codes)
 
 
 def compare(plan: Plan, children: Children, command: list[str]) -> int:
@@ -123,10 +142,12 @@ class Display:
         """Prints a line that stays."""
         print(f"\r\x1b[K{text}" if self._moving else text, file=sys.stderr, flush=True)
 
-    def move(self, text: str) -> None:
-        """Shows a line in place of the last one that moved."""
+    def move(self, share: float, text: str) -> None:
+        """Shows a bar and a text in place of the last ones; `share` of all is done."""
         if self._moving:
-            print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
+            full = round(share * _BAR)
+            line = f"{'█' * full}{'░' * (_BAR - full)} {text}"[: shutil.get_terminal_size().columns - 1]
+            print(f"\r\x1b[K{line}", end="", file=sys.stderr, flush=True)
 
 
 class Progress:
@@ -215,7 +236,8 @@ class Comparison:
         def show(share: float, what: str) -> None:
             done = self.progress.total - sum(self.progress.todo.values())
             left = self.progress.left(kind, share)
-            self.display.move(f"[{done}/{self.progress.total}] {cell}: {what}" + (f", {left}" if left else ""))
+            text = f"{done}/{self.progress.total}, {left + ', ' if left else ''}{cell}: {what}"
+            self.display.move((done + share) / self.progress.total, text)
 
         return show
 

@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from fla_mesa.data import DataRequest, Splits, load_data
+from fla_mesa.data import DataRequest, Splits, load_data, synthetic
 from fla_mesa.models import zoo  # noqa: F401 (registers every family of the zoo with transformers)
 from fla_mesa.train.folder import METRICS_FILE, write_json
 from fla_mesa.train.progress import no_bars
@@ -49,6 +49,8 @@ def main(argv: list[str]) -> int:
         found |= speed(given.run, metrics)
     if metrics["bits_per_byte"] is not None:  # text, of which longer blocks can be cut
         found |= loss_by_position(load(given.run, metrics), metrics, given.position_tokens)
+    if "suite" in metrics["data"]:
+        found["test"] = score(load(given.run, metrics), metrics)
     write_json(given.file, found)
     return 0
 
@@ -112,6 +114,22 @@ def loss_by_position(model: PreTrainedModel, metrics: dict[str, Any], tokens: in
             nats += losses.double().cpu()
             counts += (labels[row, 1:] >= 0).double().cpu()
     return {"loss_by_position": (nats / counts.clamp(min=1)).tolist(), "blocks": len(rows)}
+
+
+@torch.no_grad()
+def score(model: PreTrainedModel, metrics: dict[str, Any]) -> dict[str, float]:
+    """The suite's own score on its test split: see :meth:`fla_mesa.data.synthetic.Suite.metric`."""
+    suite = synthetic.get(metrics["data"]["suite"])
+    data, batch = suite.generate("test"), metrics["settings"]["per_device_eval_batch_size"]
+    widest = max(rows["input_ids"].shape[1] for _, rows in data)
+    predictions = []
+    for _, rows in data:
+        ids = torch.from_numpy(rows["input_ids"])
+        for part in ids.split(batch):
+            with _precision(metrics):
+                greedy = model(part.to(_device()), use_cache=False).logits.argmax(-1)
+            predictions.append(F.pad(greedy.cpu(), (0, widest - greedy.shape[1])))
+    return suite.metric("test", torch.cat(predictions).numpy(), data)
 
 
 # Speed and memory

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from fla_mesa.data import synthetic
 from fla_mesa.models import zoo
 from fla_mesa.train.recipe import make_config
 from fla_mesa.train.settings import RecipeSettings
@@ -30,6 +31,14 @@ PRESETS: dict[str, dict[str, str]] = {
         "final_eval_tokens": "65536",
         "per_device_eval_batch_size": "16",
     },
+}
+
+# What `--suite` names: sources of `fla-mesa train --data`, one comparison for each.
+SUITES: dict[str, list[str]] = {
+    "text": ["stdlib"],
+    "mqar": ["mqar"],
+    "mad": [name for name in synthetic.suites() if name.startswith("mad-")],
+    "regbench": ["regbench"],
 }
 
 _OWN_DEFAULTS = {
@@ -103,6 +112,11 @@ def _parser() -> argparse.ArgumentParser:
         help="released: each model as fla or transformers ships it (default); matched: one layer for all, in which only the "
         f"recurrence rule differs (arXiv 2506.05233, appendix E.1), for {matched}",
     )
+    parser.add_argument(
+        "--suite",
+        help=f"what to learn and to be scored on: {', '.join(SUITES)}, or a synthetic task with its settings, such as "
+        "mqar:vocab_size=256,length=64,num_pairs=4,train=20000; the score is that of its test split",
+    )
     parser.add_argument("--position_tokens", help="validation tokens for the loss by position (default: 131072)")
     parser.add_argument(
         "--output_dir", help="folder for all results (default: runs/compare-<size>, or runs/compare-<size>-matched)"
@@ -110,8 +124,33 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def parse_suite(argv: list[str]) -> list[Plan]:
+    """The comparisons that a command line asks for: one, or one for each task of a suite in a folder of its own.
+
+    Raises:
+        ValueError, TypeError: As :func:`parse`.
+    """
+    suite, rest = argparse.ArgumentParser(add_help=False, allow_abbrev=False), argv
+    suite.add_argument("--suite")
+    given, rest = suite.parse_known_args(argv)
+    if given.suite is None:
+        return [parse(argv)]
+    if any(word.split("=")[0] == "--data" for word in rest):
+        raise ValueError("suite, data: each says what to learn; give one of the two")
+    tasks = SUITES.get(given.suite)
+    if tasks is None:
+        try:
+            tasks = [synthetic.get(given.suite).spec]
+        except ValueError as error:
+            raise ValueError(f"suite: allowed are {', '.join(SUITES)}, or a synthetic task; {error}") from None
+    plans = [parse([*rest, "--data", task]) for task in tasks]
+    if len(plans) == 1:
+        return plans
+    return [replace(plan, folder=plan.folder / task) for plan, task in zip(plans, tasks, strict=True)]
+
+
 def parse(argv: list[str]) -> Plan:
-    """The comparison that a command line asks for.
+    """The comparison that a command line without `--suite` asks for.
 
     Raises:
         ValueError, TypeError: A value is not allowed; the message names the flag, and for names lists what exists.

@@ -72,6 +72,9 @@ def row(model: str, full_name: str, learning_rate: float | None, runs: Runs) -> 
         found["loss_in_ranges"] = {
             f"{a}-{b - 1}": spread([statistics.fmean(c[a - 1 : b - 1]) for c in curves]) for a, b in ranges(length)
         }
+    scores = [measured["test"] for _, measured in runs if "test" in measured]
+    if scores and len(scores) == len(runs):
+        found["test"] = {name: spread([s[name] for s in scores]) for name in scores[0] if name != "accuracy_stderr"}
     speeds = runs[0][1]
     for name in ("prefill_tokens_per_second", "decode_tokens_per_second", "training_peak_bytes", "state_bytes"):
         if name in speeds:
@@ -187,6 +190,9 @@ def quality_columns(found: dict[str, Any]) -> list[Column]:
     columns = [Column("parameters", _of("parameters"), _count), Column("lr", _of("learning_rate"), lambda v: f"{v:g}")]
     if _has(rows, "bits_per_byte"):
         columns += [_spread_column("bits per byte", "bits_per_byte")]
+    elif _has(rows, "test"):
+        names = next(row["test"] for row in rows if row.get("test"))
+        columns += [_spread_column(f"test {name}", "test", name, better=_more) for name in names]
     else:
         columns += [_spread_column("accuracy", "accuracy", better=_more)]
     columns += [_spread_column("loss", "loss")]
@@ -281,7 +287,8 @@ def markdown(found: dict[str, Any], pictures: dict[str, str]) -> str:
         tokens = run["steps"] * run["sequences_per_step"] * run["seq_len"]
         lines += [
             f"Each was trained on the same {tokens:,} tokens of `{run['data']['source']}` in the same order ({run['steps']:,} steps of "
-            f"{run['sequences_per_step']} sequences of {run['seq_len']} tokens), with seeds {', '.join(map(str, found['seeds']))}. "
+            f"{run['sequences_per_step']} sequences of {run['seq_len']} tokens), with seed{'s' if several_seeds else ''} "
+            f"{', '.join(map(str, found['seeds']))}. "
             + (
                 f"Learning rates {', '.join(f'{rate:g}' for rate in found['learning_rates'])}; each model keeps the one with the least "
                 "validation loss. "
@@ -332,6 +339,29 @@ def _circumstances_lines(found: dict[str, Any]) -> list[str]:
     if run["commit"]:
         lines.append(f"- commit: {run['commit']}")
     return lines
+
+
+def write_suite(tasks: dict[str, Path], folder: Path, command: list[str]) -> str:
+    """Writes suite.md and suite.json, the scores of several comparisons side by side; returns the table.
+
+    Args:
+        tasks: The folder of each task's finished comparison.
+        folder: Where to write.
+        command: What made them.
+    """
+    reports = {task: report_plots.read_json(path / "report.json") for task, path in tasks.items()}
+    models: dict[str, Row] = {}
+    for task, found in reports.items():
+        for row_ in found["models"]:
+            row = models.setdefault(row_["model"], {"model": row_["model"], "seeds": 1})
+            row[task] = row_.get("test", {}).get("accuracy")
+    columns = [_spread_column(task, task, better=_more) for task in reports]
+    rows = list(models.values())
+    lines = ["# Test accuracy by task", "", table(rows, columns), "", f"- command: `{shlex.join(command)}`"]
+    lines += [f"- {task}: [report]({path.name}/report.md)" for task, path in tasks.items()] + [""]
+    (folder / "suite.md").write_text("\n".join(lines))
+    write_json(folder / "suite.json", {"models": rows, "tasks": list(reports), "command": command})
+    return table(rows, columns, bold=False)
 
 
 def write(found: dict[str, Any], folder: Path) -> None:

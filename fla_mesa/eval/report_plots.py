@@ -154,10 +154,15 @@ def _quality_against_speed(rows: list[Row], found: dict[str, Any]) -> Figure | N
     rows = [row for row in rows if row["training_tokens_per_second"] is not None]
     if not rows:
         return None
-    of_text = all(row["bits_per_byte"] is not None for row in rows)
+    of_text, scored = all(row["bits_per_byte"] is not None for row in rows), all("test" in row for row in rows)
     decoded = [row for row in rows if "decode_tokens_per_second" in row]
     figure, axes = _figure(10.0 if decoded else 6.0, 2 if decoded else 1)
-    key, label = ("bits_per_byte", "validation bits per byte") if of_text else ("accuracy", "validation accuracy")
+    if of_text:
+        label, quality = "validation bits per byte", {row["model"]: row["bits_per_byte"] for row in rows}
+    elif scored:
+        label, quality = "test accuracy", {row["model"]: row["test"]["accuracy"] for row in rows}
+    else:
+        label, quality = "validation accuracy", {row["model"]: row["accuracy"] for row in rows}
     batch = max(rows[0].get("decode_tokens_per_second", {"1": 0}), key=int)
     panels = [(rows, lambda row: row["training_tokens_per_second"], "training, tokens a second")]
     if decoded:
@@ -169,8 +174,8 @@ def _quality_against_speed(rows: list[Row], found: dict[str, Any]) -> Figure | N
             look = _look(row["model"])
             one.errorbar(
                 speed(row),
-                row[key]["mean"],
-                yerr=row[key]["std"],
+                quality[row["model"]]["mean"],
+                yerr=quality[row["model"]]["std"],
                 color=look["color"],
                 marker=look["marker"],
                 markersize=8 if row["model"] == "mesanet" else 6,

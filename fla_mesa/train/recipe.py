@@ -48,6 +48,20 @@ def make_config(settings: RecipeSettings, splits: Splits | None) -> PreTrainedCo
     return overrides.apply(config, settings.config_overrides) if settings.config_overrides else config
 
 
+def data_request(settings: RecipeSettings, seed: int, say: Callable[[str], None]) -> DataRequest:
+    """The data that the settings name."""
+    return DataRequest(
+        spec=settings.data,
+        validation=settings.validation,
+        config=settings.data_config,
+        text_column=settings.text_column,
+        tokenizer=settings.tokenizer,
+        seq_len=settings.seq_len,
+        seed=seed,
+        say=say,
+    )
+
+
 def evenly(rows: Dataset, count: int) -> Dataset:
     """`count` of the rows, evenly spread, or all of them if there are no more."""
     total = len(rows)  # pyright: ignore[reportArgumentType] (a data set of known length)
@@ -90,16 +104,7 @@ class Run:
         return None
 
     def _load_data(self) -> Splits:
-        request = DataRequest(
-            spec=self.settings.data,
-            validation=self.settings.validation,
-            config=self.settings.data_config,
-            text_column=self.settings.text_column,
-            tokenizer=self.settings.tokenizer,
-            seq_len=self.settings.seq_len,
-            seed=self.arguments.seed,
-            say=self.say,
-        )
+        request = data_request(self.settings, self.arguments.seed, self.say)
         # The first process of a machine fills the caches on disk, the others read them.
         with self.arguments.main_process_first(desc="reading the data"):
             return load_data(request)

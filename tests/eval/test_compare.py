@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from itertools import islice
 
 import numpy as np
@@ -15,9 +14,8 @@ import pytest
 import torch
 from matplotlib.image import imread
 
-from fla_mesa.data import sources
-from fla_mesa.data.synthetic import source as synthetic
-from fla_mesa.eval import compare, compare_cells, compare_measure, report, report_plots
+from fla_mesa.data import synthetic
+from fla_mesa.eval import compare, compare_cells, compare_measure, compare_settings, report, report_plots
 from fla_mesa.eval.children import Children
 from fla_mesa.eval.compare_settings import PRESETS, parse
 from fla_mesa.models import zoo
@@ -154,14 +152,40 @@ def test_a_model_that_fails_is_reported_and_the_others_go_on(text, tmp_path, her
     assert report_of(tmp_path)["models"][0]["seeds"] == 1
 
 
-def test_a_synthetic_suite_is_compared_by_accuracy(tmp_path, here, monkeypatch):
-    suite = "mqar:vocab_size=64,length=32,num_pairs=2,train=32,validation=8,test=8"
-    monkeypatch.setitem(sources._REGISTERED, "suite", lambda request: synthetic.load(replace(request, spec=suite)))
+SUITE = "mqar:vocab_size=64,length=32,num_pairs=2,train=32,validation=8,test=9"
+
+
+def test_a_synthetic_suite_is_scored_on_its_test_split(tmp_path, here):
     flags = [flag for flag in SMALL if flag not in ("--seq_len", "32")]
-    assert compare.main([*flags, "--data", "suite", "--models", "delta_net", "--output_dir", str(tmp_path)]) == 0
+    assert compare.main([*flags, "--suite", SUITE, "--models", "delta_net", "--output_dir", str(tmp_path)]) == 0
     (row,) = report_of(tmp_path)["models"]
-    assert row["bits_per_byte"] is None and 0 <= row["accuracy"]["mean"] <= 1 and "loss_by_position" not in row
-    assert "accuracy" in (tmp_path / "report.md").read_text()
+    assert row["bits_per_byte"] is None and "loss_by_position" not in row
+    assert "test accuracy" in (tmp_path / "report.md").read_text()
+    # By hand: the share of right answers among the scored positions, a sequence at a time.
+    folder = tmp_path / "cells/matched-delta_net/lr0.003-seed1"
+    model = compare_measure.load(folder, json.loads((folder / "metrics.json").read_text()))
+    rows = synthetic.get(SUITE).dataset("test")
+    shares = []
+    for ids, labels in zip(rows["input_ids"], rows["labels"], strict=True):
+        labels = torch.tensor(labels)[1:]
+        guesses = model(torch.tensor([ids])).logits[0, :-1].argmax(-1)
+        shares.append((guesses == labels)[labels >= 0].double().mean().item())
+    assert row["test"]["accuracy"]["mean"] == pytest.approx(np.mean(shares))
+
+
+def test_a_suite_of_several_tasks_ends_in_one_table(tmp_path, here, monkeypatch, capsys):
+    other = SUITE.replace("num_pairs=2", "num_pairs=3")
+    monkeypatch.setitem(compare_settings.SUITES, "pair", [SUITE, other])
+    flags = [flag for flag in SMALL if flag not in ("--seq_len", "32")]
+    flags += ["--suite", "pair", "--models", "delta_net,gla", "--output_dir", str(tmp_path)]
+    assert compare.main(flags) == 0
+    found = json.loads((tmp_path / "suite.json").read_text())
+    assert found["tasks"] == [SUITE, other] and [row["model"] for row in found["models"]] == ["delta_net", "gla"]
+    for task in found["tasks"]:
+        by_task = {row["model"]: row["test"]["accuracy"] for row in report_of(tmp_path / task)["models"]}
+        assert {row["model"]: row[task] for row in found["models"]} == by_task
+    assert "# Test accuracy by task" in (tmp_path / "suite.md").read_text()
+    assert sum(command[0] == "train" for command in here) == 4
 
 
 def test_all_models_see_the_same_tokens_in_the_same_order(text, tmp_path):
@@ -330,6 +354,18 @@ def test_a_real_child(tmp_path):
         (["--position_tokens", "0"], "position_tokens: allowed are integers >= 1"),
         (["--config_overrides", "nonsense=1"], "config_overrides: "),
         (["--adam_beta2", "7"], "adam_beta2"),
+        (["--data", "nowhere.txt"], "nowhere.txt"),
+        (["--data", "mqar", "--seq_len", "32"], "seq_len: does not apply to --data mqar"),
+        (
+            ["--suite", "glue"],
+            "suite: allowed are text, mqar, mad, regbench, or a synthetic task; unknown synthetic suite 'glue'",
+        ),
+        (
+            ["--suite", "mqar:pairs=3"],
+            "suite: allowed are text, mqar, mad, regbench, or a synthetic task; mqar: unknown setting 'pairs'",
+        ),
+        (["--suite", "mad", "--data", "stdlib"], "suite, data: each says what to learn"),
+        (["--overwrite"], "overwrite: a comparison sets it for each of its runs; use another --output_dir"),
     ],
 )
 def test_bad_settings_are_found_before_anything_is_trained(flags, message, tmp_path, capsys):
@@ -374,6 +410,15 @@ def test_the_best_of_a_column_is_bold():
         "| mesanet | **2.25 ± 0.01** |     2,000 |",
         "| mamba2  |               – |         – |",
     ]
+
+
+def test_the_bar_moves_on_a_terminal_and_fits_it(monkeypatch, capsys):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "40")
+    display = compare.Display()
+    display.move(0.25, "3/12, about 3:20 left, gla lr 0.003 seed 1: step 5/10 loss 2.5")
+    display.line("done")
+    assert capsys.readouterr().err == "\r\x1b[K" + "█" * 5 + "░" * 15 + " 3/12, about 3:20 l" + "\r\x1b[Kdone\n"
 
 
 def test_time_left_goes_by_what_has_been_done(monkeypatch):
