@@ -7,7 +7,6 @@ compare``), and what test-time compute buys (``fla-mesa sweep``).
     one_by_one.py   runs tasks one at a time, so that one that cannot run does not cost the others' results
     table.py        several checkpoints side by side
     checkpoint.py   is this a checkpoint, and what is it?
-    stub.py         lets plain `lm_eval --model hf` load a checkpoint
     solver.py       the settings of the conjugate gradients in a model's Mesa layers
     compare.py      trains and measures models alike; compare_settings.py are its flags, compare_cells.py its child processes,
                     compare_measure.py what they measure, report.py and report_plots.py what it leaves

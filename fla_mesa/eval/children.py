@@ -16,8 +16,9 @@ from multiprocessing import reduction
 from pathlib import Path
 from typing import Any
 
-from fla_mesa import cli
 from fla_mesa.cpu import accelerator_available
+
+Main = Callable[[list[str]], int]
 
 _PRELOADED = ["fla_mesa.train.command", "fla_mesa.eval.compare_measure"]
 
@@ -31,21 +32,21 @@ class Children:
 
     Args:
         held: A file, such as a lock, that every child keeps open as long as it lives.
-        program: What a child runs with its command, and whose result it exits with.
     """
 
-    def __init__(self, held: int | None = None, program: Callable[[list[str]], int] = cli.main):
-        self._held, self._program = held, program
+    def __init__(self, held: int | None = None):
+        self._held = held
         self._context: Any = multiprocessing.get_context("spawn" if accelerator_available() else "forkserver")
         self._context.set_forkserver_preload(_PRELOADED)
 
-    def run(self, command: list[str], log: Path, follow: Callable[[str], None]) -> tuple[int, str, float]:
+    def run(self, main: Main, argv: list[str], log: Path, follow: Callable[[str], None]) -> tuple[int, str, float]:
         """Runs one with its output in the file `log`; returns the exit code (-9 if killed by signal 9), the output, and seconds.
 
         If this process is told to stop, so is the child, and its end is waited for: it saves a checkpoint.
 
         Args:
-            command: As for `fla-mesa`.
+            main: The command, `main(argv) -> exit code`; found by its name in the child.
+            argv: Its flags.
             log: Written anew.
             follow: Is given the output so far, twice a second.
 
@@ -56,7 +57,7 @@ class Children:
         log.write_bytes(b"")
         begin = time.perf_counter()
         held = None if self._held is None else _Inherited(self._held)
-        child = self._context.Process(target=_child, args=(self._program, command, log, held))
+        child = self._context.Process(target=_child, args=(main, argv, log, held))
         child.start()
         try:
             while child.is_alive():
@@ -87,11 +88,11 @@ def _arrived(duplicate) -> _Inherited:
     return _Inherited(duplicate.detach())
 
 
-def _child(program: Callable[[list[str]], int], command: list[str], log: Path, held: _Inherited | None) -> None:
+def _child(main: Main, argv: list[str], log: Path, held: _Inherited | None) -> None:
     os.setsid()  # Ctrl-C reaches it through its parent alone, once
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for stream, number in ((sys.stdout, 1), (sys.stderr, 2)):
         stream.flush()
         os.dup2(output, number)
         stream.reconfigure(line_buffering=True)  # pyright: ignore[reportAttributeAccessIssue] (TextIO has it)
-    sys.exit(program(command))
+    sys.exit(main(argv))

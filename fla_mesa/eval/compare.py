@@ -26,10 +26,6 @@ _BAR = 20  # columns
 def main(argv: list[str]) -> int:
     """Runs the command; returns its exit code: 0, 1 (no model could be trained, or the disk is full), 2 (wrong settings), 130 or 143
     (stopped)."""
-    if argv[:1] == ["measure"]:
-        from fla_mesa.eval import compare_measure
-
-        return compare_measure.main(argv[1:])
     command = ["fla-mesa", "compare", *argv]
     try:
         plans = parse_suite(argv)

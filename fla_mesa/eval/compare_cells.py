@@ -17,8 +17,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fla_mesa.eval import compare_measure as measuring
 from fla_mesa.eval.children import Children
 from fla_mesa.eval.compare_settings import Plan
+from fla_mesa.train import command as training
 from fla_mesa.train.folder import METRICS_FILE, RUN_FILE, write_json
 from fla_mesa.train.trainer import Diverged
 
@@ -123,7 +125,7 @@ class Cell:
                 step, steps_in_all, loss = steps[-1]
                 report(int(step) / int(steps_in_all), f"step {step}/{steps_in_all} loss {loss}")
 
-        code, log, seconds = self.children.run(["train", *flags], self._log("train"), follow)
+        code, log, seconds = self.children.run(training.main, flags, self._log("train"), follow)
         if code == 0 and (self.folder / METRICS_FILE).exists():
             outcome = Outcome("done", seconds)
         elif found := _DIVERGED.search(log):
@@ -141,7 +143,7 @@ class Cell:
         flags = ["--file", str(self.folder / MEASURED_FILE), "--position_tokens", str(self.plan.position_tokens)]
         flags += ["--speed"] if speed else []
         code, log, _ = self.children.run(
-            ["compare", "measure", str(self.folder), *flags], self._log("measure"), lambda log: None
+            measuring.main, [str(self.folder), *flags], self._log("measure"), lambda log: None
         )
         return None if code == 0 else _why(code, log, self._log("measure"))
 

@@ -1,6 +1,4 @@
-"""What is measured of a trained model beside its validation loss; runs in a process of its own.
-
-    python -m fla_mesa compare measure RUN --file FILE [--speed]
+"""What is measured of a trained model beside its validation loss; `compare` runs it in a process of its own.
 
 RUN is a folder that `fla-mesa train` has finished; what the model was trained on and how is read there.
 """
@@ -37,7 +35,7 @@ REPEATS = 5
 
 def main(argv: list[str]) -> int:
     """Runs the command; returns its exit code."""
-    parser = argparse.ArgumentParser(prog="fla-mesa compare measure", allow_abbrev=False)
+    parser = argparse.ArgumentParser(prog="measure", allow_abbrev=False)
     parser.add_argument("run", type=Path)
     parser.add_argument("--file", type=Path, required=True)
     parser.add_argument("--position_tokens", type=int, default=131_072)

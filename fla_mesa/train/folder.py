@@ -41,7 +41,7 @@ def check_free(folder: Path) -> None:
 
 _RESULTS = re.compile(
     r"run\.json|metrics\.json|loss\.png|training_args\.bin|(generation_)?config\.json|model.*\.safetensors(\.index\.json)?"
-    r"|tokenizer.*|special_tokens_map\.json|added_tokens\.json|vocab\.\w+|merges\.txt|chat_template\.jinja|.*\.tmp"
+    r"|load_fla_mesa\.py|tokenizer.*|special_tokens_map\.json|added_tokens\.json|vocab\.\w+|merges\.txt|chat_template\.jinja|.*\.tmp"
 )
 
 

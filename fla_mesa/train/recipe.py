@@ -17,6 +17,7 @@ from fla_mesa.train.interrupt import SignalStop, signals_to
 from fla_mesa.train.metrics import collect, parameter_counts
 from fla_mesa.train.plot import loss_curve
 from fla_mesa.train.settings import RecipeArguments, RecipeSettings
+from fla_mesa.train.stub import write_stub
 from fla_mesa.train.trainer import RecipeTrainer
 
 # What, beside the settings, makes a run the run it is. Steps and epochs are not among them: a run may be prolonged.
@@ -159,6 +160,8 @@ class Run:
                 with stop.training():
                     trainer.train(resume_from_checkpoint=str(self.checkpoint) if self.checkpoint else None)
             trainer.save_model(str(self.folder))  # before an evaluation that may cast it (bf16_full_eval)
+            if self.arguments.should_save:
+                write_stub(self.folder)
             tokens = self.settings.final_eval_tokens
             self.say(f"validating on {f'{tokens:,} tokens of' if tokens else 'all'} held-out data")
             final = trainer.evaluate(self._validation(tokens), metric_key_prefix="final")

@@ -10,12 +10,12 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from fla_mesa import cli
 from fla_mesa.data import synthetic
 from fla_mesa.data.tokenizer import VOCAB_SIZE, byte_tokenizer
 from fla_mesa.eval import compare_measure
 from fla_mesa.eval.children import Children
 from fla_mesa.models import MesaNetConfig, MesaNetForCausalLM
+from fla_mesa.train import command as training
 
 OVERRIDES = "hidden_size=32,num_hidden_layers=2,num_heads=2,head_dim=16,intermediate_size=32"
 # Small flags that every model of the tests knows.
@@ -147,12 +147,12 @@ def here(monkeypatch):
     """Children run in this process; yields the list of their command lines."""
     commands = []
 
-    def run(self, command, log, follow):
-        commands.append(command)
+    def run(self, main, argv, log, follow):
+        commands.append(["train" if main is training.main else "measure", *argv])
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("w") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
             try:
-                code = cli.main(command)
+                code = main(argv)
             except Exception:
                 traceback.print_exc()
                 code = 1

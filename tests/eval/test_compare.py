@@ -14,11 +14,13 @@ import pytest
 import torch
 from matplotlib.image import imread
 
+from fla_mesa import cli
 from fla_mesa.data import synthetic
 from fla_mesa.eval import compare, compare_cells, compare_measure, compare_settings, report, report_plots
 from fla_mesa.eval.children import Children
 from fla_mesa.eval.compare_settings import PRESETS, parse
 from fla_mesa.models import zoo
+from fla_mesa.train import command as training
 from fla_mesa.train.interrupt import Interrupted
 from fla_mesa.train.recipe import Run
 from fla_mesa.train.settings import parse as parse_training
@@ -52,7 +54,7 @@ def test_a_comparison_from_training_to_pictures_and_its_going_on(text, tmp_path,
     out, err = capsys.readouterr()
 
     # Every cell was run, the best learning rate kept, the other one reported with the step at which it diverged.
-    assert sum(command[0] == "train" for command in here) == 8 and sum(command[0] == "compare" for command in here) == 4
+    assert sum(command[0] == "train" for command in here) == 8 and sum(command[0] == "measure" for command in here) == 4
     for row in found["models"]:
         assert row["learning_rate"] == 3e-3 and row["seeds"] == 2 and row["training_tokens_per_second"] > 0
         assert [(f["status"], f["step"] in (1, 2, 3, 4)) for f in row["failures"]] == [("diverged", True)] * 2
@@ -109,8 +111,8 @@ def test_what_cannot_be_read_is_made_again(text, tmp_path, here, capsys):
     cell = tmp_path / "cells/matched-gla/lr0.003-seed1"
     for name, commands in (
         ("metrics.json", ["train"]),
-        ("measured.json", ["compare"]),
-        ("run.json", ["train", "compare"]),
+        ("measured.json", ["measure"]),
+        ("run.json", ["train", "measure"]),
     ):
         here.clear()
         capsys.readouterr()
@@ -231,22 +233,22 @@ def test_loss_by_position_is_that_of_the_blocks(text, tmp_path, here):
 
 
 class Program:
-    """Source code that takes the place of `fla-mesa` in a child."""
+    """Source code that takes the place of a command in a child."""
 
     def __init__(self, source: str):
         self.source = source
 
-    def __call__(self, command):
-        exec(self.source, {"command": command})
+    def __call__(self, argv):
+        exec(self.source, {})
         return 0
 
 
 @pytest.fixture
 def program(monkeypatch):
-    """Makes all children run a piece of source code."""
+    """Makes all trainings run a piece of source code."""
 
     def use(source: str) -> None:
-        monkeypatch.setattr(compare, "Children", lambda held: Children(held, Program(source)))
+        monkeypatch.setattr(training, "main", Program(source))
 
     return use
 
@@ -255,18 +257,18 @@ def plan_of(tmp_path, *flags):
     return parse(["--models", "gla", "--output_dir", str(tmp_path / "out"), *flags])
 
 
-def test_a_killed_child_is_named_and_its_cell_goes_on(tmp_path):
-    source = "import os; print('step  3/10  loss 2.5', flush=True); os.kill(os.getpid(), 9)"
-    cell = compare_cells.Cell(plan_of(tmp_path), "gla", 3e-3, 1, Children(program=Program(source)))
+def test_a_killed_child_is_named_and_its_cell_goes_on(tmp_path, program):
+    program("import os; print('step  3/10  loss 2.5', flush=True); os.kill(os.getpid(), 9)")
+    cell = compare_cells.Cell(plan_of(tmp_path), "gla", 3e-3, 1)
     outcome = cell.train(lambda share, what: None)
     assert outcome.status == "failed" and outcome.reason.startswith("killed by SIGKILL, perhaps because memory ran out")
     assert cell.outcome() is None  # to be run again
 
 
-def test_the_progress_of_a_child_is_seen(tmp_path):
-    source = "import time; print('step   5/10  loss 2.5000  learning', flush=True); time.sleep(1.2)"
+def test_the_progress_of_a_child_is_seen(tmp_path, program):
+    program("import time; print('step   5/10  loss 2.5000  learning', flush=True); time.sleep(1.2)")
     seen = []
-    cell = compare_cells.Cell(plan_of(tmp_path), "gla", 3e-3, 1, Children(program=Program(source)))
+    cell = compare_cells.Cell(plan_of(tmp_path), "gla", 3e-3, 1)
     cell.train(lambda share, what: seen.append((share, what)))
     assert (0.5, "step 5/10 loss 2.5000") in seen
 
@@ -308,7 +310,7 @@ def test_a_child_that_outlives_its_comparison_keeps_the_folder(tmp_path):
             "from tests.eval.test_compare import *\n"
             f"plan = parse(['--models', 'gla', '--output_dir', {str(plan.folder)!r}])\n"
             "lock = compare.take(plan)\n"
-            f"Children(lock.fileno(), Program({source!r})).run([], plan.folder / 'log', print)",
+            f"Children(lock.fileno()).run(Program({source!r}), [], plan.folder / 'log', print)",
         ]
     )
     while not number.exists() or not number.read_text():
@@ -330,7 +332,7 @@ def test_a_child_that_outlives_its_comparison_keeps_the_folder(tmp_path):
 
 
 def test_a_real_child(tmp_path):
-    code, log, seconds = Children().run(["--version"], tmp_path / "log", lambda log: None)
+    code, log, seconds = Children().run(cli.main, ["--version"], tmp_path / "log", lambda log: None)
     assert code == 0 and log.startswith("fla-mesa ") and seconds > 0
 
 

@@ -60,7 +60,16 @@ def start(arguments: list[str], before: str = "", launcher: tuple[str, ...] = ()
 
 def test_results_on_disk(undisturbed):
     names = {path.name for path in undisturbed.iterdir()}
-    assert {"model.safetensors", "config.json", "tokenizer.json", "metrics.json", "loss.png", "run.json"} <= names
+    results = {
+        "model.safetensors",
+        "config.json",
+        "tokenizer.json",
+        "metrics.json",
+        "loss.png",
+        "run.json",
+        "load_fla_mesa.py",
+    }
+    assert results <= names
     assert {name for name in names if name.startswith("checkpoint")} == {
         "checkpoint-8",
         "checkpoint-12",

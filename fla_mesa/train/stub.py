@@ -11,8 +11,6 @@ from pathlib import Path
 
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from fla_mesa.eval.checkpoint import check_checkpoint
-
 STUB = "load_fla_mesa"
 
 
@@ -22,11 +20,9 @@ def write_stub(checkpoint: str | Path) -> bool:
     Returns:
         Whether one was needed: a family that transformers itself ships loads without, and its checkpoint is left as it is.
 
-    Raises:
-        ValueError: The directory is no checkpoint.
+    Raises what transformers raises if the directory holds no configuration of a model that it or this package knows.
     """
     directory = Path(checkpoint)
-    check_checkpoint(str(directory))
     config_class = type(AutoConfig.from_pretrained(directory))
     model_class: type = AutoModelForCausalLM._model_mapping[config_class]  # type: ignore[assignment]
     if config_class.__module__.startswith("transformers."):
