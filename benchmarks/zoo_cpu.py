@@ -18,6 +18,7 @@ from collections.abc import Callable
 import torch
 from fla.models import LinearAttentionConfig
 from timing import circumstances, in_turns, ratios, seconds, spread, write
+from torch.profiler import ProfilerActivity, profile
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig, PreTrainedModel
 
 from fla_mesa.eval.compare_measure import prefill
@@ -89,6 +90,33 @@ def decoder(model: PreTrainedModel, ids: torch.Tensor) -> Callable[[], float]:
     return run
 
 
+def share_of_op(step: Callable[[], float]) -> float:
+    """Of a step of MesaNet, the time inside its op, forward and backward."""
+    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+        step()
+    total = {event.key: event.cpu_time_total for event in profiler.key_averages()}
+    own = sum(event.self_cpu_time_total for event in profiler.key_averages())
+    return (total["_ChunkMesaNet"] + total["_ChunkMesaNetBackward"]) / own
+
+
+def remarks(steps: dict[str, list[float]], tokens: dict[str, list[float]], op: float | None) -> list[str]:
+    """What was aimed at and what was reached."""
+
+    def median(of: dict[str, list[float]], name: str, base: str) -> float:
+        return statistics.median(ratios(of[name], of[base]))
+
+    slow = {name: median(steps, name, BASE) for name in steps}
+    above = ", ".join(f"{name} ({ratio:.2f})" for name, ratio in slow.items() if ratio > 1.5)
+    lines = [f"Aim: no step longer than 1.5 of {BASE}'s. Above it: {above or 'none'}."]
+    if op is not None and RIVAL in steps:
+        lines += [
+            f"Aim: mesanet's step at most 1.1 of {RIVAL}'s ({median(steps, 'mesanet', RIVAL):.2f}), its token at most 1.15 "
+            f"({median(tokens, 'mesanet', RIVAL):.2f}). The op takes {op:.0%} of mesanet's step; where its time goes is in the results of "
+            "`benchmarks/op_cpu.py`, what was tried in `docs/log.md`."
+        ]
+    return lines
+
+
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -104,7 +132,8 @@ def main() -> None:
     if wrong := {name: error for name, error in errors.items() if error > 1e-4}:
         sys.exit(f"not right, so not timed: decoding differs from one forward pass by more than 1e-4: {wrong}")
 
-    steps = in_turns({name: trainer_step(model, ids) for name, model in models.items()}, options.rounds)
+    trainers = {name: trainer_step(model, ids) for name, model in models.items()}
+    steps = in_turns(trainers, options.rounds)
     tokens = in_turns({name: decoder(model, ids[:1]) for name, model in models.items()}, options.rounds)
     lines = [
         "# The zoo on a CPU",
@@ -127,7 +156,8 @@ def main() -> None:
             f"{errors[name]:.0e}",
         ]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    text = "\n".join(lines) + "\n"
+    op = share_of_op(trainers["mesanet"]) if "mesanet" in trainers else None
+    text = "\n".join([*lines, "", *remarks(steps, tokens, op)]) + "\n"
     print(text)
     if options.write:
         write("zoo", text)
