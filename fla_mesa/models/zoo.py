@@ -3,7 +3,7 @@
 To add an architecture, write a function from a :class:`Shape` and the tokens' settings to a configuration, and name it in
 ``RELEASED``. To add a size, add a line to ``SIZES``.
 
-At one size all architectures have the same depth, width, rule for the MLP, tokenizer and tied embeddings. Their token mixers have
+At one size all architectures have the same depth, width, rule for the MLP, tokenizer, tied embeddings and scale of initial weights. Their token mixers have
 4 D² parameters, as MesaNet's: where a mixer's values are wider than its keys or it has an output gate, it has half as many heads. Its
 state is then as large as that of plain linear attention, which is each of the two that MesaNet keeps. What cannot be brought to that
 says so in ``NOTES``, which reports print.
@@ -82,6 +82,9 @@ def _common(shape: Shape, tokens: Tokens) -> dict[str, Any]:
         "num_hidden_layers": shape.num_hidden_layers,
         "intermediate_size": shape.intermediate_size,
         "tie_word_embeddings": True,
+        # "Fan in", as in the paper (appendix G.2). fla's 0.02 is that of a width of 2,500: at 128 it costs half a bit per byte in
+        # the first 240 steps (docs/log.md).
+        "initializer_range": shape.hidden_size**-0.5,
         **tokens,
     }
 
@@ -202,7 +205,7 @@ NOTES = {
     "gla": "half as many heads, values twice as wide as keys",
     "mamba2": "it has no MLP: two of its blocks take the place of a mixer and an MLP, and its state size is what matches the parameters",
     "retnet": "half as many heads, values twice as wide as keys",
-    "xlstm": "half as many heads, values twice as wide as keys; transformers' plain PyTorch code; it ignores padding",
+    "xlstm": "half as many heads, values twice as wide as keys; transformers' plain PyTorch code and initial weights; it ignores padding",
     "hawk": "RG-LRU; the width of its recurrence is what matches the parameters",
     "hawk_mesa": "RG-LRU and Mesa layers in turn",
     "matched-gla": "linear attention with a scalar forget gate and a scalar input gate a head",

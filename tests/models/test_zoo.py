@@ -101,3 +101,13 @@ def test_names_that_do_not_exist():
         zoo.resolve("gla", "both")
     assert zoo.resolve("gla", "matched") == "matched-gla" and zoo.resolve("kda", "released") == "kda"
     assert set(zoo.NOTES) <= set(zoo.names())
+
+
+@pytest.mark.parametrize("name", [name for name in zoo.names() if name != "xlstm"])
+def test_initial_weights_are_of_fan_in(name):
+    """transformers' xLSTM alone has a rule of its own, which a note says."""
+    torch.manual_seed(0)
+    config = zoo.build_config(name, "small", **TOKENS)
+    weight = AutoModelForCausalLM.from_config(config).get_input_embeddings().weight
+    assert weight.std().item() == pytest.approx(zoo.SIZES["small"].hidden_size ** -0.5, rel=0.05)
+    assert "initial weights" in zoo.NOTES["xlstm"]
