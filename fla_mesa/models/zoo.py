@@ -3,10 +3,10 @@
 To add an architecture, write a function from a :class:`Shape` and the tokens' settings to a configuration, and name it in
 ``RELEASED``. To add a size, add a line to ``SIZES``.
 
-At one size all architectures have the same depth, width, rule for the MLP, tokenizer, tied embeddings and scale of initial weights. Their token mixers have
-4 D² parameters, as MesaNet's: where a mixer's values are wider than its keys or it has an output gate, it has half as many heads. Its
-state is then as large as that of plain linear attention, which is each of the two that MesaNet keeps. What cannot be brought to that
-says so in ``NOTES``, which reports print.
+At one size all architectures have the same depth, width, rule for the MLP, tokenizer, tied embeddings and scale of initial weights.
+Their token mixers have 4 D² parameters, as MesaNet's: where a mixer's values are wider than its keys or it has an output gate, it has
+half as many heads. Its state is then as large as that of plain linear attention, which is each of the two that MesaNet keeps. What
+cannot be brought to that says so in ``NOTES``, which reports print.
 """
 
 from __future__ import annotations

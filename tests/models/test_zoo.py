@@ -68,7 +68,7 @@ def test_it_trains_a_step_loads_again_and_generates(name, tmp_path):
     model = zoo.build(name, "tiny", **TOKENS)
     x = torch.randint(0, 256, (2, 40))
     out = model.train()(x, labels=x)
-    assert abs(out.loss.item() - 5.55) < 0.6  # ln 257, up to the spread of the first logits
+    assert abs(out.loss.item() - 6.05) < 0.6  # ln 257, and half of the variance of the first logits, 1
     out.loss.backward()
     missing = [n for n, p in model.named_parameters() if p.grad is None or not bool(torch.isfinite(p.grad).all())]
     assert not missing
