@@ -23,3 +23,8 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest test first: at the end, all processes but one would wait for it."""
+    items.sort(key=lambda item: "test_readme" not in item.nodeid)
