@@ -14,7 +14,7 @@ import platform
 # mallopt's names for what is set, from glibc's malloc.h.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 # Blocks up to this size are kept for the next one that asks, and no more than that much in all at the end of the heap.
-_LARGEST_BLOCK, _LARGEST_REST = 128 * 2**20, 512 * 2**20
+_LARGEST_BLOCK, _LARGEST_REST = 2**30, 2**30
 
 
 def keep_freed_memory() -> bool:

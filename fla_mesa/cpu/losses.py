@@ -4,7 +4,7 @@
     loss = lse - (1 - s) z_target - s mean(z) + lse_square_scale * lse^2,    lse = logsumexp(z),  s = label smoothing
 
 fla's autograd functions and losses stay as they are: they call the two passes below, so reductions, chunking over tokens and
-the regularisers around them are fla's own.
+the regularisers around them are fla's own. Rows whose target is ignored are not read: of a recall task's, that is nearly all.
 """
 
 from __future__ import annotations
@@ -27,6 +27,12 @@ def _transformed(logits: Tensor, scale: float, softcap: float | None) -> Tensor:
     return z if softcap is None else softcap * torch.tanh(z / softcap)
 
 
+def _counted(target: Tensor, ignore_index: int) -> slice | Tensor:
+    """An index of the rows that count: all of them without a copy, or their numbers."""
+    counted = target != ignore_index
+    return slice(None) if bool(counted.all()) else counted.nonzero()[:, 0]
+
+
 @stand_in(cross_entropy.cross_entropy_fwd)
 def cross_entropy_fwd(
     logits: Tensor,
@@ -41,15 +47,16 @@ def cross_entropy_fwd(
     """logits `[N, V]`, target `[N]` -> loss, z_loss, lse `[N]` in float32 (float64 stays), V, 0"""
     if process_group is not None and torch.distributed.get_world_size(process_group) > 1:
         raise unsupported("process_group", process_group, "None or a group of one: the vocabulary cannot be sharded")
-    z = _transformed(logits, logit_scale, logit_softcapping)
-    lse = z.logsumexp(-1)
-    counted = target != ignore_index
-    z_loss = torch.where(counted, lse_square_scale * lse.square(), 0.0)
-    z_target = z.gather(-1, torch.where(counted, target, 0)[:, None])[:, 0]
-    loss = lse - (1 - label_smoothing) * z_target + z_loss
+    rows = _counted(target, ignore_index)
+    z = _transformed(logits[rows], logit_scale, logit_softcapping)
+    lse, z_loss, loss = (z.new_zeros(len(logits)) for _ in range(3))
+    lse[rows] = z.logsumexp(-1)
+    z_loss[rows] = lse_square_scale * lse[rows].square()
+    z_target = z.gather(-1, target[rows, None])[:, 0]
+    loss[rows] = lse[rows] - (1 - label_smoothing) * z_target + z_loss[rows]
     if label_smoothing > 0:
-        loss = loss - label_smoothing * z.mean(-1)
-    return torch.where(counted, loss, 0.0), z_loss, lse, logits.shape[-1], 0
+        loss[rows] -= label_smoothing * z.mean(-1)
+    return loss, z_loss, lse, logits.shape[-1], 0
 
 
 @stand_in(cross_entropy.cross_entropy_bwd)
@@ -67,19 +74,22 @@ def cross_entropy_bwd(
     class_start_idx: int = 0,
     inplace_backward: bool = False,
 ) -> Tensor:
-    z = _transformed(logits, logit_scale, logit_softcapping)
-    counted = target != ignore_index
-    dz = (z - lse[:, None]).exp_()
+    rows = _counted(target, ignore_index)
+    z, lse, index = _transformed(logits[rows], logit_scale, logit_softcapping), lse[rows, None], target[rows, None]
+    dz = (z - lse).exp_()
     if lse_square_scale:
-        dz.mul_(1 + 2 * lse_square_scale * lse[:, None])
+        dz.mul_(1 + 2 * lse_square_scale * lse)
     if label_smoothing > 0:
         dz.sub_(label_smoothing / z.shape[-1])
-    index = torch.where(counted, target, 0)[:, None]
     dz.scatter_add_(-1, index, dz.new_full(index.shape, label_smoothing - 1))
     if logit_softcapping is not None:
         dz.mul_(1 - (z / logit_softcapping).square_())
-    dz.mul_(torch.where(counted, dloss.to(dz.dtype) * logit_scale, 0.0)[:, None])
-    return logits.copy_(dz) if inplace_backward else dz.to(logits.dtype)
+    dz.mul_(dloss[rows, None].to(dz.dtype) * logit_scale)
+    if isinstance(rows, slice):
+        return logits.copy_(dz) if inplace_backward else dz.to(logits.dtype)
+    dlogits = logits.zero_() if inplace_backward else torch.zeros_like(logits)
+    dlogits[rows] = dz.to(logits.dtype)
+    return dlogits
 
 
 @stand_in(linear_cross_entropy.fused_linear_cross_entropy_bwd)
