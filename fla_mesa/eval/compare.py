@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
 import sys
 import time
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, TextIO
 
 from fla_mesa.data import load_data
-from fla_mesa.eval import report
+from fla_mesa.eval import report, report_suite
 from fla_mesa.eval.children import Children
 from fla_mesa.eval.compare_cells import Cell, Outcome
-from fla_mesa.eval.compare_settings import Plan, parse_suite
+from fla_mesa.eval.compare_settings import Plan, parse_all
 from fla_mesa.train.folder import write_json
 from fla_mesa.train.interrupt import Interrupted, signals_to
 from fla_mesa.train.recipe import data_request
@@ -28,7 +30,7 @@ def main(argv: list[str]) -> int:
     (stopped)."""
     command = ["fla-mesa", "compare", *argv]
     try:
-        plans = parse_suite(argv)
+        plans = parse_all(argv)
         for plan in plans:  # what is wrong with the data is said once, and now
             load_data(data_request(plan.settings, plan.seeds[0], say=lambda _: None))
         for plan in plans:
@@ -46,8 +48,8 @@ def main(argv: list[str]) -> int:
             if codes[-1] > 1:
                 return codes[-1]
         if len(plans) > 1:
-            folder = plans[0].folder.parent
-            print(report.write_suite({plan.folder.name: plan.folder for plan in plans}, folder, command))
+            folder = Path(os.path.commonpath([plan.folder for plan in plans]))
+            print(report_suite.write(plans, folder, command))
         return min(codes)
 
 

@@ -91,7 +91,7 @@ class Plan:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="fla-mesa compare",
-        usage="fla-mesa compare [--models A,B,C] [--size SIZE] [--seeds 1,2,3] [--lr 1e-3,3e-3] [flags of fla-mesa train]",
+        usage="fla-mesa compare [--models A,B,C] [--size A,B] [--seeds 1,2,3] [--lr 1e-3,3e-3] [flags of fla-mesa train]",
         description="Train models on the same tokens in the same order, evaluate them alike, and leave report.md, report.json and "
         "pictures in --output_dir. What is finished is kept: interrupted, the same command goes on where it was.",
         epilog="All other flags are those of fla-mesa train and hold for every model.",
@@ -102,7 +102,10 @@ def _parser() -> argparse.ArgumentParser:
         "--preset", choices=PRESETS, help="start from a named set of flags; flags given beside it come first"
     )
     parser.add_argument("--models", help=f"comma-separated; available: {', '.join(zoo.RELEASED)}")
-    parser.add_argument("--size", help=f"one of {', '.join(zoo.sizes())} (default: {_OWN_DEFAULTS['size']})")
+    parser.add_argument(
+        "--size",
+        help=f"comma-separated; available: {', '.join(zoo.sizes())}, or LAYERSxWIDTH such as 2x64 (default: {_OWN_DEFAULTS['size']})",
+    )
     parser.add_argument(
         "--seeds", help="comma-separated integers; each sets initial weights and order of the data (default: 1)"
     )
@@ -124,33 +127,47 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def parse_suite(argv: list[str]) -> list[Plan]:
-    """The comparisons that a command line asks for: one, or one for each task of a suite in a folder of its own.
+def parse_all(argv: list[str]) -> list[Plan]:
+    """The comparisons that a command line asks for: for each task of a suite and each size, in a folder of its own if there are several.
 
     Raises:
         ValueError, TypeError: As :func:`parse`.
     """
-    suite, rest = argparse.ArgumentParser(add_help=False, allow_abbrev=False), argv
-    suite.add_argument("--suite")
-    given, rest = suite.parse_known_args(argv)
-    if given.suite is None:
-        return [parse(argv)]
-    if any(word.split("=")[0] == "--data" for word in rest):
-        raise ValueError("suite, data: each says what to learn; give one of the two")
-    tasks = SUITES.get(given.suite)
-    if tasks is None:
-        try:
-            tasks = [synthetic.get(given.suite).spec]
-        except ValueError as error:
-            raise ValueError(f"suite: allowed are {', '.join(SUITES)}, or a synthetic task; {error}") from None
-    plans = [parse([*rest, "--data", task]) for task in tasks]
-    if len(plans) == 1:
-        return plans
-    return [replace(plan, folder=plan.folder / task) for plan, task in zip(plans, tasks, strict=True)]
+    several = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    several.add_argument("--suite")
+    several.add_argument("--size")
+    several.add_argument("--output_dir")
+    given, rest = several.parse_known_args(argv)
+    tasks: list[str | None] = [None]
+    if given.suite is not None:
+        if any(word.split("=")[0] == "--data" for word in rest):
+            raise ValueError("suite, data: each says what to learn; give one of the two")
+        tasks = _tasks(given.suite)
+    sizes: list[str | None] = [None] if given.size is None else [*dict.fromkeys(_names("size", given.size))]
+    folder = given.output_dir or (f"runs/compare-{'-'.join(map(str, sizes))}" if len(sizes) > 1 else None)
+    plans = []
+    for task in tasks:
+        for size in sizes:
+            named = {"data": task, "size": size, "output_dir": folder}
+            flags = [word for name, value in named.items() if value is not None for word in (f"--{name}", value)]
+            plan = parse([*rest, *flags])
+            own = [str(part) for part, of in ((task, tasks), (size, sizes)) if len(of) > 1]
+            plans.append(replace(plan, folder=plan.folder.joinpath(*own)))
+    return plans
+
+
+def _tasks(suite: str) -> list[str | None]:
+    """The sources that a suite is of."""
+    if suite in SUITES:
+        return [*SUITES[suite]]
+    try:
+        return [synthetic.get(suite).spec]
+    except ValueError as error:
+        raise ValueError(f"suite: allowed are {', '.join(SUITES)}, or a synthetic task; {error}") from None
 
 
 def parse(argv: list[str]) -> Plan:
-    """The comparison that a command line without `--suite` asks for.
+    """The comparison that a command line without `--suite` and with one size asks for.
 
     Raises:
         ValueError, TypeError: A value is not allowed; the message names the flag, and for names lists what exists.

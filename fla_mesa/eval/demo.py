@@ -6,7 +6,7 @@ import json
 
 from fla_mesa.eval import compare
 from fla_mesa.eval.compare_cells import Cell
-from fla_mesa.eval.compare_settings import Plan, parse_suite
+from fla_mesa.eval.compare_settings import Plan, parse_all
 from fla_mesa.train.sample import sample
 
 PRESET = ["--preset", "demo"]
@@ -21,7 +21,7 @@ def main(argv: list[str]) -> int:
         )
     code = compare.main([*PRESET, *argv])
     if code == 0:
-        plan = parse_suite([*PRESET, *argv])[0]
+        plan = parse_all([*PRESET, *argv])[0]
         if text := _written(plan):
             print(f"\nwhat {WRITER} writes after {PROMPT!r} (sampled at temperature 0.8)\n{text}")
         print(f"\nsaved: {plan.folder}/ (report.md, report.json, pictures; models with their tokenizers under cells/)")

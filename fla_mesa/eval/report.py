@@ -147,11 +147,13 @@ class Column:
     std: Callable[[Row], float | None] = lambda row: None
 
 
-def _less(a: float, b: float) -> bool:
+def less(a: float, b: float) -> bool:
+    """For :class:`Column`."""
     return a < b
 
 
-def _more(a: float, b: float) -> bool:
+def more(a: float, b: float) -> bool:
+    """For :class:`Column`."""
     return a > b
 
 
@@ -165,7 +167,8 @@ def _of(*keys: str) -> Callable[[Row], Any]:
     return get
 
 
-def _spread_column(head: str, *keys: str, digits: int = 4, better: Callable[[float, float], bool] = _less) -> Column:
+def spread_column(head: str, *keys: str, digits: int = 4, better: Callable[[float, float], bool] = less) -> Column:
+    """A column of means and standard deviations, as :func:`spread` makes them."""
     return Column(head, _of(*keys, "mean"), lambda value: f"{value:.{digits}f}", better, _of(*keys, "std"))
 
 
@@ -189,36 +192,34 @@ def quality_columns(found: dict[str, Any]) -> list[Column]:
     rows = found["models"]
     columns = [Column("parameters", _of("parameters"), _count), Column("lr", _of("learning_rate"), lambda v: f"{v:g}")]
     if _has(rows, "bits_per_byte"):
-        columns += [_spread_column("bits per byte", "bits_per_byte")]
+        columns += [spread_column("bits per byte", "bits_per_byte")]
     elif _has(rows, "test"):
         names = next(row["test"] for row in rows if row.get("test"))
-        columns += [_spread_column(f"test {name}", "test", name, better=_more) for name in names]
+        columns += [spread_column(f"test {name}", "test", name, better=more) for name in names]
     else:
-        columns += [_spread_column("accuracy", "accuracy", better=_more)]
-    columns += [_spread_column("loss", "loss")]
+        columns += [spread_column("accuracy", "accuracy", better=more)]
+    columns += [spread_column("loss", "loss")]
     if _has(rows, "loss_by_position"):
         length = found["run"]["seq_len"]
         shown = [ranges(length)[0], *(pair for pair in ranges(length) if pair[1] > length // 2)]
-        columns += [
-            _spread_column(f"loss at {a}-{b - 1}", "loss_in_ranges", f"{a}-{b - 1}", digits=3) for a, b in shown
-        ]
+        columns += [spread_column(f"loss at {a}-{b - 1}", "loss_in_ranges", f"{a}-{b - 1}", digits=3) for a, b in shown]
     return columns
 
 
 def speed_columns(found: dict[str, Any]) -> list[Column]:
     """What is measured anew in every comparison."""
-    columns = [Column("training tokens/s", _of("training_tokens_per_second"), _count, _more)]
+    columns = [Column("training tokens/s", _of("training_tokens_per_second"), _count, more)]
     if not _has(found["models"], "state_bytes"):
         return columns
     for stage in ("prefill", "decode"):
         for batch in map(str, BATCHES):
             columns.append(
-                Column(f"{stage} tokens/s, batch {batch}", _of(f"{stage}_tokens_per_second", batch), _count, _more)
+                Column(f"{stage} tokens/s, batch {batch}", _of(f"{stage}_tokens_per_second", batch), _count, more)
             )
-    columns.append(Column("peak memory of a step", _of("training_peak_bytes"), _bytes, _less))
+    columns.append(Column("peak memory of a step", _of("training_peak_bytes"), _bytes, less))
     length = found["run"]["seq_len"]
     for n in (length, EXTRAPOLATION * length):
-        columns.append(Column(f"state at {n}", _of("state_bytes", str(n)), _bytes, _less))
+        columns.append(Column(f"state at {n}", _of("state_bytes", str(n)), _bytes, less))
     return columns
 
 
@@ -323,11 +324,12 @@ def markdown(found: dict[str, Any], pictures: dict[str, str]) -> str:
     lines += [line for name, caption in pictures.items() for line in (f"![{caption}]({name})", "", caption, "")]
     lines += ["## In what the models differ from MesaNet's frame", ""]
     lines += [f"- {model}: {note}" for model, note in found["notes"].items()] + [""]
-    lines += ["## How it was measured", "", *_circumstances_lines(found), ""]
+    lines += ["## How it was measured", "", *circumstances_lines(found), ""]
     return "\n".join(lines)
 
 
-def _circumstances_lines(found: dict[str, Any]) -> list[str]:
+def circumstances_lines(found: dict[str, Any]) -> list[str]:
+    """Command, machine, versions, data and commit, a line each."""
     run = found["run"]
     lines = [f"- command: `{shlex.join(found['command'])}`"]
     if "device" in run:
@@ -339,29 +341,6 @@ def _circumstances_lines(found: dict[str, Any]) -> list[str]:
     if run["commit"]:
         lines.append(f"- commit: {run['commit']}")
     return lines
-
-
-def write_suite(tasks: dict[str, Path], folder: Path, command: list[str]) -> str:
-    """Writes suite.md and suite.json, the scores of several comparisons side by side; returns the table.
-
-    Args:
-        tasks: The folder of each task's finished comparison.
-        folder: Where to write.
-        command: What made them.
-    """
-    reports = {task: report_plots.read_json(path / "report.json") for task, path in tasks.items()}
-    models: dict[str, Row] = {}
-    for task, found in reports.items():
-        for row_ in found["models"]:
-            row = models.setdefault(row_["model"], {"model": row_["model"], "seeds": 1})
-            row[task] = row_.get("test", {}).get("accuracy")
-    columns = [_spread_column(task, task, better=_more) for task in reports]
-    rows = list(models.values())
-    lines = ["# Test accuracy by task", "", table(rows, columns), "", f"- command: `{shlex.join(command)}`"]
-    lines += [f"- {task}: [report]({path.name}/report.md)" for task, path in tasks.items()] + [""]
-    (folder / "suite.md").write_text("\n".join(lines))
-    write_json(folder / "suite.json", {"models": rows, "tasks": list(reports), "command": command})
-    return table(rows, columns, bold=False)
 
 
 def write(found: dict[str, Any], folder: Path) -> None:

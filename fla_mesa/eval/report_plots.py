@@ -55,6 +55,15 @@ def _look(model: str) -> dict[str, Any]:
     }
 
 
+def quality(rows: list[Row]) -> tuple[str, dict[str, dict[str, float | None]]]:
+    """What models are judged by, and its mean and standard deviation by model: of text bits per byte, of a suite its own score."""
+    if all(row["bits_per_byte"] is not None for row in rows):
+        return "validation bits per byte", {row["model"]: row["bits_per_byte"] for row in rows}
+    if all("test" in row for row in rows):
+        return "test accuracy", {row["model"]: row["test"]["accuracy"] for row in rows}
+    return "validation accuracy", {row["model"]: row["accuracy"] for row in rows}
+
+
 def draw(found: dict[str, Any], folder: Path) -> dict[str, str]:
     """Draws what there is data for into PNG files in `folder`; returns a caption by file name."""
     rows = [row for row in found["models"] if row["seeds"]]
@@ -76,11 +85,47 @@ def draw(found: dict[str, Any], folder: Path) -> dict[str, str]:
             if figure is None:
                 (folder / name).unlink(missing_ok=True)  # of an earlier report
                 continue
-            unfinished = folder / f"{name}.tmp"
-            figure.savefig(unfinished, dpi=200, format="png")
-            unfinished.replace(folder / name)
+            _save(figure, folder / name)
             drawn[name] = caption
     return drawn
+
+
+def _save(figure: Figure, path: Path) -> None:
+    unfinished = path.with_name(f"{path.name}.tmp")
+    figure.savefig(unfinished, dpi=200, format="png")
+    unfinished.replace(path)
+
+
+def draw_quality_by_width(found: dict[tuple[str, int], dict[str, dict[str, Any]]], label: str, path: Path) -> None:
+    """Quality against model width, a panel for each task.
+
+    Args:
+        found: By task and width: mean and standard deviation by model.
+        label: What the quality is.
+        path: Where the picture goes.
+    """
+    tasks = list(dict.fromkeys(task for task, _ in found))
+    with matplotlib.rc_context(_STYLE):
+        figure, axes = _figure(2.4 + 4.2 * len(tasks), len(tasks))
+        for one, task in zip(axes, tasks, strict=True):
+            widths = sorted(width for other, width in found if other == task)
+            for model in dict.fromkeys(model for width in widths for model in found[task, width]):
+                points = [(width, found[task, width][model]) for width in widths if model in found[task, width]]
+                one.errorbar(
+                    [width for width, _ in points],
+                    [value["mean"] for _, value in points],
+                    yerr=[value["std"] or 0.0 for _, value in points],
+                    label=model,
+                    markersize=5,
+                    capsize=2,
+                    **_look(model),
+                )
+            one.set_xscale("log", base=2)
+            one.set_xticks(widths, [str(width) for width in widths])
+            one.set(title=task, xlabel="model width", ylabel=label)
+            one.title.set_fontsize(8)
+        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper", frameon=False)
+        _save(figure, path)
 
 
 def _figure(width: float, columns: int = 1) -> tuple[Figure, Sequence[Axes]]:
@@ -154,15 +199,9 @@ def _quality_against_speed(rows: list[Row], found: dict[str, Any]) -> Figure | N
     rows = [row for row in rows if row["training_tokens_per_second"] is not None]
     if not rows:
         return None
-    of_text, scored = all(row["bits_per_byte"] is not None for row in rows), all("test" in row for row in rows)
     decoded = [row for row in rows if "decode_tokens_per_second" in row]
     figure, axes = _figure(10.0 if decoded else 6.0, 2 if decoded else 1)
-    if of_text:
-        label, quality = "validation bits per byte", {row["model"]: row["bits_per_byte"] for row in rows}
-    elif scored:
-        label, quality = "test accuracy", {row["model"]: row["test"]["accuracy"] for row in rows}
-    else:
-        label, quality = "validation accuracy", {row["model"]: row["accuracy"] for row in rows}
+    label, values = quality(rows)
     batch = max(rows[0].get("decode_tokens_per_second", {"1": 0}), key=int)
     panels = [(rows, lambda row: row["training_tokens_per_second"], "training, tokens a second")]
     if decoded:
@@ -174,8 +213,8 @@ def _quality_against_speed(rows: list[Row], found: dict[str, Any]) -> Figure | N
             look = _look(row["model"])
             one.errorbar(
                 speed(row),
-                quality[row["model"]]["mean"],
-                yerr=quality[row["model"]]["std"],
+                values[row["model"]]["mean"],
+                yerr=values[row["model"]]["std"],
                 color=look["color"],
                 marker=look["marker"],
                 markersize=8 if row["model"] == "mesanet" else 6,

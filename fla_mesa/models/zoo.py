@@ -1,7 +1,7 @@
 """Architectures of the comparison by name, and the sizes they come in.
 
 To add an architecture, write a function from a :class:`Shape` and the tokens' settings to a configuration, and name it in
-``RELEASED``. To add a size, add a line to ``SIZES``.
+``RELEASED``. To add a size, add a line to ``SIZES``; for a small one its numbers are name enough, as in ``2x64`` (:func:`shape`).
 
 At one size all architectures have the same depth, width, rule for the MLP, tokenizer, tied embeddings and scale of initial weights.
 Their token mixers have 4 D² parameters, as MesaNet's: where a mixer's values are wider than its keys or it has an output gate, it has
@@ -12,6 +12,7 @@ cannot be brought to that says so in ``NOTES``, which reports print.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -70,6 +71,26 @@ SIZES = {
     "340M": _fla(24, 1024, num_heads=8),
     "1.3B": _fla(24, 2048, num_heads=16),
 }
+
+
+def shape(size: str) -> Shape:
+    """The shape of a named size, or of ``LAYERSxWIDTH``: an MLP three times as wide, heads of 64, or two where that would be fewer.
+
+    Raises:
+        ValueError: There is no such size; the message lists what exists.
+    """
+    if size in SIZES:
+        return SIZES[size]
+    numbers = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", size)
+    layers, width = map(int, numbers.groups()) if numbers else (0, 0)
+    if width not in (32, 64) and (width == 0 or width % 128):  # an even number of heads, of 16 channels at least
+        raise ValueError(
+            f"unknown size {size!r}; available: {', '.join(sizes())}, or LAYERSxWIDTH such as 2x64, where the width is 32, 64 or a "
+            "multiple of 128"
+        )
+    heads = max(2, width // 64)
+    return _paper(layers, width, heads, head_dim=width // heads)
+
 
 Tokens = dict[str, Any]  # vocab_size, the special ids, max_position_embeddings
 Builder = Callable[[Shape, Tokens], PreTrainedConfig]
@@ -225,7 +246,7 @@ def names() -> list[str]:
 
 
 def sizes() -> list[str]:
-    """The sizes that :func:`build` knows."""
+    """The sizes that have a name."""
     return list(SIZES)
 
 
@@ -259,7 +280,7 @@ def build_config(
 
     Args:
         name: One of :func:`names`.
-        size: One of :func:`sizes`.
+        size: As :func:`shape` takes it.
         vocab_size, bos_token_id, eos_token_id, pad_token_id: Those of the tokenizer.
         max_position_embeddings: Longest sequence that the model will see in training.
 
@@ -268,8 +289,6 @@ def build_config(
     """
     if name not in ARCHITECTURES:
         raise ValueError(f"unknown model {name!r}; available: {', '.join(names())}")
-    if size not in SIZES:
-        raise ValueError(f"unknown size {size!r}; available: {', '.join(sizes())}")
     tokens = {
         "vocab_size": vocab_size,
         "bos_token_id": bos_token_id,
@@ -277,7 +296,7 @@ def build_config(
         "pad_token_id": pad_token_id,
         "max_position_embeddings": max_position_embeddings,
     }
-    return ARCHITECTURES[name](SIZES[size], tokens)
+    return ARCHITECTURES[name](shape(size), tokens)
 
 
 def build(name: str, size: str, **tokens: Any) -> PreTrainedModel:

@@ -192,7 +192,8 @@ def parser() -> HfArgumentParser:
         prog="fla-mesa train",
         usage="fla-mesa train [--model NAME] [--size SIZE] [--data DATA] [--output_dir DIR] [--resume] [flags]",
         description="Train a language model and leave it, its tokenizer, metrics.json and loss.png in --output_dir.",
-        epilog=f"Models: {', '.join(zoo.names())}. Sizes: {', '.join(zoo.sizes())}. Data: {', '.join(source_names())}.",
+        epilog=f"Models: {', '.join(zoo.names())}. Sizes: {', '.join(zoo.sizes())}, or LAYERSxWIDTH such as 2x64. "
+        f"Data: {', '.join(source_names())}.",
         formatter_class=_Help,
         allow_abbrev=False,
     )

@@ -16,9 +16,9 @@ from matplotlib.image import imread
 
 from fla_mesa import cli
 from fla_mesa.data import synthetic
-from fla_mesa.eval import compare, compare_cells, compare_measure, compare_settings, report, report_plots
+from fla_mesa.eval import compare, compare_cells, compare_measure, compare_settings, report, report_plots, report_suite
 from fla_mesa.eval.children import Children
-from fla_mesa.eval.compare_settings import PRESETS, parse
+from fla_mesa.eval.compare_settings import PRESETS, parse, parse_all
 from fla_mesa.models import zoo
 from fla_mesa.train import command as training
 from fla_mesa.train.interrupt import Interrupted
@@ -182,12 +182,51 @@ def test_a_suite_of_several_tasks_ends_in_one_table(tmp_path, here, monkeypatch,
     flags += ["--suite", "pair", "--models", "delta_net,gla", "--output_dir", str(tmp_path)]
     assert compare.main(flags) == 0
     found = json.loads((tmp_path / "suite.json").read_text())
-    assert found["tasks"] == [SUITE, other] and [row["model"] for row in found["models"]] == ["delta_net", "gla"]
-    for task in found["tasks"]:
+    assert found["columns"] == [SUITE, other] and [row["model"] for row in found["models"]] == ["delta_net", "gla"]
+    for task in found["columns"]:
         by_task = {row["model"]: row["test"]["accuracy"] for row in report_of(tmp_path / task)["models"]}
         assert {row["model"]: row[task] for row in found["models"]} == by_task
     assert "# Test accuracy by task" in (tmp_path / "suite.md").read_text()
     assert sum(command[0] == "train" for command in here) == 4
+
+
+def test_several_sizes_end_in_one_table_and_a_picture(tmp_path, here):
+    flags = [
+        "--parametrization",
+        "matched",
+        "--max_steps",
+        "2",
+        "--per_device_train_batch_size",
+        "2",
+        "--eval_strategy",
+        "no",
+    ]
+    flags += ["--suite", SUITE, "--models", "delta_net,gla", "--seeds", "1,2", "--output_dir", str(tmp_path)]
+    assert compare.main([*flags, "--size", "1x32,1x64"]) == 0
+    found = json.loads((tmp_path / "suite.json").read_text())
+    assert found["columns"] == ["1x32", "1x64"] and found["quality"] == "test accuracy"
+    for size in found["columns"]:
+        there = report_of(tmp_path / size)
+        assert there["size"] == size and {row["model"]: row[size] for row in found["models"]} == {
+            row["model"]: row["test"]["accuracy"] for row in there["models"]
+        }
+    widths = {json.loads(path.read_text())["hidden_size"] for path in (tmp_path / "1x64/cells").glob("*/*/config.json")}
+    assert widths == {64}
+    text = (tmp_path / "suite.md").read_text()
+    assert "# Test accuracy by size" in text and "(1x32/report.md)" in text
+    assert imread(tmp_path / report_suite.PICTURE).std() > 0
+    # Another size later: what is there stays.
+    assert compare.main([*flags, "--size", "1x64,1x32"]) == 0
+    assert sum(command[0] == "train" for command in here) == 8
+
+
+def test_tasks_and_sizes_have_a_folder_each(tmp_path):
+    plans = parse_all(["--suite", "mad", "--size", "2x64,2x128", "--output_dir", str(tmp_path)])
+    assert len(plans) == 12 and len({plan.folder for plan in plans}) == 12
+    assert plans[1].folder == tmp_path / "mad-in-context-recall" / "2x128"
+    (plan,) = parse_all(["--suite", "mqar", "--size", "2x64"])
+    assert str(plan.folder) == "runs/compare-2x64"
+    assert str(parse_all(["--size", "2x64,2x128"])[1].folder) == "runs/compare-2x64-2x128/2x128"
 
 
 def test_all_models_see_the_same_tokens_in_the_same_order(text, tmp_path):
@@ -346,6 +385,8 @@ def test_a_real_child(tmp_path):
         (["--models", "kda", "--parametrization", "matched"], "unknown model 'kda'; available with matched"),
         (["--models", ","], "models: expected a comma-separated list"),
         (["--parametrization", "fair"], "parametrization must be one of released, matched; got 'fair'"),
+        (["--size", "tiny,2x63"], "unknown size '2x63'; available: tiny, small"),
+        (["--size", ","], "size: expected a comma-separated list"),
         (["--size", "huge"], "unknown size 'huge'; available: tiny, small"),
         (["--lr", "fast"], "lr: allowed are numbers > 0, such as 1e-3,3e-3; got 'fast'"),
         (["--lr", "nan"], "lr: allowed are numbers > 0"),
@@ -401,8 +442,8 @@ def row_of(model, bits, speed):
 
 def test_the_best_of_a_column_is_bold():
     columns = [
-        report._spread_column("bits per byte", "bits_per_byte", digits=2),
-        report.Column("speed", lambda row: row.get("training_tokens_per_second"), report._count, report._more),
+        report.spread_column("bits per byte", "bits_per_byte", digits=2),
+        report.Column("speed", lambda row: row.get("training_tokens_per_second"), report._count, report.more),
     ]
     rows = [row_of("gla", 2.5, 3000.0), row_of("mesanet", 2.25, 2000.0), {"model": "mamba2", "seeds": 0}]
     assert report.table(rows, columns).splitlines() == [

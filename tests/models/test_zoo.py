@@ -46,6 +46,22 @@ def test_at_one_size_all_have_one_shape(size):
             assert config.intermediate_size == shape.intermediate_size, name
 
 
+@pytest.mark.parametrize("size", ["2x32", "2x64", "3x256"])
+def test_sizes_by_their_numbers(size):
+    """As many parameters to 3 % with the vocabulary of the recall tasks that they are for."""
+    layers, width = map(int, size.split("x"))
+    shape = zoo.shape(size)
+    assert (shape.num_hidden_layers, shape.hidden_size, shape.intermediate_size) == (layers, width, 3 * width)
+    assert shape.num_heads * shape.head_dim == width and shape.num_heads % 2 == 0
+    configs = {name: zoo.build_config(name, size, **{**TOKENS, "vocab_size": 8192}) for name in zoo.RELEASED}
+    counts = {name: zoo.count_parameters(config) for name, config in configs.items()}
+    assert {name for name, count in counts.items() if abs(count / counts["mesanet"] - 1) > zoo.TOLERANCE} == set()
+
+
+def test_a_size_by_its_numbers_is_the_named_one():
+    assert zoo.shape("4x128") == zoo.SIZES["tiny"] and zoo.shape("6x256") == zoo.SIZES["small"]
+
+
 @pytest.mark.parametrize("size", ["tiny", "440M"])
 def test_states_are_as_large_as_those_of_linear_attention(size):
     """As the module's docstring says: heads x keys x values."""
@@ -99,6 +115,11 @@ def test_names_that_do_not_exist():
         zoo.resolve("kda", "matched")
     with pytest.raises(ValueError, match="parametrization must be one of released, matched; got 'both'"):
         zoo.resolve("gla", "both")
+    for size in ("2x", "0x64", "2x63", "2x192", "2x64x2", "-2x64"):
+        with pytest.raises(
+            ValueError, match="or LAYERSxWIDTH such as 2x64, where the width is 32, 64 or a multiple of 128"
+        ):
+            zoo.build_config("gla", size, **TOKENS)
     assert zoo.resolve("gla", "matched") == "matched-gla" and zoo.resolve("kda", "released") == "kda"
     assert set(zoo.NOTES) <= set(zoo.names())
 
