@@ -55,7 +55,7 @@ def _look(model: str) -> dict[str, Any]:
     }
 
 
-def quality(rows: list[Row]) -> tuple[str, dict[str, dict[str, float | None]]]:
+def quality(rows: list[Row]) -> tuple[str, dict[str, dict[str, Any]]]:
     """What models are judged by, and its mean and standard deviation by model: of text bits per byte, of a suite its own score."""
     if all(row["bits_per_byte"] is not None for row in rows):
         return "validation bits per byte", {row["model"]: row["bits_per_byte"] for row in rows}
