@@ -27,7 +27,8 @@ from unittest.mock import patch
 
 TASKS = Path(__file__).parent / "tasks"
 
-# lm-eval's names of the tasks in the tables of arXiv 2506.05233. Its TriviaQA, NQ and DROP are lm-eval's question-answering forms.
+# lm-eval's names of the tasks in tables 14 and 16 of arXiv 2506.05233. The paper also has RACE-M, which lm-eval has not (its `race` is
+# RACE-H); and its TQA, NQ and DROP are rewritten as completions after arXiv 2402.18668, where lm-eval has them as questions.
 SUITES = {
     "paper-zeroshot": (
         "lambada_openai",
@@ -39,6 +40,7 @@ SUITES = {
         "social_iqa",
         "boolq",
         "openbookqa",
+        "storycloze_2016",
         "race",
     ),
     "paper-recall": ("swde", "squad_completion", "fda", "triviaqa", "nq_open", "drop"),
