@@ -120,6 +120,7 @@ def _circumstances(plan: Plan, rows: list[Row]) -> dict[str, Any]:
             except ValueError:
                 continue
             kept = {name: metrics.get(name) for name in _CIRCUMSTANCES}
+            kept["settings"] = {name: value for name, value in metrics["settings"].items() if name in plan.fixed}
             return kept | {"machine": platform.platform(), "commit": _commit()}
     return {"machine": platform.platform(), "commit": _commit()}
 
