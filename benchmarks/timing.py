@@ -7,14 +7,13 @@ import functools
 import os
 import platform
 import statistics
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
-import fla_mesa
+from fla_mesa.train import provenance
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -50,17 +49,9 @@ def ratios(over: list[float], under: list[float]) -> list[float]:
 @functools.cache
 def circumstances() -> str:
     """Machine, versions, commit and date."""
-    cpu = next(
-        (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
-        "?",
-    )
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent
-    ).stdout.strip()
-    return (
-        f"{datetime.date.today()}, {cpu}, {torch.get_num_threads()} threads of {os.cpu_count()} cores, {platform.system()}, "
-        f"Python {platform.python_version()}, torch {torch.__version__}, fla_mesa {fla_mesa.__version__} at {commit or 'no commit'}"
-    )
+    installed = ", ".join(f"{name} {version}" for name, version in provenance.versions().items())
+    device = provenance.device_name(torch.device("cpu"))
+    return f"{datetime.date.today()}, {device}, {os.cpu_count()} cores, {platform.system()}, {installed}, commit {provenance.commit()}"
 
 
 def write(theme: str, text: str) -> None:

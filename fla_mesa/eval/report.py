@@ -5,7 +5,6 @@ from __future__ import annotations
 import platform
 import shlex
 import statistics
-import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from fla_mesa.eval.heldout import buckets
 from fla_mesa.models import zoo
 from fla_mesa.train.command import scale
 from fla_mesa.train.folder import write_json
+from fla_mesa.train.provenance import commit
 
 Row = dict[str, Any]
 Runs = Sequence[tuple[dict[str, Any], dict[str, Any]]]  # metrics.json and measured.json of each seed
@@ -121,17 +121,8 @@ def _circumstances(plan: Plan, rows: list[Row]) -> dict[str, Any]:
                 continue
             kept = {name: metrics.get(name) for name in _CIRCUMSTANCES}
             kept["settings"] = {name: value for name, value in metrics["settings"].items() if name in plan.fixed}
-            return kept | {"machine": platform.platform(), "commit": _commit()}
-    return {"machine": platform.platform(), "commit": _commit()}
-
-
-def _commit() -> str | None:
-    """The commit of the checkout that this package runs from, None outside of one."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short=12", "HEAD"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return None
+            return kept | {"machine": platform.platform(), "commit": commit()}
+    return {"machine": platform.platform(), "commit": commit()}
 
 
 # Tables

@@ -10,7 +10,7 @@ reads that suite. Zero steps is what the paper's solver starts from, q / diag(H 
 from __future__ import annotations
 
 import argparse
-import platform
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ def main(argv: list[str]) -> int:
     """
     arguments = _parser().parse_args(argv)
     try:
-        sweep(arguments)
+        sweep(arguments, argv)
     except (ValueError, TypeError, OSError) as error:
         print(f"fla-mesa sweep: {error}", file=sys.stderr)
         return 2
@@ -78,8 +78,8 @@ def _numbers(kind: type) -> Any:
     return read
 
 
-def sweep(arguments: argparse.Namespace) -> list[Measured]:
-    """Measure, print and save; the arguments are those of the command line.
+def sweep(arguments: argparse.Namespace, argv: list[str]) -> list[Measured]:
+    """Measure, print and save; the arguments are those of the command line `argv`.
 
     Raises:
         ValueError: No checkpoint, no Mesa layer in it, or an argument out of range.
@@ -118,7 +118,7 @@ def sweep(arguments: argparse.Namespace) -> list[Measured]:
             measure_speed(model, here, reading, arguments.repeats)
         results += here
         print("".join(f"  {line}\n" for line in statements(here, reading.length)), end="", flush=True)
-    for path in save(results, _facts(arguments, model, readings[0].recall_name), Path(arguments.output_dir)):
+    for path in save(results, _facts(arguments, argv, model, readings[0].recall_name), Path(arguments.output_dir)):
         print(f"wrote {path}")
     return results
 
@@ -153,17 +153,15 @@ def _readings(arguments: argparse.Namespace, trained: int):
     return read_text(tokenizer, arguments.text, lengths, arguments.sequences, arguments.needles, arguments.seed)
 
 
-def _facts(arguments: argparse.Namespace, model: Any, recall_name: str) -> dict[str, Any]:
-    device = torch.device(arguments.device)
-    machine = (
-        torch.cuda.get_device_name(device)
-        if device.type == "cuda"
-        else f"{platform.processor() or platform.machine()} CPU"
-    )
-    return {
+def _facts(arguments: argparse.Namespace, argv: list[str], model: Any, recall_name: str) -> dict[str, Any]:
+    from fla_mesa.train.provenance import commit, device_name, versions
+
+    facts = {
         "checkpoint": Path(arguments.checkpoint).name,
-        "machine": f"{machine}, {torch.get_num_threads()} threads",
-        "versions": f"torch {torch.__version__}, Python {platform.python_version()}",
+        "command": shlex.join(["fla-mesa", "sweep", *argv]),
+        "device": device_name(torch.device(arguments.device)),
+        "versions": ", ".join(f"{name} {version}" for name, version in versions().items()),
+        "commit": commit(),
         "parameters": f"{model.num_parameters():,}, {str(model.dtype).removeprefix('torch.')}",
         "training length": model.config.max_position_embeddings,
         "seed": arguments.seed,
@@ -171,3 +169,4 @@ def _facts(arguments: argparse.Namespace, model: Any, recall_name: str) -> dict[
         "zero steps": "q / diag(H + lamb), the paper's start",
         "time": f"median of {arguments.repeats} turns, one sequence at a time; the dense solves (0 steps, exact) are not timed",
     }
+    return {name: value for name, value in facts.items() if value is not None}

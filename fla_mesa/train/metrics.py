@@ -1,38 +1,16 @@
 """metrics.json: what a run reached, on what, with what."""
 
 import math
-import platform
 from dataclasses import asdict
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
 
-from fla_mesa import __version__
 from fla_mesa.data import Splits
 from fla_mesa.data.yardsticks import yardsticks
+from fla_mesa.train.provenance import device_name, versions
 from fla_mesa.train.settings import RecipeSettings
 from fla_mesa.train.trainer import RecipeTrainer
-
-
-def versions() -> dict[str, str | None]:
-    """Versions of what the figures depend on; None for what is not installed."""
-    found: dict[str, str | None] = {"python": platform.python_version(), "fla_mesa": __version__}
-    for name in ("torch", "transformers", "accelerate", "flash-linear-attention", "triton"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = None
-    return found
-
-
-def device_name(device: torch.device) -> str:
-    """A GPU's name, or what Python knows of the processor with the number of threads."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    if device.type == "cpu":
-        return f"cpu ({platform.processor() or platform.machine()}, {torch.get_num_threads()} threads)"
-    return str(device)
 
 
 def parameter_counts(model: torch.nn.Module) -> dict[str, int]:

@@ -1,0 +1,51 @@
+"""What figures were made with: versions, machine, commit."""
+
+from __future__ import annotations
+
+import platform
+import re
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+from fla_mesa import __version__
+
+
+def versions() -> dict[str, str | None]:
+    """Versions of what the figures depend on; None for what is not installed."""
+    found: dict[str, str | None] = {"python": platform.python_version(), "fla_mesa": __version__}
+    for name in ("torch", "transformers", "accelerate", "flash-linear-attention", "triton"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = None
+    return found
+
+
+def device_name(device: torch.device) -> str:
+    """A GPU's name, or the processor's with the number of threads."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    if device.type == "cpu":
+        return f"cpu ({_processor()}, {torch.get_num_threads()} threads)"
+    return str(device)
+
+
+def _processor() -> str:
+    """The name that Linux gives it, or else what Python knows."""
+    try:
+        names = re.findall(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    except OSError:
+        names = []
+    return names[0].strip() if names else platform.processor() or platform.machine()
+
+
+def commit() -> str | None:
+    """The commit of the checkout that this package runs from, None outside of one."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short=12", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
