@@ -3,12 +3,13 @@
     z = softcap * tanh(scale * logits / softcap)        (without a soft cap: z = scale * logits)
     loss = lse - (1 - s) z_target - s mean(z) + lse_square_scale * lse^2,    lse = logsumexp(z),  s = label smoothing
 
-fla's autograd functions and losses stay as they are: they call the two passes below, so reductions, chunking over tokens and
-the regularisers around them are fla's own. Rows whose target is ignored are not read: of a recall task's, that is nearly all.
+fla's autograd functions and losses stay as they are: they call the passes below, so reductions, chunking over tokens and the
+regularisers around them are fla's own. Rows whose target is ignored are not read: of a recall task's, that is nearly all.
 """
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
@@ -20,6 +21,9 @@ from fla_mesa.cpu.precision import up
 from fla_mesa.cpu.registry import stand_in, stand_in_method, unsupported
 
 Tensor = torch.Tensor
+
+# Written in PyTorch around the passes that have a stand-in.
+_FUSED: Any = inspect.unwrap(linear_cross_entropy.fused_linear_cross_entropy_fwd)
 
 
 def _transformed(logits: Tensor, scale: float, softcap: float | None) -> Tensor:
@@ -90,6 +94,45 @@ def cross_entropy_bwd(
     dlogits = logits.zero_() if inplace_backward else torch.zeros_like(logits)
     dlogits[rows] = dz.to(logits.dtype)
     return dlogits
+
+
+@stand_in(linear_cross_entropy.fused_linear_cross_entropy_fwd)
+def fused_linear_cross_entropy_fwd(
+    x: Tensor,
+    target: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+    logit_scale: float = 1.0,
+    logit_softcapping: float | None = None,
+    num_chunks: int = 8,
+    reduction: str = "mean",
+    use_l2warp: bool = False,
+    l2_penalty_factor: float = 1e-4,
+    accumulate_grad_in_fp32: bool = True,
+    process_group: Any = None,
+):
+    """fla's function, given the rows of x `[N, D]` that count; its penalty on the largest logit is on all rows, and needs them all."""
+    rows = slice(None) if use_l2warp else _counted(target, ignore_index)
+    some = not isinstance(rows, slice) and len(rows) > 0
+    loss, dx, dw, db = _FUSED(
+        x[rows] if some else x,
+        target[rows] if some else target,
+        weight,
+        bias,
+        ignore_index,
+        label_smoothing,
+        logit_scale,
+        logit_softcapping,
+        num_chunks,
+        reduction,
+        use_l2warp,
+        l2_penalty_factor,
+        accumulate_grad_in_fp32,
+        process_group,
+    )
+    return loss, torch.zeros_like(x).index_copy_(0, rows, dx) if some else dx, dw, db  # pyright: ignore[reportArgumentType]
 
 
 @stand_in(linear_cross_entropy.fused_linear_cross_entropy_bwd)

@@ -341,6 +341,27 @@ def test_linear_cross_entropy(reduction, options):
     compare(lambda x, w, b: 3 * module(x, target, w, b), lambda *xs: 3 * reference(*xs), inputs)
 
 
+@pytest.mark.parametrize("counted", [0, 1, 2])
+@pytest.mark.parametrize("linear", [False, True])
+def test_hardly_anything_counts(linear, counted):
+    """As in a recall task."""
+    target = torch.full((3, 5), -100)
+    target[1, 1 : 1 + counted] = torch.tensor([4, 2][:counted])
+    inputs = [torch.randn(3, 5, 8), torch.randn(7, 8)]
+
+    def loss(x, w):
+        if linear:
+            return modules.FusedLinearCrossEntropyLoss(logit_softcapping=3.0, reduction="sum")(x, target, w)
+        logits = F.linear(x, w).flatten(0, 1)
+        return modules.FusedCrossEntropyLoss(logit_softcapping=3.0, reduction="sum")(logits, target.flatten())
+
+    def reference(x, w):
+        z = 3 * torch.tanh(F.linear(x, w) / 3)
+        return F.cross_entropy(z.flatten(0, 1), target.flatten(), reduction="sum")
+
+    compare(loss, reference, inputs)
+
+
 def test_logsumexp():
     x = torch.randn(3, 7)
     close(logsumexp_fwd(x, scale=0.5), (x * 0.5).logsumexp(-1))
