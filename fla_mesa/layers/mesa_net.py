@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn as nn
@@ -41,6 +42,8 @@ class MesaNet(QKVMixer):
         gamma_cap: Most that the forget gate can be where beta is 1; in (0, 1], or None for no cap. Without it, long runs of one token
             make the system degenerate.
         cg_tolerance: Relative residual at which a position's solve stops.
+        gamma_init: Forget gates of the first and of the last head at the start; see :class:`~fla_mesa.layers.recurrent.QKVMixer`. fla's
+            start is ``(0.5, 0.5)``.
 
     Attributes:
         record_stats: Set it to True to keep the solver's statistics of each call in ``last_stats``.
@@ -69,6 +72,7 @@ class MesaNet(QKVMixer):
         *,
         gamma_cap: float | None = 0.9975,
         cg_tolerance: float = 1e-4,
+        gamma_init: Sequence[float] = (0.5, 0.98),
     ):
         if mode != "chunk":
             raise ValueError(f"mode must be 'chunk'; got {mode!r}")
@@ -86,6 +90,7 @@ class MesaNet(QKVMixer):
             conv_bias=conv_bias,
             layer_idx=layer_idx,
             norm_eps=norm_eps,
+            gamma_init=gamma_init,
         )
         self.mode = mode
         self.lambda_lower_bound, self.gamma_cap = lambda_lower_bound, gamma_cap
@@ -98,7 +103,8 @@ class MesaNet(QKVMixer):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Start lamb at 1. The other parameters belong to modules that initialise themselves."""
+        """The biases of the forget gates, and lamb, which starts at 1."""
+        super().reset_parameters()
         with torch.no_grad():
             self.lambda_params.fill_(math.log(math.expm1(1 - self.lambda_lower_bound)))
 

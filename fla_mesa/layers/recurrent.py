@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -114,6 +116,12 @@ class QKVMixer(RecurrentMixer):
         conv_bias: Whether it has a bias.
         layer_idx: Index of the layer in its model; needed with a cache.
         norm_eps: Epsilon of the norm on the output.
+        gamma_init: Forget gates of the first and of the last head at the start, where the input is zero; those between are spread evenly
+            in their logits. With half for all, fla's start, nothing is remembered for longer than a few tokens at first, and recall
+            takes several times as long to learn (docs/log.md).
+
+    Raises:
+        ValueError: An argument is out of range.
     """
 
     # Which of the two gates the rule has.
@@ -131,8 +139,12 @@ class QKVMixer(RecurrentMixer):
         conv_bias: bool = False,
         layer_idx: int | None = None,
         norm_eps: float = 1e-5,
+        gamma_init: Sequence[float] = (0.5, 0.98),
     ):
         super().__init__(hidden_size, layer_idx)
+        if len(gamma_init) != 2 or not all(0 < gamma < 1 for gamma in gamma_init):
+            raise ValueError(f"gamma_init must be two numbers in (0, 1); got {gamma_init!r}")
+        self.gamma_init = gamma_init
         self.num_heads, self.head_dim = num_heads, head_dim
         self.use_output_gate, self.use_short_conv = use_output_gate, use_short_conv
 
@@ -153,6 +165,20 @@ class QKVMixer(RecurrentMixer):
         else:
             self.o_norm = RMSNorm(head_dim, eps=norm_eps, dtype=torch.float32)
         self.o_proj = nn.Linear(inner, hidden_size, bias=False)
+        self._reset_gates()
+
+    def reset_parameters(self) -> None:
+        """What the layer initialises itself; the other parameters belong to modules that do so."""
+        self._reset_gates()
+
+    def _reset_gates(self) -> None:
+        if self.forget_gate:
+            first, last = (math.log(gamma / (1 - gamma)) for gamma in self.gamma_init)
+            middle = (first + last) / 2
+            with torch.no_grad():
+                self.a_proj.bias.copy_(
+                    torch.linspace(first, last, self.num_heads) if self.num_heads > 1 else torch.full((1,), middle)
+                )
 
     def _heads(self, x: torch.Tensor) -> torch.Tensor:
         return x.unflatten(-1, (self.num_heads, self.head_dim))

@@ -45,6 +45,7 @@ def mixer(config: MatchedConfig, layer_idx: int) -> nn.Module:
         conv_bias=config.conv_bias,
         layer_idx=layer_idx,
         norm_eps=config.norm_eps,
+        gamma_init=config.gamma_init,
     )
 
 

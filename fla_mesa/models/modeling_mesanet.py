@@ -49,6 +49,7 @@ def mixer(config: MesaNetConfig, layer_idx: int) -> nn.Module:
         max_cg_step_decoding=config.max_cg_step_decoding,
         gamma_cap=config.gamma_cap,
         cg_tolerance=config.cg_tolerance,
+        gamma_init=config.gamma_init,
     )
 
 

@@ -244,6 +244,20 @@ def test_statistics_on_request():
         assert layer.last_stats.residual.shape == (2, 1, 2)
 
 
+def test_forget_gates_start_spread_over_the_heads_and_stay_as_trained(tmp_path):
+    """At zero input, from the first number to the last, evenly in the logits."""
+    for heads, want in ((3, [0.5, 0.875, 0.98]), (1, [0.875])):
+        model = build(num_heads=heads)
+        for block in model.model.layers:
+            if hasattr(block.attn, "a_proj"):
+                gamma = block.attn.a_proj.bias.sigmoid().tolist()
+                assert gamma == pytest.approx(want, abs=1e-3)
+    with torch.no_grad():
+        model.model.layers[0].attn.a_proj.bias.fill_(1.5)
+    model.save_pretrained(tmp_path)
+    assert AutoModelForCausalLM.from_pretrained(tmp_path).model.layers[0].attn.a_proj.bias.tolist() == [1.5]
+
+
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
@@ -256,6 +270,8 @@ def test_statistics_on_request():
         ({"lambda_lower_bound": 1.0}, ValueError, r"lambda_lower_bound must be a number in \(0, 1\).*got 1.0"),
         ({"lambda_lower_bound": 1.5}, ValueError, "lambda_lower_bound"),
         ({"gamma_cap": 1.5}, ValueError, r"gamma_cap must be a number in \(0, 1\] or None; got 1.5"),
+        ({"gamma_init": 0.5}, ValueError, r"gamma_init must be two numbers in \(0, 1\); got 0.5"),
+        ({"gamma_init": (0.5, 1.0)}, ValueError, "gamma_init must be two numbers"),
         ({"logit_soft_cap": -1}, ValueError, "logit_soft_cap must be a number > 0 or None; got -1"),
         ({"attn_mode": "nonsense"}, ValueError, "attn_mode must be 'chunk'; got 'nonsense'"),
         ({"use_short_conv": "no"}, ValueError, "use_short_conv must be True or False; got 'no'"),
