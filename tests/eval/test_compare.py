@@ -381,6 +381,7 @@ def test_a_real_child(tmp_path):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
+        (["--preset", "quick"], "preset: allowed are demo, mqar; got 'quick'"),
         (["--models", "gla,rwkv"], "unknown model 'rwkv'; available with released parametrization: mesanet, "),
         (["--models", "kda", "--parametrization", "matched"], "unknown model 'kda'; available with matched"),
         (["--models", ","], "models: expected a comma-separated list"),
@@ -424,11 +425,14 @@ def test_a_folder_with_other_things_in_it_is_left_alone(tmp_path, capsys):
 
 
 def test_presets_are_overridden_by_flags():
-    plan = parse(["--preset", "demo", "--lr", "1e-3", "--max_steps", "7"])
+    (plan,) = parse_all(["--preset", "demo", "--lr", "1e-3", "--max_steps", "7"])
     assert plan.models == PRESETS["demo"]["models"].split(",") and plan.learning_rates == [1e-3]
     assert plan.training[-2:] == ["--max_steps", "7"] and plan.fixed["max_steps"] == 7
     for name in PRESETS:
-        parse(["--preset", name])
+        assert parse_all(["--preset", name])
+    assert [plan.size for plan in parse_all(["--preset", "mqar"])] == ["2x32", "2x64", "2x128"]
+    (plan,) = parse_all(["--preset", "mqar", "--data", "stdlib", "--size", "tiny"])
+    assert (plan.size, plan.settings.data, str(plan.folder)) == ("tiny", "stdlib", "runs/mqar")
 
 
 def row_of(model, bits, speed):
