@@ -61,7 +61,8 @@ def shortened(line: str) -> list[str]:
     """The words of a `fla-mesa` or `torchrun` command, with flags that make it short."""
     words = shlex.split(line)
     name = next(word for word in words if word in cli.COMMANDS)
-    return [*words, *shlex.split(SHORT[f"{name} --suite" if "--suite" in words and name == "compare" else name])]
+    of_a_suite = name == "compare" and {"--suite", "mqar"} & set(words)
+    return [*words, *shlex.split(SHORT[f"{name} --suite" if of_a_suite else name])]
 
 
 def test_commands_then_python(folder, monkeypatch):

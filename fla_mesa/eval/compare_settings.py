@@ -14,7 +14,7 @@ from fla_mesa.train.recipe import make_config
 from fla_mesa.train.settings import RecipeSettings
 from fla_mesa.train.settings import parse as parse_training
 
-# Each is a set of flags that the command line can override. On two cores `demo` takes minutes, `mqar` an hour.
+# Each is a set of flags that the command line can override. On two cores `demo` takes minutes, `mqar` half an hour.
 PRESETS: dict[str, dict[str, str]] = {
     "demo": {
         "models": "mesanet,gated_deltanet,delta_net,gla,mamba2,transformer",
@@ -37,7 +37,7 @@ PRESETS: dict[str, dict[str, str]] = {
         "suite": "mqar:length=64,num_pairs=16,train=20000,validation=256",
         "size": "2x32,2x64,2x128",
         "seeds": "1",
-        "lr": "3e-3,1e-2",
+        "lr": "1e-2",
         "output_dir": "runs/mqar",
         "max_steps": "600",
         "per_device_train_batch_size": "32",

@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import warnings
 from typing import Any
 
 from transformers import PreTrainedConfig
@@ -46,4 +47,6 @@ def apply(config: PreTrainedConfig, text: str) -> PreTrainedConfig:
         is_number = isinstance(old, float) and isinstance(value, int) and not isinstance(value, bool)
         if None not in (old, value) and type(old) is not type(value) and not is_number:
             raise ValueError(f"config_overrides: {key} is {old!r}, so it cannot become {value!r}")
-    return type(config).from_dict({**present, **changes})
+    with warnings.catch_warnings():  # fla's, of what was asked for by name
+        warnings.filterwarnings("ignore", message="`fuse_linear_cross_entropy` is enabled")
+        return type(config).from_dict({**present, **changes})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import time
 from collections import Counter
 
 import numpy as np
@@ -241,12 +240,6 @@ def test_mqar_gaps_follow_the_power_law():
     chi_square = ((observed - expected) ** 2 / expected).sum()
     assert task.gap_weights[9] / task.gap_weights[0] == pytest.approx(10**-0.99)
     assert abs(chi_square - 111) < 4 * np.sqrt(2 * 111)
-
-
-def test_mqar_10_000_sequences_of_length_256_take_less_than_three_seconds():
-    start = time.process_time()
-    MQAR(length=256, num_pairs=64).generate("train", 10_000)
-    assert time.process_time() - start < 3
 
 
 def test_recall_tables_and_noise():
