@@ -42,8 +42,7 @@ class MesaNet(QKVMixer):
         gamma_cap: Most that the forget gate can be where beta is 1; in (0, 1], or None for no cap. Without it, long runs of one token
             make the system degenerate.
         cg_tolerance: Relative residual at which a position's solve stops.
-        gamma_init: Forget gates of the first and of the last head at the start; see :class:`~fla_mesa.layers.recurrent.QKVMixer`. fla's
-            start is ``(0.5, 0.5)``.
+        gamma_init: Forget gates of the first and of the last head at the start; see :class:`~fla_mesa.layers.recurrent.QKVMixer`.
 
     Attributes:
         record_stats: Set it to True to keep the solver's statistics of each call in ``last_stats``.
@@ -72,7 +71,7 @@ class MesaNet(QKVMixer):
         *,
         gamma_cap: float | None = 0.9975,
         cg_tolerance: float = 1e-4,
-        gamma_init: Sequence[float] = (0.5, 0.98),
+        gamma_init: Sequence[float] = (0.5, 0.5),
     ):
         if mode != "chunk":
             raise ValueError(f"mode must be 'chunk'; got {mode!r}")

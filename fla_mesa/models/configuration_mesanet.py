@@ -64,7 +64,8 @@ class MesaNetConfig(AttentionConfigBase, PreTrainedConfig):
         lambda_lower_bound: Lower bound of lamb, in (0, 1).
         gamma_cap: Cap on the forget gate where beta is 1, in (0, 1]; None for none.
         gamma_init: Forget gates of the first and the last head at the start, two numbers in (0, 1); those between are spread evenly in
-            their logits. The paper does not say how they start; fla's are all 0.5, with which recall takes several times as long to learn.
+            their logits. The paper does not say how they start; the default is fla's. With (0.5, 0.98) recall is learnt several times
+            sooner, and text a little later.
         max_cg_step_training: Most conjugate-gradient steps over sequences.
         max_cg_step_decoding: Most steps per decoded token.
         cg_tolerance: Relative residual at which a solve stops.
@@ -104,7 +105,7 @@ class MesaNetConfig(AttentionConfigBase, PreTrainedConfig):
         conv_bias: bool = False,
         lambda_lower_bound: float = 0.25,
         gamma_cap: float | None = 0.9975,
-        gamma_init: Sequence[float] = (0.5, 0.98),
+        gamma_init: Sequence[float] = (0.5, 0.5),
         max_cg_step_training: int = 30,
         max_cg_step_decoding: int = 30,
         cg_tolerance: float = 1e-4,
@@ -264,5 +265,4 @@ def _from_fla(config_dict: dict[str, Any]) -> dict[str, Any]:
     theirs["use_short_conv"] = True  # fla ignores it: its layer always has the convolutions
     # fla takes all of its steps, whatever the residual: a tolerance near float32's own error gives what it means to compute.
     ours = {"model_type": MesaNetConfig.model_type, "gamma_cap": None, "logit_soft_cap": None, "cg_tolerance": 1e-6}
-    ours["gamma_init"] = [0.5, 0.5]
     return {**theirs, **ours, "architectures": None}

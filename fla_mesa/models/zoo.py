@@ -220,8 +220,7 @@ PARAMETRIZATIONS = {"released": RELEASED, "matched": MATCHED}
 
 # In what an architecture is not as the others; reports print it.
 NOTES = {
-    "mesa_net": "fla's own implementation of MesaNet: its solver, no cap on gamma, forget gates that all start at 0.5, no soft cap on the "
-    "logits",
+    "mesa_net": "fla's own implementation of MesaNet: its solver, no cap on gamma, no soft cap on the logits",
     "gated_deltanet": "half as many heads, values twice as wide as keys",
     "kda": "its MLP is narrower by 4/3 of a head, to pay for its low-rank gates",
     "gla": "half as many heads, values twice as wide as keys",

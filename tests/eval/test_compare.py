@@ -397,6 +397,10 @@ def test_a_real_child(tmp_path):
         (["--learning_rate=3"], "learning_rate: a comparison sets it for each of its runs; use --lr"),
         (["--position_tokens", "0"], "position_tokens: allowed are integers >= 1"),
         (["--config_overrides", "nonsense=1"], "config_overrides: "),
+        (
+            ["--models", "gla", "--config_overrides", '{"mesanet": {}}'],
+            "config_overrides: mesanet is not among the models, gla",
+        ),
         (["--adam_beta2", "7"], "adam_beta2"),
         (["--data", "nowhere.txt"], "nowhere.txt"),
         (["--data", "mqar", "--seq_len", "32"], "seq_len: does not apply to --data mqar"),

@@ -247,7 +247,7 @@ def test_statistics_on_request():
 def test_forget_gates_start_spread_over_the_heads_and_stay_as_trained(tmp_path):
     """At zero input, from the first number to the last, evenly in the logits."""
     for heads, want in ((3, [0.5, 0.875, 0.98]), (1, [0.875])):
-        model = build(num_heads=heads)
+        model = build(num_heads=heads, gamma_init=(0.5, 0.98))
         for block in model.model.layers:
             if hasattr(block.attn, "a_proj"):
                 gamma = block.attn.a_proj.bias.sigmoid().tolist()
