@@ -130,7 +130,9 @@ def draw_quality(results: list[Measured], path: Path) -> None:
                 axis.plot([p[0] for p in points], [p[1] for p in points], marker=marker, markersize=4, label=label)
             for i, (x, y, setting) in enumerate(points if kind == "tolerance" else []):
                 # One above the other, as the tightest lie close together.
-                axis.annotate(f"{setting.value:.0e}", (x, y), fontsize=6, xytext=(2, 4 + 7 * i), textcoords="offset points")
+                axis.annotate(
+                    f"{setting.value:.0e}", (x, y), fontsize=6, xytext=(2, 4 + 7 * i), textcoords="offset points"
+                )
         for m in here:
             if m.setting.kind == "exact":
                 axis.axhline(m.loss, color="black", linewidth=0.8, linestyle="--", label="exact solve")
