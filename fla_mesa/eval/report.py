@@ -314,8 +314,9 @@ def markdown(found: dict[str, Any], pictures: dict[str, str]) -> str:
     if failures := _failures(found):
         lines += ["## What did not finish", "", *failures, ""]
     lines += [line for name, caption in pictures.items() for line in (f"![{caption}]({name})", "", caption, "")]
-    lines += ["## In what the models differ from MesaNet's frame", ""]
-    lines += [f"- {model}: {note}" for model, note in found["notes"].items()] + [""]
+    if found["notes"]:
+        lines += ["## In what the models differ from MesaNet's frame", ""]
+        lines += [f"- {model}: {note}" for model, note in found["notes"].items()] + [""]
     lines += ["## How it was measured", "", *circumstances_lines(found), ""]
     return "\n".join(lines)
 
