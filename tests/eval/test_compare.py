@@ -136,7 +136,7 @@ def test_a_model_that_fails_is_reported_and_the_others_go_on(text, tmp_path, her
         return config
 
     monkeypatch.setitem(zoo.ARCHITECTURES, "matched-gla", broken)
-    monkeypatch.setattr("fla_mesa.train.overrides.apply", lambda config, text: config)
+    monkeypatch.setattr("fla_mesa.train.overrides.apply", lambda config, text, model: config)
     flags = ("--models", "gla,delta_net")
     assert run(text, tmp_path, *flags) == 0
     gla, delta_net = report_of(tmp_path)["models"]
