@@ -15,7 +15,7 @@ from fla_mesa.train.recipe import make_config
 from fla_mesa.train.settings import RecipeSettings
 from fla_mesa.train.settings import parse as parse_training
 
-# Each is a set of flags that the command line can override. On two cores `demo` takes minutes, `mqar` half an hour.
+# Each is a set of flags that the command line can override. On two cores `demo` takes minutes, `mqar` under an hour.
 PRESETS: dict[str, dict[str, str]] = {
     "demo": {
         "models": "mesanet,gated_deltanet,delta_net,gla,mamba2,transformer",
