@@ -328,6 +328,8 @@ def circumstances_lines(found: dict[str, Any]) -> list[str]:
     if "device" in run:
         lines.append(f"- device: {run['device']}, {run['processes']} process(es)")
     lines.append(f"- machine: {run['machine']}")
+    if run.get("settings", {}).get("config_overrides"):
+        lines.append(f"- changed in the configurations: `{run['settings']['config_overrides']}`")
     if "versions" in run:
         lines.append("- versions: " + ", ".join(f"{name} {version}" for name, version in run["versions"].items()))
         lines.append(f"- data: {run['data']['source']}, sha256 {run['data']['sha256'][:16]}")

@@ -162,7 +162,8 @@ def test_a_synthetic_suite_is_scored_on_its_test_split(tmp_path, here):
     assert compare.main([*flags, "--suite", SUITE, "--models", "delta_net", "--output_dir", str(tmp_path)]) == 0
     (row,) = report_of(tmp_path)["models"]
     assert row["bits_per_byte"] is None and "loss_by_position" not in row
-    assert "test accuracy" in (tmp_path / "report.md").read_text()
+    text = (tmp_path / "report.md").read_text()
+    assert "test accuracy" in text and "- changed in the configurations: `" in text
     # By hand: the share of right answers among the scored positions, a sequence at a time.
     folder = tmp_path / "cells/matched-delta_net/lr0.003-seed1"
     model = compare_measure.load(folder, json.loads((folder / "metrics.json").read_text()))
