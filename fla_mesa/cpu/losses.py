@@ -4,7 +4,8 @@
     loss = lse - (1 - s) z_target - s mean(z) + lse_square_scale * lse^2,    lse = logsumexp(z),  s = label smoothing
 
 fla's autograd functions and losses stay as they are: they call the passes below, so reductions, chunking over tokens and the
-regularisers around them are fla's own. Rows whose target is ignored are not read: of a recall task's, that is nearly all.
+regularisers around them are fla's own. Rows whose target is ignored, nearly all of a recall task's, are left
+out of the backward pass, and fused with the projection out of both.
 """
 
 from __future__ import annotations
@@ -51,16 +52,15 @@ def cross_entropy_fwd(
     """logits `[N, V]`, target `[N]` -> loss, z_loss, lse `[N]` in float32 (float64 stays), V, 0"""
     if process_group is not None and torch.distributed.get_world_size(process_group) > 1:
         raise unsupported("process_group", process_group, "None or a group of one: the vocabulary cannot be sharded")
-    rows = _counted(target, ignore_index)
-    z = _transformed(logits[rows], logit_scale, logit_softcapping)
-    lse, z_loss, loss = (z.new_zeros(len(logits)) for _ in range(3))
-    lse[rows] = z.logsumexp(-1)
-    z_loss[rows] = lse_square_scale * lse[rows].square()
-    z_target = z.gather(-1, target[rows, None])[:, 0]
-    loss[rows] = lse[rows] - (1 - label_smoothing) * z_target + z_loss[rows]
+    z = _transformed(logits, logit_scale, logit_softcapping)
+    lse = z.logsumexp(-1)
+    counted = target != ignore_index
+    z_loss = torch.where(counted, lse_square_scale * lse.square(), 0.0)
+    z_target = z.gather(-1, torch.where(counted, target, 0)[:, None])[:, 0]
+    loss = lse - (1 - label_smoothing) * z_target + z_loss
     if label_smoothing > 0:
-        loss[rows] -= label_smoothing * z.mean(-1)
-    return loss, z_loss, lse, logits.shape[-1], 0
+        loss = loss - label_smoothing * z.mean(-1)
+    return torch.where(counted, loss, 0.0), z_loss, lse, logits.shape[-1], 0
 
 
 @stand_in(cross_entropy.cross_entropy_bwd)
