@@ -49,7 +49,11 @@ def main(argv: list[str]) -> int:
                 return codes[-1]
         if len(plans) > 1:
             folder = Path(os.path.commonpath([plan.folder for plan in plans]))
-            print(report_suite.write(plans, folder, command))
+            try:
+                print(report_suite.write(plans, folder, command))
+            except (OSError, ValueError) as error:  # a full disk, here or when one of the reports was written
+                print(f"fla-mesa compare: the table of all cannot be written: {error}", file=sys.stderr)
+                return 1
         return min(codes)
 
 

@@ -118,6 +118,8 @@ class Cell:
         flags = ["--model", self.plan.full_name(self.model), "--size", self.plan.size, *self.plan.training]
         flags += ["--learning_rate", repr(self.learning_rate), "--seed", str(self.seed)]
         flags += ["--output_dir", str(self.folder), "--resume", "--disable_tqdm", "true"]
+        if (changes := self.plan.overrides[self.model]) is not None:
+            flags += ["--config_overrides", changes]
 
         def follow(log: str) -> None:
             steps = _STEP.findall(log)

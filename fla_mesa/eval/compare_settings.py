@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import math
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -85,6 +86,7 @@ class Plan:
 
     Attributes:
         training: Flags for `fla-mesa train`, the same for all.
+        overrides: Its `--config_overrides` by model.
         fixed: What they amount to, to be the same whenever the comparison goes on.
         position_tokens: Validation tokens for the loss by position.
     """
@@ -97,6 +99,7 @@ class Plan:
     folder: Path
     training: list[str]
     position_tokens: int
+    overrides: dict[str, str | None]
     settings: RecipeSettings
     fixed: dict[str, Any] = field(repr=False)
 
@@ -111,7 +114,8 @@ def _parser() -> argparse.ArgumentParser:
         usage="fla-mesa compare [--models A,B,C] [--size A,B] [--seeds 1,2,3] [--lr 1e-3,3e-3] [flags of fla-mesa train]",
         description="Train models on the same tokens in the same order, evaluate them alike, and leave report.md, report.json and "
         "pictures in --output_dir. What is finished is kept: interrupted, the same command goes on where it was.",
-        epilog="All other flags are those of fla-mesa train and hold for every model.",
+        epilog="All other flags are those of fla-mesa train and hold for every model. In an object of --config_overrides, the name of "
+        'a model holds changes for it alone: {"fuse_norm": false, "mesanet": {"gamma_init": [0.5, 0.98]}}.',
         allow_abbrev=False,
     )
     matched = ", ".join(zoo.MATCHED)
@@ -227,11 +231,10 @@ def parse(argv: list[str]) -> Plan:
 
     flags = ["--model", full_names[0], "--size", size, "--output_dir", str(folder), *training]
     settings, arguments = parse_training(flags)
-    for name in overrides.names(settings.config_overrides) if settings.config_overrides else ():
-        if name not in full_names:
-            raise ValueError(f"config_overrides: {name} is not among the models, {', '.join(full_names)}")
-    for name in full_names:  # an unknown size, or an override that only some of them know
-        make_config(replace(settings, model=name), None)
+    changes = _overrides(settings.config_overrides, models)
+    for model, text in changes.items():  # an unknown size, or an override that only some of them know
+        name = zoo.resolve(model, own["parametrization"])
+        make_config(replace(settings, model=name, config_overrides=text), None)
     fixed = {
         "parametrization": own["parametrization"],
         "position_tokens": _integer("position_tokens", own["position_tokens"], 1),
@@ -247,9 +250,27 @@ def parse(argv: list[str]) -> Plan:
         folder=folder,
         training=training,
         position_tokens=fixed["position_tokens"],
+        overrides=changes,
         settings=settings,
         fixed=fixed,
     )
+
+
+def _overrides(text: str | None, models: list[str]) -> dict[str, str | None]:
+    """`--config_overrides` of each model, and of those beside them that it names, which may join in a later call.
+
+    A key that names an architecture holds changes for it alone.
+    """
+    if text is None:
+        return dict.fromkeys(models)
+    common = overrides.parse(text)
+    own = {key: common.pop(key) for key in list(common) if key in zoo.RELEASED}
+    for name, changes in own.items():
+        if not isinstance(changes, dict):
+            raise ValueError(
+                f"config_overrides: {name} is an architecture, and takes an object of its settings; got {changes!r}"
+            )
+    return {model: json.dumps({**common, **own.get(model, {})}) for model in dict.fromkeys([*models, *own])}
 
 
 def _names(flag: str, text: str) -> list[str]:

@@ -121,6 +121,7 @@ def _circumstances(plan: Plan, rows: list[Row]) -> dict[str, Any]:
                 continue
             kept = {name: metrics.get(name) for name in _CIRCUMSTANCES}
             kept["settings"] = {name: value for name, value in metrics["settings"].items() if name in plan.fixed}
+            kept["settings"]["config_overrides"] = plan.settings.config_overrides  # of all, not of this one
             return kept | {"machine": platform.platform(), "commit": commit()}
     return {"machine": platform.platform(), "commit": commit()}
 

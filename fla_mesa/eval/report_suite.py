@@ -25,9 +25,11 @@ def write(plans: list[Plan], folder: Path, command: list[str]) -> str:
     heads = [_head(plan, tasks, sizes) for plan in plans]
     reports = [report_plots.read_json(plan.folder / "report.json") for plan in plans]
     models: dict[str, report.Row] = {}
-    label = ""
+    label = "quality"
     for head, found in zip(heads, reports, strict=True):
-        label, quality = report_plots.quality([row for row in found["models"] if row["seeds"]])
+        finished = [row for row in found["models"] if row["seeds"]]
+        name, quality = report_plots.quality(finished)
+        label = name if finished else label
         for row in found["models"]:
             line = models.setdefault(row["model"], {"model": row["model"], "seeds": 1})
             line[head] = quality.get(row["model"])

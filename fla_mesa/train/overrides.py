@@ -1,8 +1,4 @@
-"""`--config_overrides`: changes to a model's configuration by the names of its config.json.
-
-Where several architectures are compared, a key that names one holds changes for it alone:
-{"fuse_norm": false, "mesanet": {"gamma_init": [0.5, 0.98]}}
-"""
+"""`--config_overrides`: changes to a model's configuration by the names of its config.json."""
 
 import difflib
 import json
@@ -10,8 +6,6 @@ import warnings
 from typing import Any
 
 from transformers import PreTrainedConfig
-
-from fla_mesa.models import zoo
 
 # Facts about the data, not choices.
 _FROM_DATA = ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id", "model_type")
@@ -36,24 +30,12 @@ def parse(text: str) -> dict[str, Any]:
     return changes
 
 
-def names(text: str) -> list[str]:
-    """The architectures for which `text` holds changes of their own."""
-    return [key for key in parse(text) if key in zoo.names()]
-
-
-def apply(config: PreTrainedConfig, text: str, model: str) -> PreTrainedConfig:
-    """`config`, that of the zoo's `model`, with the changes for all and for it, made anew so that it checks them itself.
+def apply(config: PreTrainedConfig, text: str) -> PreTrainedConfig:
+    """`config` with the changes, made anew so that it checks them itself.
 
     Raises ValueError for an unknown key, a value of another type than the present one, or what the configuration rejects.
     """
     present, changes = config.to_dict(), parse(text)
-    own = {key: changes.pop(key) for key in names(text)}
-    for name, value in own.items():
-        if not isinstance(value, dict):
-            raise ValueError(
-                f"config_overrides: {name} is an architecture, and takes an object of its settings, not {value!r}"
-            )
-    changes |= own.get(model, {})
     for key, value in changes.items():
         if key not in present:
             near = difflib.get_close_matches(key, present, n=1)

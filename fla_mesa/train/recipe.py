@@ -46,7 +46,7 @@ def make_config(settings: RecipeSettings, splits: Splits | None) -> PreTrainedCo
         # model that knows of padding would not let it. Generation needs to know: `_make_trainer` says it afterwards.
         pad_token_id=None,
     )
-    return overrides.apply(config, settings.config_overrides, settings.model) if settings.config_overrides else config
+    return overrides.apply(config, settings.config_overrides) if settings.config_overrides else config
 
 
 def data_request(settings: RecipeSettings, seed: int, say: Callable[[str], None]) -> DataRequest:

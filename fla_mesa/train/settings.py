@@ -34,8 +34,7 @@ class RecipeSettings:
         default=None,
         metadata={
             "help": "Changes to the model's configuration: key=value,key=value or a JSON object, for example "
-            "num_hidden_layers=4,hidden_size=128. The keys are those of the model's config.json; in an object, the name of an "
-            "architecture holds changes for it alone."
+            "num_hidden_layers=4,hidden_size=128. The keys are those of the model's config.json."
         },
     )
     data: str = field(

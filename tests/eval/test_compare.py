@@ -136,7 +136,7 @@ def test_a_model_that_fails_is_reported_and_the_others_go_on(text, tmp_path, her
         return config
 
     monkeypatch.setitem(zoo.ARCHITECTURES, "matched-gla", broken)
-    monkeypatch.setattr("fla_mesa.train.overrides.apply", lambda config, text, model: config)
+    monkeypatch.setattr("fla_mesa.train.overrides.apply", lambda config, text: config)
     flags = ("--models", "gla,delta_net")
     assert run(text, tmp_path, *flags) == 0
     gla, delta_net = report_of(tmp_path)["models"]
@@ -219,6 +219,21 @@ def test_several_sizes_end_in_one_table_and_a_picture(tmp_path, here):
     # Another size later: what is there stays.
     assert compare.main([*flags, "--size", "1x64,1x32"]) == 0
     assert sum(command[0] == "train" for command in here) == 8
+
+
+def test_overrides_of_one_model(text, tmp_path, here):
+    shape = '{"hidden_size": 16, "num_hidden_layers": 1, "num_heads": 1, "head_dim": 16}'
+    changes = json.dumps({"gla": json.loads(shape), "mesanet": json.loads(shape) | {"cg_tolerance": 0.25}})
+    flags = ("--config_overrides", changes, "--num_train_epochs", "1")
+    assert run(text, tmp_path, "--models", "mesanet,delta_net", *flags) == 0
+    assert run(text, tmp_path, "--models", "gla", *flags) == 0  # joins later, under the same overrides
+    found = {}
+    for model in ("mesanet", "delta_net", "gla"):
+        (config,) = (tmp_path / f"cells/matched-{model}").glob("*/config.json")
+        found[model] = json.loads(config.read_text())
+    assert [config["hidden_size"] for config in found.values()] == [16, 128, 16]
+    assert found["mesanet"]["cg_tolerance"] == 0.25
+    assert f"- changed in the configurations: `{changes}`" in (tmp_path / "report.md").read_text()
 
 
 def test_tasks_and_sizes_have_a_folder_each(tmp_path):
@@ -398,9 +413,10 @@ def test_a_real_child(tmp_path):
         (["--learning_rate=3"], "learning_rate: a comparison sets it for each of its runs; use --lr"),
         (["--position_tokens", "0"], "position_tokens: allowed are integers >= 1"),
         (["--config_overrides", "nonsense=1"], "config_overrides: "),
+        (["--models", "gla", "--config_overrides", '{"mesanet": {"gamma_int": 1}}'], "did you mean gamma_init?"),
         (
-            ["--models", "gla", "--config_overrides", '{"mesanet": {}}'],
-            "config_overrides: mesanet is not among the models, gla",
+            ["--models", "gla", "--config_overrides", "gla=1"],
+            "config_overrides: gla is an architecture, and takes an object of its settings; got 1",
         ),
         (["--adam_beta2", "7"], "adam_beta2"),
         (["--data", "nowhere.txt"], "nowhere.txt"),

@@ -84,20 +84,11 @@ def config():
     return zoo.build_config("mesanet", "tiny", vocab_size=257, max_position_embeddings=64, **ids)
 
 
-def test_overrides_of_one_architecture():
-    text = '{"norm_eps": 0.5, "mesanet": {"gamma_init": [0.5, 0.9], "norm_eps": 0.25}, "gla": {"expand_k": 1.0}}'
-    changed = overrides.apply(config(), text, "mesanet")
-    assert changed.gamma_init == [0.5, 0.9] and changed.norm_eps == 0.25
-    other = overrides.apply(config(), text, "hawk_mesa")
-    assert other.gamma_init == [0.5, 0.5] and other.norm_eps == 0.5
-    assert overrides.names(text) == ["mesanet", "gla"]
-
-
 def test_overrides_in_both_forms():
-    changed = overrides.apply(config(), "hidden_size=32, gamma_cap=null,norm_eps=1,hidden_act=powlu", "mesanet")
+    changed = overrides.apply(config(), "hidden_size=32, gamma_cap=null,norm_eps=1,hidden_act=powlu")
     assert (changed.hidden_size, changed.gamma_cap, changed.norm_eps) == (32, None, 1)
     assert (changed.hidden_act, changed.vocab_size) == ("powlu", 257)
-    attention = overrides.apply(config(), '{"attn": {"layers": [1], "num_heads": 2}, "hidden_size": 64}', "mesanet")
+    attention = overrides.apply(config(), '{"attn": {"layers": [1], "num_heads": 2}, "hidden_size": 64}')
     assert attention.attn["layers"] == [1] and attention.hidden_size == 64
 
 
@@ -105,7 +96,6 @@ def test_overrides_in_both_forms():
     ("text", "message"),
     [
         ("hiden_size=32", "mesanet has no setting 'hiden_size'; did you mean hidden_size?"),
-        ("gla=1", "gla is an architecture, and takes an object of its settings, not 1"),
         ("zzz=1", "no setting 'zzz'; it has .*hidden_size"),
         ("hidden_size=wide", "hidden_size is 128, so it cannot become 'wide'"),
         ("hidden_size=true", "hidden_size is 128, so it cannot become True"),
@@ -118,4 +108,4 @@ def test_overrides_in_both_forms():
 )
 def test_overrides_refused(text, message):
     with pytest.raises(ValueError, match=re.escape(message) if "*" not in message else message):
-        overrides.apply(config(), text, "mesanet")
+        overrides.apply(config(), text)
