@@ -20,13 +20,15 @@ _TEXT = (
     f"{_STEPS} --data text.txt --seq_len 32 --eval_tokens 256 "
     "--config_overrides hidden_size=16,num_hidden_layers=1,num_heads=1,head_dim=16,intermediate_size=16"
 )
-_SUITE = f"{_STEPS} --suite mqar:vocab_size=64,length=32,num_pairs=2,train=32,validation=8,test=8 --size 1x32,1x64"
+_SUITE = f"{_STEPS} --suite mqar:vocab_size=64,length=32,num_pairs=2,train=32,validation=8,test=8 --size 2x32,2x64"
+_SWEEP = "--context_lengths 32,64 --sequences 1 --repeats 1 --steps 1 --tolerances 1e-2"
 SHORT = {
     "train": _TEXT,
     "compare": f"{_TEXT} --seeds 1 --lr 3e-3",
-    "compare --suite": f"{_SUITE} --models mesanet --seeds 1 --lr 3e-3",
+    "compare --suite": f"{_SUITE} --models mesanet",
     "eval": "--limit 1 --batch_size 1 --metadata length=300 samples=2 text=text.txt --device cpu",
-    "sweep": "--text text.txt --context_lengths 32,64 --sequences 1 --needles 1 --repeats 1 --steps 1 --tolerances 1e-2",
+    "sweep": f"{_SWEEP} --text text.txt --needles 1",
+    "sweep --suite": _SWEEP,
 }
 
 
@@ -61,7 +63,7 @@ def shortened(line: str) -> list[str]:
     """The words of a `fla-mesa` or `torchrun` command, with flags that make it short."""
     words = shlex.split(line)
     name = next(word for word in words if word in cli.COMMANDS)
-    of_a_suite = name == "compare" and {"--suite", "mqar"} & set(words)
+    of_a_suite = name in ("compare", "sweep") and "mqar" in line
     return [*words, *shlex.split(SHORT[f"{name} --suite" if of_a_suite else name])]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import platform
 import shlex
 import statistics
@@ -112,18 +113,19 @@ def results(plan: Plan, rows: list[Row], command: list[str]) -> dict[str, Any]:
 
 
 def _circumstances(plan: Plan, rows: list[Row]) -> dict[str, Any]:
-    """Data, recipe, machine and versions, as the first finished run recorded them."""
+    """Data, recipe and versions as the first finished run recorded them, and the commits that the runs were made at."""
+    finished = []
     for row_ in rows:
         for path in sorted((plan.folder / "cells" / row_["zoo_name"]).glob("*/metrics.json")):
-            try:
-                metrics = report_plots.read_json(path)
-            except ValueError:
-                continue
-            kept = {name: metrics.get(name) for name in _CIRCUMSTANCES}
-            kept["settings"] = {name: value for name, value in metrics["settings"].items() if name in plan.fixed}
-            kept["settings"]["config_overrides"] = plan.settings.config_overrides  # of all, not of this one
-            return kept | {"machine": platform.platform(), "commit": commit()}
-    return {"machine": platform.platform(), "commit": commit()}
+            with contextlib.suppress(ValueError):
+                finished.append(report_plots.read_json(path))
+    made = {"machine": platform.platform(), "commit": commit()}
+    if not finished:
+        return made
+    kept = {name: finished[0].get(name) for name in _CIRCUMSTANCES}
+    kept["settings"] = {name: value for name, value in finished[0]["settings"].items() if name in plan.fixed}
+    kept["settings"]["config_overrides"] = plan.settings.config_overrides  # of all, not of this one
+    return kept | made | {"trained_at": sorted({metrics.get("commit") or "unknown" for metrics in finished})}
 
 
 # Tables
@@ -276,7 +278,12 @@ def markdown(found: dict[str, Any], pictures: dict[str, str]) -> str:
     """report.md; `pictures` are captions by file name."""
     rows, run = found["models"], found["run"]
     several_seeds, several_rates = len(found["seeds"]) > 1, len(found["learning_rates"]) > 1
-    lines = [f"# {len(rows)} models at size {found['size']}", "", _PARAMETRIZATIONS[found["parametrization"]], ""]
+    lines = [
+        f"# {len(rows)} {'model' if len(rows) == 1 else 'models'} at size {found['size']}",
+        "",
+        _PARAMETRIZATIONS[found["parametrization"]],
+        "",
+    ]
     if "steps" in run:
         tokens = run["steps"] * run["sequences_per_step"] * run["seq_len"]
         lines += [
@@ -335,7 +342,11 @@ def circumstances_lines(found: dict[str, Any]) -> list[str]:
         lines.append("- versions: " + ", ".join(f"{name} {version}" for name, version in run["versions"].items()))
         lines.append(f"- data: {run['data']['source']}, sha256 {run['data']['sha256'][:16]}")
     if run["commit"]:
-        lines.append(f"- commit: {run['commit']}")
+        trained_at = run.get("trained_at", [run["commit"]])
+        lines.append(
+            f"- commit: {run['commit']}"
+            + (f"; trained at {', '.join(trained_at)}" if trained_at != [run["commit"]] else "")
+        )
     return lines
 
 

@@ -43,29 +43,52 @@ def _parser() -> argparse.ArgumentParser:
         prog="fla-mesa sweep",
         description="Quality and speed of a MesaNet checkpoint against the steps or the tolerance of its solver.",
         allow_abbrev=False,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("checkpoint", help="a MesaNet checkpoint")
-    parser.add_argument("--output_dir", default="sweep", help="where the report goes")
+    parser.add_argument("--output_dir", default="sweep", help="where the report goes (default: %(default)s)")
     parser.add_argument(
-        "--text", default="stdlib", help="held-out text: stdlib, a text file, a .jsonl file or a folder"
+        "--text",
+        help="held-out text for a checkpoint of text: stdlib (default), a text file, a .jsonl file or a folder",
     )
     parser.add_argument(
         "--context_lengths", type=_numbers(int), help="default: 1, 2, 4 and 8 times the training length"
     )
-    parser.add_argument("--steps", type=_numbers(int), default=STEPS, help="fixed numbers of steps")
-    parser.add_argument("--tolerances", type=_numbers(float), default=TOLERANCES, help="relative residuals to stop at")
-    parser.add_argument("--most_steps", type=int, default=30, help="cap on the steps where a tolerance is set")
-    parser.add_argument("--no_exact", action="store_true", help="leave out the exact solve, which is slow")
-    parser.add_argument("--sequences", type=int, default=8, help="sequences of the longest context")
-    parser.add_argument("--needles", type=int, default=16, help="recall documents at each context length")
-    parser.add_argument("--batch_size", type=int, default=4, help="sequences at a time; changes no number")
-    parser.add_argument("--repeats", type=int, default=3, help="timed turns of every setting; 0 measures no time")
     parser.add_argument(
-        "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, cuda:1, ..."
+        "--steps", type=_numbers(int), default=STEPS, help=f"fixed numbers of steps (default: {_list(STEPS)})"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the choice of text and of the needles")
+    parser.add_argument(
+        "--tolerances",
+        type=_numbers(float),
+        default=TOLERANCES,
+        help=f"relative residuals to stop at (default: {_list(TOLERANCES)})",
+    )
+    parser.add_argument(
+        "--most_steps", type=int, default=30, help="cap on the steps where a tolerance is set (default: %(default)s)"
+    )
+    parser.add_argument("--no_exact", action="store_true", help="leave out the exact solve, which is slow")
+    parser.add_argument(
+        "--sequences", type=int, default=8, help="sequences of the longest context (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--needles", type=int, help="recall documents at each context length for a checkpoint of text (default: 16)"
+    )
+    parser.add_argument(
+        "--batch_size", type=int, default=4, help="sequences at a time; changes no number (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--repeats", type=int, default=3, help="timed turns of every setting; 0 measures no time (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--device",
+        default="cuda" if torch.cuda.is_available() else "cpu",
+        help="cpu, cuda, cuda:1, ... (default: %(default)s)",
+    )
+    parser.add_argument("--seed", type=int, help="of the choice of text and of the needles (default: 0)")
     return parser
+
+
+def _list(values: tuple) -> str:
+    return ",".join(f"{value:g}" for value in values)
 
 
 def _numbers(kind: type) -> Any:
@@ -94,8 +117,9 @@ def sweep(arguments: argparse.Namespace, argv: list[str]) -> list[Measured]:
 
     settings = _settings(arguments)
     for name, low in (("sequences", 1), ("needles", 1), ("batch_size", 1), ("repeats", 0), ("seed", 0)):
-        if getattr(arguments, name) < low:
-            raise ValueError(f"{name} must be an integer >= {low}; got {getattr(arguments, name)!r}")
+        value = getattr(arguments, name)
+        if value is not None and value < low:
+            raise ValueError(f"{name} must be an integer >= {low}; got {value!r}")
     check_checkpoint(arguments.checkpoint)
     model = AutoModelForCausalLM.from_pretrained(arguments.checkpoint, dtype="auto").to(arguments.device).eval()
     if not mesa_layers(model):
@@ -148,14 +172,20 @@ def _readings(arguments: argparse.Namespace, trained: int):
         raise ValueError(f"context_lengths must be integers >= 2; got {lengths[0]!r}")
     spec = recorded_suite(arguments.checkpoint)
     if spec is not None:
+        for name in ("text", "needles", "seed"):
+            if getattr(arguments, name) is not None:
+                raise ValueError(f"{name}: the checkpoint was trained on {spec}, and is asked for that")
         return read_suite(spec, lengths, arguments.sequences)
     tokenizer = AutoTokenizer.from_pretrained(arguments.checkpoint)
-    return read_text(tokenizer, arguments.text, lengths, arguments.sequences, arguments.needles, arguments.seed)
+    text, needles = arguments.text or "stdlib", arguments.needles or 16
+    return read_text(tokenizer, text, lengths, arguments.sequences, needles, arguments.seed or 0)
 
 
 def _facts(arguments: argparse.Namespace, argv: list[str], model: Any, recall_name: str) -> dict[str, Any]:
+    from fla_mesa.eval.checkpoint import recorded_suite
     from fla_mesa.train.provenance import commit, device_name, versions
 
+    suite = recorded_suite(arguments.checkpoint)
     facts = {
         "checkpoint": Path(arguments.checkpoint).name,
         "command": shlex.join(["fla-mesa", "sweep", *argv]),
@@ -164,7 +194,8 @@ def _facts(arguments: argparse.Namespace, argv: list[str], model: Any, recall_na
         "commit": commit(),
         "parameters": f"{model.num_parameters():,}, {str(model.dtype).removeprefix('torch.')}",
         "training length": model.config.max_position_embeddings,
-        "seed": arguments.seed,
+        "data": suite or arguments.text or "stdlib",
+        "seed": (arguments.seed or 0) if suite is None else None,
         "recall": recall_name,
         "zero steps": "q / diag(H + lamb), the paper's start",
         "time": f"median of {arguments.repeats} turns, one sequence at a time; the dense solves (0 steps, exact) are not timed",

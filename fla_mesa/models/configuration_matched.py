@@ -19,7 +19,8 @@ class MatchedConfig(MesaNetConfig):
         recurrence_width: Width of the recurrence of ``rg_lru`` layers, a multiple of `num_heads`, which is the number of blocks in the
             matrices of its gates. None for the one that gives the layer 4 D² parameters.
         kwargs: As in :class:`MesaNetConfig`. Settings of the solver, lamb and the cap on gamma belong to Mesa layers, those of heads
-            and of the output gate to all but ``rg_lru`` layers.
+            and of the output gate to all but ``rg_lru`` layers, `gamma_init` to all but ``delta``, ``softmax`` and ``rg_lru``
+            layers.
 
     Raises:
         ValueError: A value is out of range.

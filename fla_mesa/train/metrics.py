@@ -8,7 +8,7 @@ import torch
 
 from fla_mesa.data import Splits
 from fla_mesa.data.yardsticks import yardsticks
-from fla_mesa.train.provenance import device_name, versions
+from fla_mesa.train.provenance import commit, device_name, versions
 from fla_mesa.train.settings import RecipeSettings
 from fla_mesa.train.trainer import RecipeTrainer
 
@@ -61,6 +61,7 @@ def collect(
         "processes": arguments.world_size,
         "data": {"source": settings.data, "sha256": splits.sha256, **splits.facts},
         "versions": versions(),
+        "commit": commit(),
         "command": command,
         "settings": {**asdict(settings), **arguments.to_sanitized_dict()},
         "history": curves,

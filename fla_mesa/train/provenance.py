@@ -43,9 +43,17 @@ def _processor() -> str:
 
 
 def commit() -> str | None:
-    """The commit of the checkout that this package runs from, None outside of one."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short=12", "HEAD"]
-    try:
+    """The commit of the checkout that this package runs from, ``-dirty`` behind it where files differ from it; None outside of one."""
+    here = Path(__file__)
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(here.parent), *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+
+    try:
+        git(
+            "ls-files", "--error-unmatch", here.name
+        )  # installed into a folder of somebody's own repository, it is not in it
+        return git("describe", "--always", "--dirty", "--abbrev=12", "--exclude=*")
     except (OSError, subprocess.SubprocessError):
         return None

@@ -47,6 +47,18 @@ def without_times(found):
     return found
 
 
+def test_the_report_says_at_which_commits_its_runs_were_made(text, tmp_path, here):
+    assert run(text, tmp_path, "--models", "gla,delta_net") == 0
+    made_at = report_of(tmp_path)["run"]["commit"]
+    assert f"- commit: {made_at}\n" in (tmp_path / "report.md").read_text() or made_at is None
+    (path,) = (tmp_path / "cells/matched-gla").glob("*/metrics.json")
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"commit": "0123456789ab"}))
+    assert run(text, tmp_path, "--models", "gla,delta_net") == 0
+    assert "0123456789ab" in report_of(tmp_path)["run"]["trained_at"]
+    if made_at is not None:
+        assert f"; trained at 0123456789ab, {made_at}\n" in (tmp_path / "report.md").read_text()
+
+
 def test_a_comparison_from_training_to_pictures_and_its_going_on(text, tmp_path, here, capsys):
     flags = ("--models", "mesanet,transformer", "--seeds", "1,2", "--lr", "3e-3,1e20")
     assert run(text, tmp_path / "a", *flags) == 0

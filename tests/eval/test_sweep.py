@@ -166,6 +166,7 @@ def test_the_command_writes_tables_numbers_and_pictures(suite_checkpoint, tmp_pa
     assert code == 0
     assert "The smallest compute within 0.1 % of the best loss" in capsys.readouterr().out
     report = (tmp_path / "sweep.md").read_text()
+    assert "- data: mqar:" in report and "- seed: " not in report
     assert "## Context of 32 tokens" in report and "## Context of 64 tokens" in report
     data = json.loads((tmp_path / "sweep.json").read_text())
     assert set(data["smallest_compute"]) == {"32", "64"}
@@ -198,9 +199,12 @@ def test_the_command_writes_tables_numbers_and_pictures(suite_checkpoint, tmp_pa
         (["MESANET", "--sequences", "0"], "sequences must be an integer >= 1; got 0"),
         (["MESANET", "--context_lengths", "1"], "context_lengths must be integers >= 2; got 1"),
         (["MESANET", "--text", "/nowhere.txt"], "/nowhere.txt"),
+        (["SUITE", "--text", "stdlib"], "text: the checkpoint was trained on mqar"),
+        (["SUITE", "--needles", "3"], "needles: the checkpoint was trained on mqar"),
+        (["SUITE", "--seed", "0"], "seed: the checkpoint was trained on mqar"),
     ],
 )
-def test_bad_arguments(arguments, message, llama_checkpoint, mesanet_checkpoint, capsys):
-    paths = {"LLAMA": str(llama_checkpoint), "MESANET": str(mesanet_checkpoint)}
+def test_bad_arguments(arguments, message, llama_checkpoint, mesanet_checkpoint, suite_checkpoint, capsys):
+    paths = {"LLAMA": str(llama_checkpoint), "MESANET": str(mesanet_checkpoint), "SUITE": str(suite_checkpoint)}
     assert main([paths.get(argument, argument) for argument in arguments]) == 2
     assert message in capsys.readouterr().err
