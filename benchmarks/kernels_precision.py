@@ -1,9 +1,10 @@
 """Error, steps and cost of the solve by the precision of its products, in Triton's interpreter with operands rounded as on tensor cores.
 
-    TRITON_INTERPRET=1 python benchmarks/kernels_precision.py [--dtype float32|bfloat16]
+    TRITON_INTERPRET=1 python benchmarks/kernels_precision.py [--dtype float32|bfloat16] [--size 64] [--mean 1] [--least_gate 1]
 
-Prints the table of fla_mesa/ops/NOTES.md. Cost is that of one step, and of one fine residual, in bfloat16 matrix products (a tf32
-product counts twice) per chunk row of 64 keys with K = 128; "ieee" products do not run on tensor cores.
+Prints the table of fla_mesa/ops/NOTES.md. Products of a tile of 32 positions, forward, are those of the iteration in its precision, in
+plain bfloat16 (once the residual is within RELAX times the tolerance), and of new residuals. Cost is theirs for one position, in thousands
+of multiply-adds of bfloat16 (one of tf32 counts twice) at chunks of 64 keys; "ieee" does not run on tensor cores.
 """
 
 from __future__ import annotations
@@ -22,38 +23,99 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
 from fla_mesa.ops import triton  # noqa: E402
-from fla_mesa.ops.triton.plan import make_plan  # noqa: E402
+from fla_mesa.ops.triton import kernels_solve  # noqa: E402
+from fla_mesa.ops.triton.plan import Plan, make_plan  # noqa: E402
 from tests.ops.cases import INPUTS, Case, draw, relative_error, truth, upstream  # noqa: E402
 
 # Passes over tensor cores per product, and what one counts.
-PASSES = {"tf32": (1, 2), "bf16x3": (3, 1), "tf32x3": (3, 2)}
+PASSES = {"bf16": (1, 1), "tf32": (1, 2), "bf16x3": (3, 1), "tf32x3": (3, 2)}
+# PRECISION, FINE where refined, RELAX. FINE "bf16x3" is not what the kernels are tested with (NOTES.md says why).
 CHOICES = [
-    ("ieee", False), ("tf32", False), ("tf32", True), ("bf16x3", False), ("bf16x3", True), ("tf32x3", False),
+    ("ieee", None, 0), ("tf32", None, 0), ("tf32", "tf32x3", 0), ("tf32x3", None, 0), ("bf16x3", None, 0),
+    ("bf16x3", "tf32x3", 0), ("bf16x3", "tf32x3", 32), ("bf16x3", "tf32x3", 128), ("bf16x3", "tf32x3", 512),
+    ("bf16x3", "bf16x3", 128), ("bf16", "tf32x3", 0),
 ]  # fmt: skip
 
 
-def cost(precision: str, exact_keys: bool, K: int = 128, chunk: int = 64) -> str:
-    """Multiply-adds of one matrix-vector product per row, in thousands of bfloat16 ones."""
+def cost(precision: str, exact_keys: bool, resident: bool, K: int, chunk: int = 64) -> float:
+    """Multiply-adds of one matrix-vector product per row, in thousands of bfloat16 ones; NaN without tensor cores.
+
+    Where keys are bfloat16, a float32 operand meets them in two parts, or in three where it is to lose nothing; resident keys of tf32x3
+    are float32.
+    """
     if precision == "ieee":
-        return "no tensor cores"
+        return float("nan")
     passes, unit = PASSES[precision]
-    key_passes = 2 if precision == "bf16x3" and exact_keys else passes
-    return f"{(2 * chunk * K * key_passes + K * K * passes) * unit / 1000:.0f}k"
+    keys = passes * unit
+    if exact_keys and (precision == "bf16x3" or (precision == "tf32x3" and not resident)):
+        keys = 2 if precision == "bf16x3" else 3
+    return (2 * chunk * K * keys + K * K * passes * unit) / 1000
+
+
+class Products:
+    """Counts the products of the solves that run while it is entered: [in the iteration's precision, in bfloat16, of new residuals]."""
+
+    def __init__(self, plan: Plan):
+        self.plan, self.counts, self.fresh = plan, [0, 0, 0], False
+        self.functions = {name: getattr(kernels_solve, name) for name in ("apply_resident", "attend", "cg_step")}
+
+    def __enter__(self) -> Products:
+        def apply_resident(*arguments):
+            self.counts[1 if arguments[-2] != self.plan.PRECISION else 0] += 1
+            return self.functions["apply_resident"](*arguments)
+
+        def attend(*arguments):
+            self.counts[2] += 1
+            return self.functions["attend"](*arguments)
+
+        def cg_step(*arguments):
+            self.steps += 1
+            return self.functions["cg_step"](*arguments)
+
+        self.steps = 0
+        kernels_solve.apply_resident, kernels_solve.attend, kernels_solve.cg_step = apply_resident, attend, cg_step
+        return self
+
+    def __exit__(self, *_) -> None:
+        for name, function in self.functions.items():
+            setattr(kernels_solve, name, function)
+        precise, plain, fine = self.counts
+        # A new residual from resident operands is a product that no step follows.
+        resident = precise + plain - self.steps
+        self.counts = [precise - resident, plain, fine + resident]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
-    dtype = getattr(torch, parser.parse_args().dtype)
+    parser.add_argument("--size", type=int, default=64, help="K = V")
+    parser.add_argument(
+        "--mean", type=float, default=1.0, help="of the keys, over their spread: the larger, the worse conditioned"
+    )
+    parser.add_argument("--least_gate", type=float, default=1.0, help="forget gates are drawn between this and 1")
+    arguments = parser.parse_args()
+    dtype = getattr(torch, arguments.dtype)
     np.seterr(all="ignore")
-    case = Case(T=64, H=1, K=64, V=64, mean=1.0, gates=(1.0, 1.0), spread=1.0)
+    case = Case(
+        T=64,
+        H=1,
+        K=arguments.size,
+        V=arguments.size,
+        mean=arguments.mean,
+        gates=(arguments.least_gate, 1.0),
+        spread=1.0,
+    )
     x = {name: value.detach() for name, value in draw(case, dtype).items()}
     want, weights = truth(case, dtype), [w.float() for w in upstream(case)]
-    print("| products | refined | tolerance | o | worst gradient | steps, mean (max) | cost of a step |")
-    print("| --- | --- | --- | --- | --- | --- | --- |")
-    for precision, refine in CHOICES:
-        plan = make_plan(case.K, PRECISION=precision, REFINE=refine, FINE="ieee" if precision == "ieee" else "tf32x3")
+    weights[0] = weights[0].to(dtype)
+    print(
+        "| products | plain below | new residual | tolerance | o | worst gradient | steps, mean (max) | products a tile | cost |"
+    )
+    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
+    for precision, fine, relax in CHOICES:
+        FINE = "ieee" if precision == "ieee" else fine or "tf32x3"
         for tolerance in (1e-4, 1e-6):
+            plan = make_plan(case.K, PRECISION=precision, REFINE=fine is not None, RELAX=float(relax), FINE=FINE)
             options = {
                 "cu_seqlens": None,
                 "cu_seqlens_cpu": None,
@@ -62,13 +124,21 @@ def main() -> None:
                 "plan": plan,
             }
             with stub_driver.rounded_dots():
-                out = triton.chunk_forward(*x.values(), **options)
+                with Products(plan) as products:
+                    out = triton.chunk_forward(*x.values(), **options)
                 gradients = triton.chunk_backward(*list(x.values())[1:], out.x, weights[0], *weights[1:], **options)
             worst = max(relative_error(d, want[f"d{n}"]) for n, d in zip(INPUTS, gradients, strict=True))
             steps = f"{out.iterations.float().mean():.1f} ({int(out.iterations.max())})"
+            each = [count / (case.T / plan.BR) for count in products.counts]
+            exact = dtype == torch.bfloat16
+            kinds = ((precision, True), ("bf16", True), (FINE, False))
+            total = sum(
+                n * cost(kind, exact, resident, case.K) for n, (kind, resident) in zip(each, kinds, strict=True) if n
+            )
             print(
-                f"| {precision} | {'yes' if refine else 'no'} | {tolerance:.0e} | {relative_error(out.o, want['o']):.1e} "
-                f"| {worst:.1e} | {steps} | {cost(precision, dtype == torch.bfloat16)} |",
+                f"| {precision} | {f'{relax * tolerance:.0e}' if relax else 'never'} | {fine or 'none'} | {tolerance:.0e} "
+                f"| {relative_error(out.o, want['o']):.1e} | {worst:.1e} | {steps} | {' + '.join(f'{n:g}' for n in each)} "
+                f"| {'–' if precision == 'ieee' else f'{total:.0f}k'} |",
                 flush=True,
             )
 

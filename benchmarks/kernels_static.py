@@ -17,6 +17,7 @@ import io
 import os
 import platform
 import re
+import shlex
 import sys
 import warnings
 from collections.abc import Iterator
@@ -34,7 +35,7 @@ warnings.filterwarnings("ignore", message=".*Triton is not supported on current 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from fla_mesa.ops.triton import kernels_backward, kernels_forward, kernels_states, kernels_step  # noqa: E402
-from fla_mesa.ops.triton.backward import KEYS  # noqa: E402
+from fla_mesa.ops.triton.backward import KEYS, keys_block  # noqa: E402
 from fla_mesa.ops.triton.chunks import state_blocks  # noqa: E402
 from fla_mesa.ops.triton.forward import output_block  # noqa: E402
 from fla_mesa.ops.triton.plan import CHUNK, make_plan, power_of_two  # noqa: E402
@@ -180,7 +181,7 @@ def our_jobs(size: int, dtype: str, arch: int) -> Iterator[Job]:
     )  # fmt: skip
     yield Job(
         "keys and values, backward", kernels_backward.keys_values_backward_kernel, types,
-        sizes | {"BT": plan.BT, "BR": KEYS, "BD": plan.BD, "BN": output_block(size), "PRECISION": plan.FINE},
+        sizes | {"BT": plan.BT, "BR": KEYS, "BD": keys_block(), "BN": output_block(size), "PRECISION": plan.FINE},
     )  # fmt: skip
     resident = power_of_two(size) <= 128
     step = sizes | {"BK": power_of_two(size), "BV": output_block(size), "BD": 32, "RESIDENT": resident}
@@ -265,7 +266,7 @@ def main() -> None:
     lines = [
         f"# Static figures of the kernels, {args.dtype} inputs",
         "",
-        f"Compiled without a GPU on {platform.machine()}; {versions}. Made by `python benchmarks/kernels_static.py`.",
+        f"Compiled without a GPU on {platform.machine()}; {versions}. Made by `{shlex.join(['python', *sys.argv])}`.",
         "Spill bytes are stores per thread; occupancy is the share of a multiprocessor's warps that can be resident.",
         "",
         *table(args.arch, args.size, args.dtype, args.all_configs),

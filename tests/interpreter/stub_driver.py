@@ -8,7 +8,8 @@ Call `install()` before the first import of fla (fla asks the driver for its dev
 2. `tl.dot` multiplies bfloat16 operands as the raw 16-bit integers they are stored in: `create_dot` decodes them.
 3. `for i in range(n)` hands the kernel a Python int, and fla's kernels call `i.to(tl.int64)`: `LoopIndex` allows it.
 4. `tl.dot` ignores `input_precision`. Inside `with rounded_dots():` float32 operands are rounded as tensor cores do.
-5. Most of the time goes into preparing each call of a device function anew: `patch_lang` does it once a kernel.
+5. A float32 becomes a bfloat16 by dropping bits: `cast` rounds it to the nearest, as GPUs do.
+6. Most of the time goes into preparing each call of a device function anew: `patch_lang` does it once a kernel.
 """
 
 import builtins
@@ -138,6 +139,15 @@ def create_dot(self: Any, a: Any, b: Any, d: Any, input_precision: Any, *_: Any)
     return interpreter.TensorHandle(product + d.data, d.dtype.scalar)
 
 
+_cast = interpreter.InterpreterBuilder.cast_impl
+
+
+def cast(self: Any, src: Any, dst_type: Any) -> Any:
+    if src.dtype.scalar == tl.float32 and dst_type.scalar == tl.bfloat16:
+        src = interpreter.TensorHandle(round_mantissa(src.data, 7), tl.float32)
+    return _cast(self, src, dst_type)
+
+
 _patch_lang = interpreter._patch_lang
 
 
@@ -163,6 +173,7 @@ def install() -> None:
     triton.runtime.driver.set_active(StubDriver())
     interpreter._patch_lang = patch_lang
     interpreter.InterpreterBuilder.create_dot = create_dot  # type: ignore[method-assign]
+    interpreter.InterpreterBuilder.cast_impl = cast  # type: ignore[method-assign]
     options = interpreter.interpreter_builder.options
     interpreter.interpreter_builder.options = dataclasses.replace(
         options, allowed_dot_input_precisions=("tf32", "tf32x3", "ieee", "bf16x3", "bf16x6")

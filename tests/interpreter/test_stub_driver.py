@@ -53,6 +53,19 @@ def test_round_mantissa_agrees_with_bfloat16():
     np.testing.assert_array_equal(stub_driver.round_mantissa(x, 7), expected)
 
 
+@triton.jit
+def cast_kernel(a, b, N: tl.constexpr):
+    o_n = tl.arange(0, N)
+    tl.store(b + o_n, tl.load(a + o_n).to(tl.bfloat16))
+
+
+def test_a_cast_to_bfloat16_rounds_to_the_nearest():
+    a = torch.cat([torch.randn(62), torch.tensor([torch.inf, torch.nan])])
+    b = torch.empty(64, dtype=torch.bfloat16)
+    cast_kernel[(1,)](a, b, N=64)
+    torch.testing.assert_close(b, a.bfloat16(), rtol=0, atol=0, equal_nan=True)
+
+
 def test_fla_autotuned_kernel_runs():
     from fla.ops.utils import chunk_local_cumsum
 

@@ -17,10 +17,15 @@ from fla_mesa.ops.triton.chunks import (
 from fla_mesa.ops.triton.forward import output_block
 from fla_mesa.ops.triton.kernels_backward import keys_values_backward_kernel, solve_backward_kernel
 from fla_mesa.ops.triton.kernels_states import states_backward_kernel
-from fla_mesa.ops.triton.plan import Plan, capability_of, check_supported, make_plan
+from fla_mesa.ops.triton.plan import Plan, capability_of, check_supported, interpreted, make_plan
 from fla_mesa.ops.types import ChunkGradients
 
 KEYS = 16  # whose gradients one program computes, from all rows of their chunk
+
+
+def keys_block() -> int:
+    """Columns of keys and values read at a time."""
+    return 64 if interpreted() else 16
 
 
 @input_guard  # pyright: ignore[reportArgumentType] (fla types it for functions that return a tensor)
@@ -45,7 +50,8 @@ def chunk_backward(
 ) -> ChunkGradients:
     """The backward pass in Triton kernels: gradients in float32, given the solution x of the forward pass.
 
-    Sums over positions and tiles are taken in a fixed order: the same inputs give the same bits.
+    Sums over positions and tiles are taken in a fixed order: the same inputs give the same bits, as long as autotuning (whose choices
+    Triton keeps on disk) picks the same configurations.
 
     Args:
         do: Gradient of the output ``[B, T, H, V]``.
@@ -97,7 +103,7 @@ def chunk_backward(
         k=k, v=v, g=a, beta=beta, x=x, y=y, do=do, dh_kk=dh_kk_chunks, dh_kv=dh_kv_chunks, inner=inner.sum(-1),
         da_rows=da_rows, dk=dk, dv=dv, dbeta=dbeta, da=da, cu_seqlens=chunks.cu_seqlens,
         chunk_indices=chunks.indices, T=T, n_chunks=chunks.per_grid, H=H, K=K, V=V, BT=plan.BT, BR=KEYS,
-        BD=plan.BD, BN=output_block(max(K, V)), PRECISION=plan.FINE,
+        BD=keys_block(), BN=output_block(max(K, V)), PRECISION=plan.FINE,
     )  # fmt: skip
     dg = local_cumsum(da, chunk_size=CHUNK, reverse=True, cu_seqlens=chunks.cu_seqlens, chunk_indices=chunks.indices)
     return ChunkGradients(y, dk, dv, dg, dbeta, dlamb.sum(0), dh_kk_init, dh_kv_init)

@@ -18,8 +18,8 @@ from fla_mesa.ops.triton.plan import solve_configs
 
 @triton.heuristics({"IS_VARLEN": lambda args: args["cu_seqlens"] is not None})
 @triton.autotune(
-    configs=[triton.Config({}, num_warps=w, num_stages=1) for w in (4, 8)],
-    key=["H", "K", "V", "BT", "BR", "RESIDENT", "REFINE", "PRECISION", "FINE"],
+    configs=[triton.Config({}, num_warps=w, num_stages=s) for s in (1, 2) for w in (8, 4)],
+    key=["H", "K", "V", "BT", "BR", "RESIDENT", "REFINE", "RELAX", "PRECISION", "FINE"],
     prune_configs_by={"early_config_prune": solve_configs},
     **autotune_cache_kwargs,
 )
@@ -29,7 +29,8 @@ def solve_backward_kernel(
     T, n_chunks, max_steps, tolerance,
     H: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BT: tl.constexpr, BR: tl.constexpr, BK: tl.constexpr,
     BS: tl.constexpr, BD: tl.constexpr,
-    RESIDENT: tl.constexpr, REFINE: tl.constexpr, PRECISION: tl.constexpr, FINE: tl.constexpr, IS_VARLEN: tl.constexpr,
+    RESIDENT: tl.constexpr, REFINE: tl.constexpr, RELAX: tl.constexpr, PRECISION: tl.constexpr, FINE: tl.constexpr,
+    IS_VARLEN: tl.constexpr,
 ):  # fmt: skip
     """dx_t = G_t do_t and the solve for y_t of one tile; its part of dlamb; and what the decay of each row receives,
 
@@ -59,7 +60,7 @@ def solve_backward_kernel(
     tl.debug_barrier()
     b_y, b_r, _, _, i_zero = solve_tile(
         dx, y, k, h_kk, g, beta, lamb, scratch, o_t, T, max_steps, tolerance,
-        H, K, BT, BR, BK, BS, BD, RESIDENT, REFINE, PRECISION, FINE,
+        H, K, BT, BR, BK, BS, BD, RESIDENT, REFINE, RELAX, PRECISION, FINE,
     )  # fmt: skip
 
     o_t += i_zero

@@ -13,8 +13,8 @@ from fla_mesa.ops.triton.plan import solve_configs
 
 @triton.heuristics({"IS_VARLEN": lambda args: args["cu_seqlens"] is not None})
 @triton.autotune(
-    configs=[triton.Config({}, num_warps=w, num_stages=1) for w in (4, 8)],
-    key=["H", "K", "V", "BT", "BR", "RESIDENT", "REFINE", "PRECISION", "FINE"],
+    configs=[triton.Config({}, num_warps=w, num_stages=s) for s in (1, 2) for w in (8, 4)],
+    key=["H", "K", "V", "BT", "BR", "RESIDENT", "REFINE", "RELAX", "PRECISION", "FINE"],
     prune_configs_by={"early_config_prune": solve_configs},
     **autotune_cache_kwargs,
 )
@@ -24,7 +24,8 @@ def solve_output_kernel(
     T, n_chunks, max_steps, tolerance,
     H: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BT: tl.constexpr, BR: tl.constexpr, BK: tl.constexpr,
     BV: tl.constexpr, BS: tl.constexpr, BD: tl.constexpr,
-    RESIDENT: tl.constexpr, REFINE: tl.constexpr, PRECISION: tl.constexpr, FINE: tl.constexpr, IS_VARLEN: tl.constexpr,
+    RESIDENT: tl.constexpr, REFINE: tl.constexpr, RELAX: tl.constexpr, PRECISION: tl.constexpr, FINE: tl.constexpr,
+    IS_VARLEN: tl.constexpr,
 ):  # fmt: skip
     i_r, i_s, i_h, first, T = locate(cu_seqlens, chunk_indices, T, n_chunks, H, BT, BT // BR, IS_VARLEN)
     o_t = i_r * BR + tl.arange(0, BR)
@@ -44,7 +45,7 @@ def solve_output_kernel(
 
     _, _, b_steps, b_relative, i_zero = solve_tile(
         q, x, k, h_kk, g, beta, lamb + i_h * K, scratch, o_t, T, max_steps, tolerance,
-        H, K, BT, BR, BK, BS, BD, RESIDENT, REFINE, PRECISION, FINE,
+        H, K, BT, BR, BK, BS, BD, RESIDENT, REFINE, RELAX, PRECISION, FINE,
     )  # fmt: skip
     o_t += i_zero
     m_t = o_t < T

@@ -1,5 +1,5 @@
 # pyright: reportOperatorIssue=false, reportArgumentType=false, reportCallIssue=false, reportAttributeAccessIssue=false
-# pyright: reportGeneralTypeIssues=false, reportIndexIssue=false, reportOptionalSubscript=false, reportReturnType=false
+# pyright: reportGeneralTypeIssues=false, reportIndexIssue=false, reportOptionalSubscript=false, reportReturnType=false, reportAssignmentType=false
 # (device code: types mean something else to Triton)
 """The solve, as Triton device functions: conjugate gradients for a tile of positions, one linear system per row.
 
@@ -20,11 +20,20 @@ How this differs from the textbook's conjugate gradients:
   curvature p'Hp is not positive is frozen where it stands; one that meets a NaN becomes NaN and stops.
 - Products run in a precision that the caller chooses. Where that is below float32, the residual is computed anew in a higher
   one and the iteration restarted until that residual, too, is small enough.
+- An error in H p moves x by as much as p is long, and p shrinks with the residual: once that is within RELAX times the
+  tolerance, products of plain bfloat16 do (inexact Krylov methods: van den Eshof and Sleijpen 2004, Simoncini and Szyld 2003),
+  as long as H rounded to 8 bits is still positive definite with lamb: see MOST_ROUNDED. What they nevertheless leave, the new
+  residual shows, and the restart, precise throughout, mends.
 """
 
 import triton
 import triton.language as tl
 from fla.ops.utils.op import exp2
+
+# Rounded to bfloat16, S = diag(lamb)^-1/2 H diag(lamb)^-1/2 is off by at most 2^-9 trace(S) in the Frobenius norm, and S + 1 has no
+# eigenvalue below 1: positive definite for a trace below 512. Half of that.
+MOST_ROUNDED = tl.constexpr(256.0)
+AIM = tl.constexpr(0.9)  # of the tolerance, before the residual is computed anew
 
 
 @triton.jit
@@ -38,32 +47,71 @@ def dot(b_a, b_b, b_acc, PRECISION: tl.constexpr):
     """acc + a b. Two operands of the same 16-bit type multiply exactly; anything else as float32 in PRECISION."""
     if b_a.dtype == b_b.dtype and b_a.dtype != tl.float32:
         return tl.dot(b_a, b_b, b_acc)
+    elif PRECISION == "bf16x3" or PRECISION == "bf16":
+        b_high, b_low = split(b_b, PRECISION)
+        m_all = tl.full([b_a.shape[0]], True, tl.int1)
+        return dot_split(b_a, b_high, b_low, b_acc, m_all, PRECISION, b_b.dtype != tl.bfloat16)
+    elif PRECISION == "tf32x3" and b_a.dtype == tl.float32 and b_b.dtype == tl.bfloat16:
+        # Three parts of 8 bits hold all of a float32, and the other operand is one: better, and half the cost.
+        b_high, b_rest = split_once(b_a)
+        b_middle, b_rest = split_once(b_rest)
+        b_acc = tl.dot(b_rest.to(tl.bfloat16), b_b, b_acc)
+        b_acc = tl.dot(b_middle, b_b, b_acc)
+        return tl.dot(b_high, b_b, b_acc)
+    elif PRECISION == "tf32x3" and b_a.dtype == tl.bfloat16 and b_b.dtype == tl.float32:
+        b_high, b_rest = split_once(b_b)
+        b_middle, b_rest = split_once(b_rest)
+        b_acc = tl.dot(b_a, b_rest.to(tl.bfloat16), b_acc)
+        b_acc = tl.dot(b_a, b_middle, b_acc)
+        return tl.dot(b_a, b_high, b_acc)
     else:
         return tl.dot(b_a.to(tl.float32), b_b.to(tl.float32), b_acc, input_precision=PRECISION)
 
 
 @triton.jit
+def split_once(b_a):
+    """The bfloat16 next to a block, and what it leaves in float32."""
+    b_high = b_a.to(tl.bfloat16)
+    return b_high, b_a.to(tl.float32) - b_high.to(tl.float32)
+
+
+@triton.jit
 def split(b_b, PRECISION: tl.constexpr):
-    """A right operand that stays in shared memory through the iteration, as (high, low) parts where PRECISION splits it."""
-    if PRECISION == "bf16x3":
-        b_high = b_b.to(tl.bfloat16)
-        return b_high, (b_b.to(tl.float32) - b_high.to(tl.float32)).to(tl.bfloat16)
+    """A right operand, which may stay in shared memory for several products, as (high, low) parts where PRECISION splits it."""
+    if PRECISION == "bf16x3" or PRECISION == "bf16":
+        b_high, b_low = split_once(b_b)
+        return b_high, b_low.to(tl.bfloat16)
     else:
         return b_b.to(tl.float32), b_b.to(tl.float32)
 
 
 @triton.jit
-def dot_split(b_a, b_high, b_low, b_acc, PRECISION: tl.constexpr, LOW: tl.constexpr):
-    """acc + a (high + low) for float32 a; without LOW the low part is known to be zero."""
+def dot_split(b_a, b_high, b_low, b_acc, m_precise, PRECISION: tl.constexpr, LOW: tl.constexpr):
+    """acc + a (high + low); without LOW the low part is known to be zero. Of a bfloat16 `a`, so is that one's.
+
+    Rows outside of m_precise go without low parts: what PRECISION "bf16" would give them, to the bit.
+    """
     if PRECISION == "bf16x3":
-        b_a_high = b_a.to(tl.bfloat16)
-        b_a_low = (b_a - b_a_high.to(tl.float32)).to(tl.bfloat16)
-        b_acc = tl.dot(b_a_low, b_high, b_acc)
+        b_a_high, b_a_low = split_once(b_a)
+        if b_a.dtype != tl.bfloat16:
+            b_acc = tl.dot(tl.where(m_precise[:, None], b_a_low, 0.0).to(tl.bfloat16), b_high, b_acc)
         if LOW:
-            b_acc = tl.dot(b_a_high, b_low, b_acc)
+            b_acc = tl.dot(tl.where(m_precise[:, None], b_a_high, 0.0).to(tl.bfloat16), b_low, b_acc)
         return tl.dot(b_a_high, b_high, b_acc)
+    elif PRECISION == "bf16":
+        return tl.dot(b_a.to(tl.bfloat16), b_high, b_acc)
     else:
-        return tl.dot(b_a, b_high, b_acc, input_precision=PRECISION)
+        return tl.dot(b_a.to(tl.float32), b_high, b_acc, input_precision=PRECISION)
+
+
+@triton.jit
+def apply_resident(b_p, b_k_high, b_k_low, b_m, b_decay, b_h_high, b_h_low, b_lamb, m_precise, PRECISION: tl.constexpr,
+                   K_LOW: tl.constexpr):  # fmt: skip
+    """(H_t + diag(lamb)) p_t for the rows of a tile [BR, BK], with H0, the chunk's keys and their weights at hand."""
+    b_s = tl.zeros([b_m.shape[0], b_m.shape[1]], dtype=tl.float32)
+    b_s = dot_split(b_p, tl.trans(b_k_high), tl.trans(b_k_low), b_s, m_precise, PRECISION, K_LOW)
+    b_hp = dot_split(b_s * b_m, b_k_high, b_k_low, b_lamb[None, :] * b_p, m_precise, PRECISION, K_LOW)
+    return dot_split(b_p * b_decay, b_h_high, b_h_low, b_hp, m_precise, PRECISION, True)
 
 
 @triton.jit
@@ -186,13 +234,15 @@ def solve_tile(
     b, x, k, h, g, beta, lamb, scratch,  # pointers of this chunk and head; b and x [., H * K] by rows, h [K, K]
     o_t, T, max_steps, tolerance,
     H: tl.constexpr, K: tl.constexpr, BT: tl.constexpr, BR: tl.constexpr, BK: tl.constexpr, BS: tl.constexpr,
-    BD: tl.constexpr, RESIDENT: tl.constexpr, REFINE: tl.constexpr, PRECISION: tl.constexpr, FINE: tl.constexpr,
+    BD: tl.constexpr, RESIDENT: tl.constexpr, REFINE: tl.constexpr, RELAX: tl.constexpr, PRECISION: tl.constexpr,
+    FINE: tl.constexpr,
 ):  # fmt: skip
     """Solve (H_t + diag(lamb)) x_t = b_t for the rows o_t and store x (float32).
 
     RESIDENT keeps H0 and the chunk's keys in shared memory through the iteration, in PRECISION; otherwise they are read
     block by block each time and p travels through `scratch`. REFINE computes the residual anew in FINE and restarts the rows
-    in which it is too large.
+    in which it is too large. RELAX says from which multiple of the tolerance on products may be of plain bfloat16; 0 for never,
+    and never without RESIDENT.
 
     What is needed only before and after the iteration (b, its scale and norm, x during the fine residual) is read again
     rather than kept, and addresses after it are built on `i_zero`, which is 0 but which the compiler cannot know before the
@@ -211,8 +261,10 @@ def solve_tile(
     b_r, _, b_rr = cg_scale(tl.load(b + o_tk, mask=m_tk, other=0.0).to(tl.float32), b_weight)
     b_x = tl.zeros([BR, BK], dtype=tl.float32)
     b_rr_before = b_rr
-    b_enough = b_rr * tolerance * tolerance
-    b_active = b_rr > b_enough
+    # A row that ends just below the tolerance would often be found just above by the new residual, and its whole tile would go on.
+    AIM_SQUARED: tl.constexpr = AIM * AIM if REFINE else 1.0
+    b_target = b_rr * (tolerance * tolerance * AIM_SQUARED)
+    b_active = b_rr > b_target
     b_steps = tl.zeros([BR], dtype=tl.int32)
     b_p = tl.where(b_active[:, None], b_r * b_weight[None, :], 0.0)
 
@@ -228,17 +280,25 @@ def solve_tile(
         b_k_high, b_k_low = split(b_k, PRECISION)
         b_m = decay_mask(g, beta, b_gt, o_t, o_s, T, H)
 
+    # Each row changes over on its own, so that no row depends on what others need; the products, when the last one has.
+    m_relaxes = tl.full([BR], False, tl.int1)
+    if RESIDENT and RELAX > 0:
+        # trace(diag(lamb)^-1 H_t) of each row
+        b_diagonal = tl.load(h + o_k * (K + 1), mask=m_k, other=0.0)
+        b_squares = tl.sum(b_k.to(tl.float32) * b_k.to(tl.float32) * b_weight[None, :], axis=1)
+        b_trace = exp2(b_gt) * tl.sum(b_diagonal * b_weight) + tl.sum(b_m * b_squares[None, :], axis=1)
+        m_relaxes = b_trace <= MOST_ROUNDED
     i_step = 0
     i_zero = 0
     n_active = tl.sum(b_active.to(tl.int32))
+    m_precise = b_active & ~(m_relaxes & (b_rr <= b_target * (RELAX * RELAX / AIM_SQUARED)))
+    n_precise = tl.sum(m_precise.to(tl.int32))
     n_left = n_active
     while n_left > 0:
-        while (n_active > 0) & (i_step < max_steps):
+        while (n_precise > 0) & (i_step < max_steps):
             if RESIDENT:
-                b_s = dot_split(b_p, tl.trans(b_k_high), tl.trans(b_k_low), tl.zeros([BR, BT], dtype=tl.float32),
-                                PRECISION, K_LOW)  # fmt: skip
-                b_hp = dot_split(b_s * b_m, b_k_high, b_k_low, b_lamb[None, :] * b_p, PRECISION, K_LOW)
-                b_hp = dot_split(b_p * b_decay, b_h_high, b_h_low, b_hp, PRECISION, True)
+                b_hp = apply_resident(b_p, b_k_high, b_k_low, b_m, b_decay, b_h_high, b_h_low, b_lamb, m_precise,
+                                      PRECISION, K_LOW)  # fmt: skip
             else:
                 tl.store(scratch + o_tk, b_p, mask=m_tk)
                 tl.debug_barrier()
@@ -246,10 +306,21 @@ def solve_tile(
                               H, K, BT, BR, BK, BS, BD, PRECISION, False) + b_lamb[None, :] * b_p  # fmt: skip
                 tl.debug_barrier()
             b_x, b_r, b_p, b_rr, b_active, b_steps = cg_step(
-                b_x, b_r, b_p, b_hp, b_rr, b_active, b_steps, b_enough, b_weight
+                b_x, b_r, b_p, b_hp, b_rr, b_active, b_steps, b_target, b_weight
             )
             i_step += 1
             n_active = tl.sum(b_active.to(tl.int32))
+            m_precise = m_precise & b_active & ~(m_relaxes & (b_rr <= b_target * (RELAX * RELAX / AIM_SQUARED)))
+            n_precise = tl.sum(m_precise.to(tl.int32))
+        if RESIDENT and RELAX > 0:
+            while (n_active > 0) & (i_step < max_steps):
+                b_hp = apply_resident(b_p, b_k_high, b_k_low, b_m, b_decay, b_h_high, b_h_low, b_lamb, m_precise,
+                                      "bf16", K_LOW)  # fmt: skip
+                b_x, b_r, b_p, b_rr, b_active, b_steps = cg_step(
+                    b_x, b_r, b_p, b_hp, b_rr, b_active, b_steps, b_target, b_weight
+                )
+                i_step += 1
+                n_active = tl.sum(b_active.to(tl.int32))
         i_zero = tl.minimum(n_active, 0)
         n_left = 0
         if REFINE:
@@ -266,10 +337,13 @@ def solve_tile(
             tl.debug_barrier()
             b_rr = tl.sum(b_r * b_r / b_lamb_again[None, :], axis=1) + (b_rr - b_rr)
             # A restart that no longer halves the residual has met the rounding errors of FINE: stop there.
-            b_active = (b_rr > b_enough) & (b_rr < 0.25 * b_rr_before)
+            b_active = (b_rr > b_target / AIM_SQUARED) & (b_rr < 0.25 * b_rr_before)
             b_rr_before = b_rr
             b_p = tl.where(b_active[:, None], b_r / b_lamb_again[None, :], 0.0)
             n_active = tl.sum(b_active.to(tl.int32))
+            m_precise = b_active
+            n_precise = n_active
+            m_relaxes = tl.full([BR], False, tl.int1)
             n_left = tl.where(i_step < max_steps, n_active, 0)
 
     o_tk = (o_t + i_zero)[:, None] * (H * K) + (o_k + i_zero)[None, :]

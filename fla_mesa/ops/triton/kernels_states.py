@@ -11,6 +11,8 @@ from fla.utils import autotune_cache_kwargs
 from fla_mesa.ops.triton.kernels_solve import dot, scrub
 
 CONFIGS = [triton.Config({}, num_warps=w, num_stages=s) for w, s in ((4, 2), (4, 1), (2, 2))]
+# Four warps spill a few bytes.
+CONFIGS_BACKWARD = [triton.Config({}, num_warps=w, num_stages=s) for w, s in ((8, 2), (4, 2), (2, 2))]
 
 
 @triton.jit
@@ -98,7 +100,9 @@ def states_kernel(
         "IS_VARLEN": lambda args: args["cu_seqlens"] is not None,
     }
 )
-@triton.autotune(configs=CONFIGS, key=["H", "K", "V", "BT", "BK", "BC", "BP", "PRECISION"], **autotune_cache_kwargs)
+@triton.autotune(
+    configs=CONFIGS_BACKWARD, key=["H", "K", "V", "BT", "BK", "BC", "BP", "PRECISION"], **autotune_cache_kwargs
+)
 @triton.jit(do_not_specialize=["T"])
 def states_backward_kernel(
     x, y, do, g, h_kk, h_kv, h_kk_final, h_kv_final, dh_kk_final, dh_kv_final,

@@ -25,7 +25,8 @@ class Plan(NamedTuple):
         BD: Rows of a state read at a time where it is not resident.
         RESIDENT: Keep the state and the chunk's keys in shared memory through the iteration.
         REFINE: Compute the residual anew in FINE, and go on where it is too large.
-        PRECISION: Of the products in the iteration: "bf16x3", "tf32", "tf32x3" or "ieee" (notes in ``ops/NOTES.md``).
+        RELAX: Multiple of the tolerance from which on products in the iteration may be of plain bfloat16 (PRECISION "bf16x3"); 0: never.
+        PRECISION: Of the products in the iteration: "bf16x3", "bf16", "tf32", "tf32x3" or "ieee" (notes in ``ops/NOTES.md``).
         FINE: Of every other product with a float32 operand: "tf32x3" or "ieee".
     """
 
@@ -36,6 +37,7 @@ class Plan(NamedTuple):
     BD: int
     RESIDENT: bool
     REFINE: bool
+    RELAX: float
     PRECISION: str
     FINE: str
 
@@ -46,9 +48,11 @@ def make_plan(
     capability: tuple[int, int] = (9, 0),
     PRECISION: str = "bf16x3",
     REFINE: bool = True,
+    RELAX: float | None = None,
     FINE: str = "tf32x3",
 ) -> Plan:
     """The default plan for key size K on a device of this compute capability."""
+    RELAX = RELAX if RELAX is not None else (128.0 if REFINE and PRECISION == "bf16x3" else 0.0)
     BK = power_of_two(K)
     # The state of 128 channels and a chunk of keys take 112 KiB of shared memory, more than these have.
     largest = 64 if capability in SMALL_SHARED_MEMORY else 128
@@ -56,8 +60,8 @@ def make_plan(
     # Rows that fit the registers without spilling (table in benchmarks/results/kernels_static_*.md).
     BR = 32 if RESIDENT and (BK <= 64 or capability[0] >= 9) else 16
     # The interpreter's time goes by the number of operations, not by their size.
-    BLOCK = 64 if interpreted() else 16
-    return Plan(CHUNK, BR, BK, BLOCK, BLOCK, RESIDENT, REFINE, PRECISION, FINE)
+    BLOCK = 64 if interpreted() else 32 if RESIDENT and capability[0] >= 9 else 16
+    return Plan(CHUNK, BR, BK, BLOCK, BLOCK, RESIDENT, REFINE, RELAX, PRECISION, FINE)
 
 
 def capability_of(device: torch.device) -> tuple[int, int]:
