@@ -289,14 +289,14 @@ def markdown(found: dict[str, Any], pictures: dict[str, str]) -> str:
         lines += [
             f"Each was trained on the same {tokens:,} tokens of `{run['data']['source']}` in the same order ({run['steps']:,} steps of "
             f"{run['sequences_per_step']} sequences of {run['seq_len']} tokens), with seed{'s' if several_seeds else ''} "
-            f"{', '.join(map(str, found['seeds']))}. "
+            f"{', '.join(map(str, found['seeds']))}."
             + (
-                f"Learning rates {', '.join(f'{rate:g}' for rate in found['learning_rates'])}; each model keeps the one with the least "
-                "validation loss. "
+                f" Learning rates {', '.join(f'{rate:g}' for rate in found['learning_rates'])}; each model keeps the one with the least "
+                "validation loss."
                 if several_rates
                 else ""
             )
-            + ("Figures are means ± standard deviations over the seeds." if several_seeds else ""),
+            + (" Figures are means ± standard deviations over the seeds." if several_seeds else ""),
             "",
         ]
     lines += ["## Quality", "", table(rows, quality_columns(found)), ""]

@@ -70,7 +70,8 @@ def draw(found: dict[str, Any], folder: Path) -> dict[str, str]:
     pictures = {
         "loss_curves.png": (
             _loss_curves,
-            "Validation loss in training; shaded: one standard deviation over the seeds.",
+            "Validation loss in training"
+            + ("; shaded: one standard deviation over the seeds." if len(found["seeds"]) > 1 else "."),
         ),
         "loss_by_position.png": (
             _loss_by_position,
@@ -197,7 +198,7 @@ def _windows(curve: list[float], a_doubling: int = 2) -> tuple[list[float], list
 
 def _quality_against_speed(rows: list[Row], found: dict[str, Any]) -> Figure | None:
     rows = [row for row in rows if row["training_tokens_per_second"] is not None]
-    if not rows:
+    if len(rows) < 2:  # there is nothing to compare
         return None
     decoded = [row for row in rows if "decode_tokens_per_second" in row]
     figure, axes = _figure(10.0 if decoded else 6.0, 2 if decoded else 1)

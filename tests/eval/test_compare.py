@@ -102,9 +102,11 @@ def test_a_comparison_from_training_to_pictures_and_its_going_on(text, tmp_path,
     assert run(text, tmp_path / "a", "--models", "mesanet,gla", "--seeds", "1") == 0
     assert [command[:3] for command in here if command[0] == "train"] == [["train", "--model", "matched-gla"]]
     assert [row["seeds"] for row in report_of(tmp_path / "a")["models"]] == [1, 1]
+    assert "shaded" in markdown and "shaded" not in (tmp_path / "a" / "report.md").read_text()
 
     # Elsewhere with the same seeds: the same figures to the last digit.
     assert run(text, tmp_path / "b", "--models", "mesanet", "--seeds", "1,2") == 0
+    assert not (tmp_path / "b" / "quality_speed.png").exists()  # of one model
     (again,), first = (without_times(json.loads(json.dumps(x)))["models"] for x in (report_of(tmp_path / "b"), found))
     for name in ("failures", "mean_loss_by_learning_rate"):  # there were two learning rates before
         first[0].pop(name), again.pop(name)
