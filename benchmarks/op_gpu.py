@@ -4,11 +4,12 @@
 
 1. Gate: o, states and every gradient of this op (float32) against the definition in float64, at upstream scales 1 and 1e-12. Where
    it is red, nothing is timed and the exit status is 1.
-2. Ceilings of this device in this run: copy (GB/s) and bfloat16 matrix product (TFLOP/s).
-3. Forward + backward, and forward alone, bfloat16, of this op and of fla's chunk_mesa_net (with 30 steps, and with as many as this
+2. Errors of this op and of fla's at their defaults, bfloat16 inputs, at upstream scales 1 and 1e-4.
+3. Ceilings of this device in this run: copy (GB/s) and bfloat16 matrix product (TFLOP/s).
+4. Forward + backward, and forward alone, bfloat16, of this op and of fla's chunk_mesa_net (with 30 steps, and with as many as this
    op takes on average), chunk_gated_delta_rule, chunk_gla and chunk_kda, on the same q, k, v.
-4. The decoding step against fla's.
-5. Bits: two runs must agree exactly.
+5. The decoding step against fla's.
+6. Bits: two runs must agree exactly.
 
 Times are medians with the 20th and 80th percentile; "share" is the part of the matrix-product ceiling that the flops of the algorithm
 reach at that time (for decoding, of the copy ceiling that the bytes of the states reach). Needs a CUDA GPU; says so where there is none.
@@ -64,38 +65,56 @@ def draw(
     }
 
 
+@dataclass(frozen=True)
+class Truth:
+    """Inputs by name, and the definition's outputs and gradients for them in float64, under weights for the outputs."""
+
+    inputs: dict[str, torch.Tensor]
+    weights: list[torch.Tensor]
+    results: dict[str, torch.Tensor]
+
+    @classmethod
+    def of(cls, drawn: dict[str, torch.Tensor | None]) -> Truth:
+        from fla_mesa.ops import naive_mesa_net_exact
+
+        inputs = {n: t for n, t in drawn.items() if t is not None}
+        exact = {n: t.double().requires_grad_() for n, t in inputs.items()}
+        order = ("q", "k", "v", "g", "lamb", "beta", "h_kk_init", "h_kv_init")
+        want = naive_mesa_net_exact(*(exact[n] for n in order if n in exact))
+        weights = [torch.randn_like(o) for o in want]
+        gradients = torch.autograd.grad(want, list(exact.values()), weights)
+        results = dict(zip(("o", "h_kk", "h_kv"), want, strict=True))
+        results |= {f"d{n}": d for n, d in zip(exact, gradients, strict=True)}
+        return cls(inputs, weights, {n: t.detach() for n, t in results.items()})
+
+    def errors(self, op: Callable[..., Any], scale: float, **options: Any) -> dict[str, float]:
+        """Relative error of each output and gradient, the incoming gradients multiplied by `scale`; NaN counts as infinite."""
+        leaves = {n: t.detach().requires_grad_() for n, t in self.inputs.items()}
+        got = op(*leaves.values(), output_final_state=True, **options)[:3]
+        upstream = [(scale * w).to(o.dtype) for w, o in zip(self.weights, got, strict=True)]
+        gradients = torch.autograd.grad(got, list(leaves.values()), upstream)
+        results = dict(zip(("o", "h_kk", "h_kv"), got, strict=True))
+        results |= {f"d{n}": d.double() / scale for n, d in zip(leaves, gradients, strict=True)}
+
+        def error(name: str) -> float:
+            want = self.results[name]
+            value = float((results[name].detach().double() - want).norm() / want.norm())
+            return math.inf if math.isnan(value) else value  # a NaN must not lose a comparison
+
+        return {name: error(name) for name in results}
+
+
 def gate(
     op: Callable[..., Any], device: str, *, T: int = 130, H: int = 2, sizes: tuple[int, ...] = (64, 128)
 ) -> dict[str, float]:
     """Relative error of each output and gradient over its bound: the worst over sizes, tolerances and scales. Green is <= 1."""
-    from fla_mesa.ops import naive_mesa_net_exact
-
     worst: dict[str, float] = {}
     for size in sizes:
-        x = draw(1, T, H, size, size, torch.float32, device, states=True)
-        exact = {n: t.double().requires_grad_() for n, t in x.items() if t is not None}
-        want = naive_mesa_net_exact(*(exact[n] for n in ("q", "k", "v", "g", "lamb", "beta", "h_kk_init", "h_kv_init")))
-        weights = [torch.randn_like(o) for o in want]
-        want_gradients = torch.autograd.grad(want, [exact[n] for n in NAMES], weights)
+        truth = Truth.of(draw(1, T, H, size, size, torch.float32, device, states=True))
         for tolerance, bound in BOUND.items():
             for scale in (1.0, 1e-12):
-                leaves = {n: t.detach().requires_grad_() for n, t in x.items() if t is not None}
-                got = op(
-                    *(leaves[n] for n in NAMES), output_final_state=True, max_CG_iteration=100, cg_tolerance=tolerance
-                )[:3]
-                gradients = torch.autograd.grad(
-                    got,
-                    [leaves[n] for n in NAMES],
-                    [(scale * w).to(o.dtype) for w, o in zip(weights, got, strict=True)],
-                )
-                pairs = [*zip(("o", "h_kk", "h_kv"), got, want, strict=True)]
-                pairs += [
-                    (f"d{n}", a.double() / scale, b) for n, a, b in zip(NAMES, gradients, want_gradients, strict=True)
-                ]
-                for name, a, b in pairs:
-                    error = float((a.detach().double() - b.detach()).norm() / b.detach().norm()) / bound
-                    # A NaN must not lose a comparison.
-                    worst[name] = max(worst.get(name, 0.0), math.inf if math.isnan(error) else error)
+                errors = truth.errors(op, scale, max_CG_iteration=100, cg_tolerance=tolerance)
+                worst = {name: max(worst.get(name, 0.0), error / bound) for name, error in errors.items()}
     return worst
 
 
@@ -170,6 +189,27 @@ def rivals(x: dict[str, Any], mean_steps: int) -> dict[str, tuple[Callable[..., 
             [*leaves("q", "k", "v"), by_channel.detach().clone().requires_grad_(), *leaves("beta")],
         ),
     }
+
+
+def error_rows(sizes: list[int], device: str, T: int = 512, H: int = 2) -> list[str]:
+    """Table of the errors of this op and of fla's at their defaults, bfloat16 inputs, against float64 on the same inputs."""
+    from fla.ops.mesa_net import chunk_mesa_net as fla_mesa_net
+
+    from fla_mesa.ops import chunk_mesa_net
+
+    rows = ["| op | K = V | incoming gradient | error of o | worst gradient |", "| --- | --- | --- | --- | --- |"]
+    for size in sizes:
+        truth = Truth.of(draw(1, T, H, size, size, torch.bfloat16, device))
+        for scale in (1.0, 1e-4):
+            ours = functools.partial(chunk_mesa_net, backend="triton")
+            for name, op in (("fla_mesa", ours), ("fla, 30 steps", fla_mesa_net)):
+                errors = truth.errors(op, scale)
+                gradient = max((n for n in errors if n.startswith("d")), key=errors.__getitem__)
+                rows.append(
+                    f"| {name} | {size} | {scale:g} | {errors['o']:.1e} | {errors[gradient]:.1e} ({gradient}) |"
+                )
+                print(rows[-1], file=sys.stderr, flush=True)
+    return rows
 
 
 def chunk_rows(tokens: int, lengths: list[int], H: int, sizes: list[int], flops: float) -> list[str]:
@@ -286,6 +326,8 @@ def main(arguments: list[str] | None = None) -> int:
         f"Correctness gate: green (worst error {max(worst.values()):.0%} of its bound).",
         f"Two runs agree in every bit: {'yes' if same_bits(args.heads, max(args.sizes)) else 'NO'}.",
         f"B x T = {args.tokens}, {args.heads} heads, bfloat16.",
+        "",
+        *error_rows(args.sizes, "cuda"),
         "",
         *chunk_rows(args.tokens, args.lengths, args.heads, args.sizes, flops),
         "",
