@@ -1,7 +1,8 @@
 """What Triton's interpreter lacks to run the kernels of this package and of fla on a machine without a GPU.
 
 Call `install()` before the first import of fla (fla asks the driver for its device while it is imported), and
-`mend_loops()` once the modules whose kernels will run are imported. Measured with triton 3.6 to 3.9.
+`mend_loops()` once the modules whose kernels will run are imported. Measured with triton 3.6 to 3.9; the interpreter of 3.6 needs numpy
+before 2.4, and cannot run the backward pass of fla's gla.
 
 1. Autotuned kernels ask the active driver for a target and a benchmarker: `StubDriver` gives both; the first
    configuration wins.
