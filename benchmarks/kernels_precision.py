@@ -56,8 +56,8 @@ class Products:
     """Counts the products of the solves that run while it is entered: [in the iteration's precision, in bfloat16, of new residuals]."""
 
     def __init__(self, plan: Plan):
-        self.plan, self.counts, self.fresh = plan, [0, 0, 0], False
-        self.functions = {name: getattr(kernels_solve, name) for name in ("apply_resident", "attend", "cg_step")}
+        self.plan, self.counts = plan, [0, 0, 0]
+        self.functions = {name: getattr(kernels_solve, name) for name in ("apply_resident", "attend")}
 
     def __enter__(self) -> Products:
         def apply_resident(*arguments):
@@ -68,21 +68,12 @@ class Products:
             self.counts[2] += 1
             return self.functions["attend"](*arguments)
 
-        def cg_step(*arguments):
-            self.steps += 1
-            return self.functions["cg_step"](*arguments)
-
-        self.steps = 0
-        kernels_solve.apply_resident, kernels_solve.attend, kernels_solve.cg_step = apply_resident, attend, cg_step
+        kernels_solve.apply_resident, kernels_solve.attend = apply_resident, attend
         return self
 
     def __exit__(self, *_) -> None:
         for name, function in self.functions.items():
             setattr(kernels_solve, name, function)
-        precise, plain, fine = self.counts
-        # A new residual from resident operands is a product that no step follows.
-        resident = precise + plain - self.steps
-        self.counts = [precise - resident, plain, fine + resident]
 
 
 def main() -> None:

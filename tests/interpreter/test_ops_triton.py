@@ -5,6 +5,7 @@ import functools
 
 import pytest
 import torch
+import triton.language as tl
 
 from fla_mesa.ops import chunk_mesa_net, mesa_net_decoding_one_step, triton
 from fla_mesa.ops.triton import kernels_solve
@@ -120,7 +121,7 @@ def test_late_steps_are_of_plain_bfloat16_and_cost_no_accuracy(products):
     assert relative_error(out.o, truth(case)["o"]) <= 1.2 * relative_error(want.o, truth(case)["o"])
 
 
-def test_a_state_too_large_for_plain_bfloat16_is_never_rounded_to_it(products):
+def test_a_state_too_large_for_plain_bfloat16_is_never_rounded_to_it(products, monkeypatch):
     """One key for thousands of positions: rounded to 8 bits, its state would no longer be positive definite with lamb."""
     case = Case(T=64, H=1, K=64, V=16, gates=(0.9975, 0.9975))
     x = {name: value.detach() for name, value in draw(case).items()}
@@ -132,6 +133,10 @@ def test_a_state_too_large_for_plain_bfloat16_is_never_rounded_to_it(products):
     assert products["bf16"] == 0
     want = run_truth(x, None)
     assert relative_error(o, want[0]) < 1e-3 and stats.residual.max() <= 1e-4
+    monkeypatch.setattr(kernels_solve, "MOST_ROUNDED", tl.constexpr(float("inf")))
+    with stub_driver.rounded_dots():
+        unguarded = op(**x, return_stats=True)[3]
+    assert products["bf16"] > 0 and unguarded.iterations.max() > 4 * stats.iterations.max()
 
 
 def test_no_row_depends_on_what_later_ones_need():
