@@ -1,4 +1,4 @@
-"""`benchmarks/op_gpu.py` from its gate to its tables, on small inputs in the interpreter: what a GPU would add is the times."""
+"""`benchmarks/op_gpu.py` on small inputs in the interpreter, with its times, ceilings and comparison of bits replaced."""
 
 import importlib.util
 import sys
