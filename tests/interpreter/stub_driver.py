@@ -133,6 +133,13 @@ def create_dot(self: Any, a: Any, b: Any, d: Any, input_precision: Any, *_: Any)
     name = str(input_precision).rsplit(".", 1)[-1].upper()
     in_parts = {"TF32": (10, 1), "TF32X3": (10, 2), "BF16X3": (7, 2), "BF16X6": (7, 3)}.get(name)
     is_float32 = a.dtype.scalar == tl.float32 and b.dtype.scalar == tl.float32
+    if d.dtype.scalar == tl.float16:
+        # Sums of float16: each matrix instruction adds 16 products, more precisely than that, and rounds.
+        total = d.data
+        for i in range(0, a_data.shape[-1], 16):
+            part = np.matmul(a_data[..., i : i + 16], b_data[..., i : i + 16, :], dtype=np.float32)
+            total = (total.astype(np.float32) + part).astype(np.float16)
+        return interpreter.TensorHandle(total, tl.float16)
     if _rounds_operands and is_float32 and in_parts is not None:
         product = split_matmul(a_data, b_data, *in_parts).astype(d.data.dtype)
     else:

@@ -17,7 +17,7 @@ from fla_mesa.ops.triton.chunks import (
 from fla_mesa.ops.triton.forward import output_block
 from fla_mesa.ops.triton.kernels_backward import keys_values_backward_kernel, solve_backward_kernel
 from fla_mesa.ops.triton.kernels_states import states_backward_kernel
-from fla_mesa.ops.triton.plan import Plan, capability_of, check_supported, interpreted, make_plan
+from fla_mesa.ops.triton.plan import Plan, capability_of, check_supported, interpreted, make_stages
 from fla_mesa.ops.types import ChunkGradients
 
 KEYS = 16  # whose gradients one program computes, from all rows of their chunk
@@ -46,7 +46,7 @@ def chunk_backward(
     cu_seqlens_cpu: torch.Tensor | None,
     max_steps: int,
     tolerance: float,
-    plan: Plan | None = None,
+    stages: tuple[Plan, ...] = (),
 ) -> ChunkGradients:
     """The backward pass in Triton kernels: gradients in float32, given the solution x of the forward pass.
 
@@ -57,7 +57,7 @@ def chunk_backward(
         do: Gradient of the output ``[B, T, H, V]``.
         dh_kk: Gradient of the final ``H``, ``[N, H, K, K]``, or None.
         dh_kv: Gradient of the final ``G``, ``[N, H, K, V]``, or None.
-        plan: Tile shapes and precisions; the default for the key size if None.
+        stages: Tile shapes and precisions of the solve, as in ``chunk_forward``.
 
     Raises:
         TypeError: A dtype the kernels do not take.
@@ -66,23 +66,27 @@ def chunk_backward(
     check_supported(k=k, v=v, g=g, beta=beta, lamb=lamb, h_kk_init=h_kk_init, h_kv_init=h_kv_init, x=x, do=do,
                     dh_kk=dh_kk, dh_kv=dh_kv)  # fmt: skip
     B, T, H, K, V = *k.shape, v.shape[-1]
-    plan = plan or make_plan(K, capability=capability_of(k.device))
+    stages = stages or make_stages(K, capability=capability_of(k.device))
+    FINE = stages[0].FINE
     chunks = cut(k, cu_seqlens, cu_seqlens_cpu)
     a = cumulative_gates(g, chunks)
     beta = marked_beta(k, beta)
-    states = compute_states(k, v, a, beta, h_kk_init, h_kv_init, chunks, plan.FINE)
+    states = compute_states(k, v, a, beta, h_kk_init, h_kv_init, chunks, FINE)
 
-    n_tiles = plan.BT // plan.BR
-    grid = (B * H * chunks.per_grid * n_tiles,)
     dx, y = torch.empty_like(x), torch.empty_like(x)
-    da_rows = k.new_empty(B, T, H, dtype=torch.float32)
-    dlamb = k.new_empty(chunks.total * n_tiles, H, K, dtype=torch.float32)
-    solve_backward_kernel[grid](
-        k=k, v=v, g=a, beta=beta, lamb=lamb, h_kk=states.h_kk, h_kv=states.h_kv, x=x, do=do, dx=dx, y=y,
-        da_rows=da_rows, dlamb=dlamb, scratch=None if plan.RESIDENT else torch.empty_like(x),
-        cu_seqlens=chunks.cu_seqlens, chunk_indices=chunks.indices, T=T, n_chunks=chunks.per_grid,
-        max_steps=max_steps, tolerance=tolerance, H=H, K=K, V=V, **plan._asdict(),
-    )  # fmt: skip
+    da_rows, residual = k.new_empty(2, B, T, H, dtype=torch.float32)
+    dlamb = []
+    for stage, plan in enumerate(stages):
+        tiles = plan.BT // plan.BR
+        # Zero, because merged tiles write one for two, and tiles of a later stage that find nothing to do none.
+        dlamb.append(k.new_zeros(chunks.total * tiles, H, K, dtype=torch.float32))
+        tiles *= B * H * chunks.per_grid
+        solve_backward_kernel[lambda meta, tiles=tiles: (tiles // meta["MERGE"],)](
+            k=k, v=v, g=a, beta=beta, lamb=lamb, h_kk=states.h_kk, h_kv=states.h_kv, x=x, do=do, dx=dx, y=y,
+            da_rows=da_rows, dlamb=dlamb[-1], residual=residual, r=torch.empty_like(x),
+            cu_seqlens=chunks.cu_seqlens, chunk_indices=chunks.indices, T=T, n_chunks=chunks.per_grid,
+            max_steps=max_steps, tolerance=tolerance, H=H, K=K, V=V, BE=min(plan.BK, 64), AGAIN=stage > 0, **plan._asdict(),
+        )  # fmt: skip
 
     dh_kk_chunks, dh_kv_chunks = torch.empty_like(states.h_kk), torch.empty_like(states.h_kv)
     has_init = h_kk_init is not None
@@ -94,16 +98,16 @@ def chunk_backward(
         x=x, y=y, do=do, g=a, h_kk=states.h_kk, h_kv=states.h_kv, h_kk_final=states.h_kk_final,
         h_kv_final=states.h_kv_final, dh_kk_final=dh_kk, dh_kv_final=dh_kv, dh_kk=dh_kk_chunks, dh_kv=dh_kv_chunks,
         dh_kk_init=dh_kk_init, dh_kv_init=dh_kv_init, inner=inner, cu_seqlens=chunks.cu_seqlens,
-        chunk_offsets=chunks.offsets, T=T, H=H, K=K, V=V, BT=CHUNK, PRECISION=plan.FINE, **blocks,
+        chunk_offsets=chunks.offsets, T=T, H=H, K=K, V=V, BT=CHUNK, PRECISION=FINE, **blocks,
     )  # fmt: skip
 
     dk, dv = torch.empty_like(x), torch.empty_like(v, dtype=torch.float32)
     dbeta, da = torch.empty_like(da_rows), torch.empty_like(da_rows)
-    keys_values_backward_kernel[(B * H * chunks.per_grid * (plan.BT // KEYS),)](
+    keys_values_backward_kernel[(B * H * chunks.per_grid * (CHUNK // KEYS),)](
         k=k, v=v, g=a, beta=beta, x=x, y=y, do=do, dh_kk=dh_kk_chunks, dh_kv=dh_kv_chunks, inner=inner.sum(-1),
         da_rows=da_rows, dk=dk, dv=dv, dbeta=dbeta, da=da, cu_seqlens=chunks.cu_seqlens,
-        chunk_indices=chunks.indices, T=T, n_chunks=chunks.per_grid, H=H, K=K, V=V, BT=plan.BT, BR=KEYS,
-        BD=keys_block(), BN=output_block(max(K, V)), PRECISION=plan.FINE,
+        chunk_indices=chunks.indices, T=T, n_chunks=chunks.per_grid, H=H, K=K, V=V, BT=CHUNK, BR=KEYS,
+        BD=keys_block(), BN=output_block(max(K, V)), PRECISION=FINE,
     )  # fmt: skip
     dg = local_cumsum(da, chunk_size=CHUNK, reverse=True, cu_seqlens=chunks.cu_seqlens, chunk_indices=chunks.indices)
-    return ChunkGradients(y, dk, dv, dg, dbeta, dlamb.sum(0), dh_kk_init, dh_kv_init)
+    return ChunkGradients(y, dk, dv, dg, dbeta, torch.cat(dlamb).sum(0), dh_kk_init, dh_kv_init)

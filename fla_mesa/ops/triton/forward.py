@@ -8,7 +8,7 @@ from fla.utils import input_guard
 
 from fla_mesa.ops.triton.chunks import compute_states, cumulative_gates, cut, marked_beta
 from fla_mesa.ops.triton.kernels_forward import solve_output_kernel
-from fla_mesa.ops.triton.plan import Plan, capability_of, check_supported, make_plan
+from fla_mesa.ops.triton.plan import Plan, capability_of, check_supported, make_stages
 from fla_mesa.ops.types import ChunkForward
 
 
@@ -27,12 +27,13 @@ def chunk_forward(
     cu_seqlens_cpu: torch.Tensor | None,
     max_steps: int,
     tolerance: float,
-    plan: Plan | None = None,
+    stages: tuple[Plan, ...] = (),
 ) -> ChunkForward:
     """The forward pass in Triton kernels. Shapes as in ``fla_mesa.ops.chunk_mesa_net``; q and k are used as they are.
 
     Args:
-        plan: Tile shapes and precisions; the default for the key size if None.
+        stages: Tile shapes and precisions of the solve; each stage takes the rows that those before it left above the tolerance.
+            The default for the key size if empty.
 
     Raises:
         TypeError: A dtype the kernels do not take.
@@ -40,22 +41,23 @@ def chunk_forward(
     """
     check_supported(q=q, k=k, v=v, g=g, beta=beta, lamb=lamb, h_kk_init=h_kk_init, h_kv_init=h_kv_init)
     B, T, H, K, V = *k.shape, v.shape[-1]
-    plan = plan or make_plan(K, capability=capability_of(k.device))
+    stages = stages or make_stages(K, capability=capability_of(k.device))
     chunks = cut(k, cu_seqlens, cu_seqlens_cpu)
     a = cumulative_gates(g, chunks)
     beta = marked_beta(k, beta)
-    states = compute_states(k, v, a, beta, h_kk_init, h_kv_init, chunks, plan.FINE)
+    states = compute_states(k, v, a, beta, h_kk_init, h_kv_init, chunks, stages[0].FINE)
     x = k.new_empty(B, T, H, K, dtype=torch.float32)
     o = torch.empty_like(v)
     iterations = k.new_empty(B, T, H, dtype=torch.int32)
     residual = k.new_empty(B, T, H, dtype=torch.float32)
-    tiles = B * H * chunks.per_grid * (plan.BT // plan.BR)
-    solve_output_kernel[(tiles,)](
-        q=q, k=k, v=v, g=a, beta=beta, lamb=lamb, h_kk=states.h_kk, h_kv=states.h_kv, x=x, o=o,
-        iterations=iterations, residual=residual, scratch=None if plan.RESIDENT else torch.empty_like(x),
-        cu_seqlens=chunks.cu_seqlens, chunk_indices=chunks.indices, T=T, n_chunks=chunks.per_grid,
-        max_steps=max_steps, tolerance=tolerance, H=H, K=K, V=V, BV=output_block(V), **plan._asdict(),
-    )  # fmt: skip
+    for stage, plan in enumerate(stages):
+        tiles = B * H * chunks.per_grid * (plan.BT // plan.BR)
+        solve_output_kernel[lambda meta, tiles=tiles: (tiles // meta["MERGE"],)](
+            q=q, k=k, v=v, g=a, beta=beta, lamb=lamb, h_kk=states.h_kk, h_kv=states.h_kv, x=x, o=o,
+            iterations=iterations, residual=residual, r=None if plan.RESIDENT else torch.empty_like(x),
+            cu_seqlens=chunks.cu_seqlens, chunk_indices=chunks.indices, T=T, n_chunks=chunks.per_grid,
+            max_steps=max_steps, tolerance=tolerance, H=H, K=K, V=V, BV=output_block(V), AGAIN=stage > 0, **plan._asdict(),
+        )  # fmt: skip
     return ChunkForward(o, x, states.h_kk_final, states.h_kv_final, iterations, residual)
 
 

@@ -12,66 +12,69 @@ import triton.language as tl
 from fla.ops.utils.op import exp2
 from fla.utils import autotune_cache_kwargs
 
-from fla_mesa.ops.triton.kernels_solve import attend, dot, locate, solve_tile
+from fla_mesa.ops.triton.kernels_solve import rows_left, solve_tile
+from fla_mesa.ops.triton.kernels_tile import attend, dot, locate
 from fla_mesa.ops.triton.plan import solve_configs
 
 
 @triton.heuristics({"IS_VARLEN": lambda args: args["cu_seqlens"] is not None})
 @triton.autotune(
-    configs=[triton.Config({}, num_warps=w, num_stages=s) for s in (1, 2) for w in (8, 4)],
-    key=["H", "K", "V", "BT", "BR", "RESIDENT", "REFINE", "RELAX", "PRECISION", "FINE"],
+    configs=[triton.Config({"MERGE": m}, num_warps=w, num_stages=s) for s in (1, 2) for m, w in ((1, 8), (1, 4), (2, 4))],
+    key=["H", "K", "V", "BT", "BR", "RESIDENT", "REFINE", "PRECISION", "FINE", "AGAIN"],
     prune_configs_by={"early_config_prune": solve_configs},
     **autotune_cache_kwargs,
 )
 @triton.jit(do_not_specialize=["T", "n_chunks", "max_steps"])
 def solve_backward_kernel(
-    k, v, g, beta, lamb, h_kk, h_kv, x, do, dx, y, da_rows, dlamb, scratch, cu_seqlens, chunk_indices,
+    k, v, g, beta, lamb, h_kk, h_kv, x, do, dx, y, da_rows, dlamb, residual, r, cu_seqlens, chunk_indices,
     T, n_chunks, max_steps, tolerance,
     H: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BT: tl.constexpr, BR: tl.constexpr, BK: tl.constexpr,
-    BS: tl.constexpr, BD: tl.constexpr,
-    RESIDENT: tl.constexpr, REFINE: tl.constexpr, RELAX: tl.constexpr, PRECISION: tl.constexpr, FINE: tl.constexpr,
-    IS_VARLEN: tl.constexpr,
+    BS: tl.constexpr, BD: tl.constexpr, BE: tl.constexpr,
+    RESIDENT: tl.constexpr, REFINE: tl.constexpr, PRECISION: tl.constexpr, FINE: tl.constexpr,
+    AGAIN: tl.constexpr, MERGE: tl.constexpr, IS_VARLEN: tl.constexpr,
 ):  # fmt: skip
     """dx_t = G_t do_t and the solve for y_t of one tile; its part of dlamb; and what the decay of each row receives,
 
     x_t.(G_t do_t) - x_t.(H_t y_t) = x_t.(lamb * y_t + r_t) ,    r_t the residual of the solve.
     """
-    i_r, i_s, i_h, first, T = locate(cu_seqlens, chunk_indices, T, n_chunks, H, BT, BT // BR, IS_VARLEN)
-    o_t = i_r * BR + tl.arange(0, BR)
+    ROWS: tl.constexpr = BR * MERGE
+    i_r, i_s, i_h, first, T = locate(cu_seqlens, chunk_indices, T, n_chunks, H, BT, BT // ROWS, IS_VARLEN)
+    o_t = i_r * ROWS + tl.arange(0, ROWS)
     o_k = tl.arange(0, BK)
     i_row = first * H + i_h
-    k += i_row * K
-    v += i_row * V
-    g += i_row
-    beta += i_row
-    lamb += i_h * K
-    x += i_row * K
-    do += i_row * V
-    dx += i_row * K
-    y += i_row * K
-    h_kk += (i_s * H + i_h) * K * K
-    h_kv += (i_s * H + i_h) * K * V
-    if not RESIDENT:
-        scratch += i_row * K
-
-    b_dx = attend(do, H * V, v, H * V, k, H * K, h_kv, 1, V, g, beta, o_t, o_k, T, K, 0,
-                  H, V, BT, BR, BK, BS, BD, FINE, False)  # fmt: skip
-    tl.store(dx + o_t[:, None] * (H * K) + o_k[None, :], b_dx, mask=(o_t < T)[:, None] & (o_k < K)[None, :])
+    if AGAIN:
+        o_t = rows_left(o_t, residual + i_row, T, tolerance, H, BT)
+        if tl.min(o_t) >= T:
+            return
+    b_dx = attend(do + i_row * V, H * V, v + i_row * V, H * V, k + i_row * K, H * K, h_kv + (i_s * H + i_h) * K * V, 1, V,
+                  g + i_row, beta + i_row, o_t, o_k, T, K, 0, H, V, BT, ROWS, BK, BS, BD, FINE, False)  # fmt: skip
+    tl.store(dx + i_row * K + o_t[:, None] * (H * K) + o_k[None, :], b_dx, mask=(o_t < T)[:, None] & (o_k < K)[None, :])
     tl.debug_barrier()
-    b_y, b_r, _, _, i_zero = solve_tile(
-        dx, y, k, h_kk, g, beta, lamb, scratch, o_t, T, max_steps, tolerance,
-        H, K, BT, BR, BK, BS, BD, RESIDENT, REFINE, RELAX, PRECISION, FINE,
+    _, b_relative, i_zero = solve_tile(
+        dx, y, r, k, h_kk + (i_s * H + i_h) * K * K, g, beta, lamb + i_h * K, i_row, o_t, T, max_steps, tolerance,
+        H, K, BT, ROWS, BK, BS, BD, RESIDENT, REFINE, PRECISION, FINE,
     )  # fmt: skip
 
+    i_row += i_zero
     o_t += i_zero
-    o_k += i_zero
     m_t = o_t < T
-    m_k = o_k < K
-    b_x = tl.load(x + o_t[:, None] * (H * K) + o_k[None, :], mask=m_t[:, None] & m_k[None, :], other=0.0)
-    b_lamb = tl.load(lamb + o_k, mask=m_k, other=0.0).to(tl.float32)
-    tl.store(da_rows + i_row + o_t * H, tl.sum(b_x * (b_lamb[None, :] * b_y + b_r), axis=1), mask=m_t)
-    i_tile = i_s * (BT // BR) + i_r
-    tl.store(dlamb + (i_tile * H + i_h) * K + o_k, -tl.sum(b_x * b_y, axis=0), mask=m_k)
+    tl.store(residual + i_row + o_t * H, b_relative, mask=m_t)
+    # Rows that a later stage solves again are summed there.
+    m_done = (b_relative <= tolerance) if PRECISION == "fp16" else m_t
+    b_da = tl.zeros([ROWS], dtype=tl.float32)
+    tl.debug_barrier()
+    for i_k in range(i_zero, K, BE):
+        o_e = i_k + tl.arange(0, BE)
+        m_e = o_e < K
+        o_te = i_row * K + o_t[:, None] * (H * K) + o_e[None, :]
+        m_te = m_t[:, None] & m_e[None, :]
+        b_x = tl.load(x + o_te, mask=m_te, other=0.0)
+        b_y = tl.load(y + o_te, mask=m_te, other=0.0)
+        b_lamb = tl.load(lamb + i_h * K + o_e, mask=m_e, other=0.0).to(tl.float32)
+        b_da += tl.sum(b_x * (b_lamb[None, :] * b_y + tl.load(r + o_te, mask=m_te, other=0.0)), axis=1)
+        b_dlamb = -tl.sum(tl.where(m_done[:, None], b_x * b_y, 0.0), axis=0)
+        tl.store(dlamb + ((i_s * (BT // ROWS) + i_r) * H + i_h) * K + o_e, b_dlamb, mask=m_e)
+    tl.store(da_rows + i_row + o_t * H, b_da, mask=m_t)
 
 
 @triton.heuristics({"IS_VARLEN": lambda args: args["cu_seqlens"] is not None})

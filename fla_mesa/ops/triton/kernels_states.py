@@ -8,7 +8,7 @@ import triton.language as tl
 from fla.ops.utils.op import exp2
 from fla.utils import autotune_cache_kwargs
 
-from fla_mesa.ops.triton.kernels_solve import dot, scrub
+from fla_mesa.ops.triton.kernels_tile import dot, scrub
 
 CONFIGS = [triton.Config({}, num_warps=w, num_stages=s) for w, s in ((4, 2), (4, 1), (2, 2))]
 # Four warps spill a few bytes.

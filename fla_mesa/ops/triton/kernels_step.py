@@ -8,7 +8,8 @@ import triton.language as tl
 from fla.ops.utils.op import exp
 from fla.utils import autotune_cache_kwargs
 
-from fla_mesa.ops.triton.kernels_solve import cg_scale, cg_step
+from fla_mesa.ops.triton.kernels_precise import cg_step
+from fla_mesa.ops.triton.kernels_tile import scale_rows
 
 
 @triton.autotune(
@@ -60,7 +61,8 @@ def step_kernel(
 
     # One row of the tile solver.
     b_weight = 1.0 / b_lamb
-    b_r, b_scale, b_bb = cg_scale(tl.load(q + o_k, mask=m_k, other=0.0).to(tl.float32)[None, :], b_weight)
+    b_r, b_scale = scale_rows(tl.load(q + o_k, mask=m_k, other=0.0).to(tl.float32)[None, :])
+    b_bb = tl.sum(b_r * b_r * b_weight[None, :], axis=1)
     b_x = tl.zeros([1, BK], dtype=tl.float32)
     b_rr = b_bb
     b_enough = b_bb * tolerance * tolerance
@@ -90,7 +92,7 @@ def step_kernel(
         i_step += 1
         n_active = tl.sum(b_active.to(tl.int32))
     b_nan = (b_rr - b_rr) + (b_bb - b_bb)
-    b_x = b_x * b_scale[:, None] + b_nan[:, None]
+    b_x = b_x * b_scale + b_nan[:, None]
     o_one = tl.arange(0, 1)
     tl.store(iterations + i_bh + o_one, b_steps)
     tl.store(residual + i_bh + o_one, tl.where(b_bb > 0.0, tl.sqrt(b_rr / b_bb), 0.0) + b_nan)

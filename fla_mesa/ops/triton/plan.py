@@ -15,18 +15,18 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 class Plan(NamedTuple):
-    """Tile shapes and precisions of the solve, by name as the kernels take them.
+    """Tile shapes and precisions of one stage of the solve, by name as the kernels take them.
 
     Attributes:
         BT: Positions a chunk.
-        BR: Positions a tile: rows that are solved together, and keys whose gradients are computed together.
+        BR: Positions a tile: rows that are solved together.
         BK: Key size, rounded up to a power of two.
         BS: Keys read at a time where they are not resident.
         BD: Rows of a state read at a time where it is not resident.
         RESIDENT: Keep the state and the chunk's keys in shared memory through the iteration.
         REFINE: Compute the residual anew in FINE, and go on where it is too large.
-        RELAX: Multiple of the tolerance from which on products in the iteration may be of plain bfloat16 (PRECISION "bf16x3"); 0: never.
-        PRECISION: Of the products in the iteration: "bf16x3", "bf16", "tf32", "tf32x3" or "ieee" (notes in ``ops/NOTES.md``).
+        PRECISION: Of the products in the iteration: "fp16" for rounds of float16, of which RESIDENT and REFINE have nothing to say;
+            "bf16x3", "bf16", "tf32", "tf32x3" or "ieee" for the float32 iteration (notes in ``ops/NOTES.md``).
         FINE: Of every other product with a float32 operand: "tf32x3" or "ieee".
     """
 
@@ -37,7 +37,6 @@ class Plan(NamedTuple):
     BD: int
     RESIDENT: bool
     REFINE: bool
-    RELAX: float
     PRECISION: str
     FINE: str
 
@@ -48,11 +47,9 @@ def make_plan(
     capability: tuple[int, int] = (9, 0),
     PRECISION: str = "bf16x3",
     REFINE: bool = True,
-    RELAX: float | None = None,
     FINE: str = "tf32x3",
 ) -> Plan:
-    """The default plan for key size K on a device of this compute capability."""
-    RELAX = RELAX if RELAX is not None else (128.0 if REFINE and PRECISION == "bf16x3" else 0.0)
+    """The plan of the float32 iteration for key size K on a device of this compute capability."""
     BK = power_of_two(K)
     # The state of 128 channels and a chunk of keys take 112 KiB of shared memory, more than these have.
     largest = 64 if capability in SMALL_SHARED_MEMORY else 128
@@ -61,7 +58,18 @@ def make_plan(
     BR = 32 if RESIDENT and (BK <= 64 or capability[0] >= 9) else 16
     # The interpreter's time goes by the number of operations, not by their size.
     BLOCK = 64 if interpreted() else 32 if RESIDENT and capability[0] >= 9 else 16
-    return Plan(CHUNK, BR, BK, BLOCK, BLOCK, RESIDENT, REFINE, RELAX, PRECISION, FINE)
+    return Plan(CHUNK, BR, BK, BLOCK, BLOCK, RESIDENT, REFINE, PRECISION, FINE)
+
+
+def make_stages(K: int, *, capability: tuple[int, int] = (9, 0)) -> tuple[Plan, ...]:
+    """The default plans: rounds of float16 where state and keys fit shared memory, then the float32 iteration for the rows left."""
+    precise = make_plan(K, capability=capability)
+    if not precise.RESIDENT:
+        return (precise,)
+    # A matrix instruction of sm_90 takes 64 rows; sm_80 would keep the operands of as many in registers.
+    BR = 64 if precise.BK <= 64 and capability[0] >= 9 else 32
+    BLOCK = 64 if interpreted() else 32
+    return precise._replace(BR=BR, BS=BLOCK, BD=BLOCK, RESIDENT=False, PRECISION="fp16"), precise
 
 
 def capability_of(device: torch.device) -> tuple[int, int]:
@@ -70,9 +78,24 @@ def capability_of(device: torch.device) -> tuple[int, int]:
 
 
 def solve_configs(configs: list[triton.Config], named_args: dict, **constants) -> list[triton.Config]:
-    """Of the solve's configurations, those that do not spill: eight warps where rows are long."""
-    BK = (named_args | constants)["BK"]
-    return [c for c in configs if c.num_warps == 8 or BK <= 64]
+    """What autotuning may choose for a stage of the solve, the first being one that does not spill.
+
+    MERGE = 2 solves two tiles as one. At K = 128 on sm_90 that spills some registers, though not in the iteration, and halves what the
+    iteration reads: time decides.
+    """
+    plan = named_args | constants
+
+    def fits(config: triton.Config) -> bool:
+        if plan["PRECISION"] == "fp16":
+            small = plan["BK"] <= 64
+            if config.kwargs["MERGE"] == 2:
+                return not small and config.num_warps == 4
+            return config.num_warps == (4 if small else 8)
+        return config.kwargs["MERGE"] == 1 and (config.num_warps == 8 or plan["BK"] <= 64)
+
+    fitting = [c for c in configs if fits(c)]
+    # Of a second stage there is next to nothing to time.
+    return fitting[:1] if plan["AGAIN"] else fitting
 
 
 def power_of_two(n: int) -> int:
