@@ -2,9 +2,9 @@
 
     TRITON_INTERPRET=1 python benchmarks/kernels_precision.py [--dtype float32|bfloat16] [--size 64] [--mean 1] [--least_gate 1]
 
-Prints the table of fla_mesa/ops/NOTES.md. Products of a tile of 32 positions, forward, are those of the iteration in its precision, in
-plain bfloat16 (once the residual is within RELAX times the tolerance), and of new residuals. Cost is theirs for one position, in thousands
-of multiply-adds of bfloat16 (one of tf32 counts twice) at chunks of 64 keys; "ieee" does not run on tensor cores.
+Prints the table of fla_mesa/ops/NOTES.md. "float16 rounds" is what the kernels do, the others the float32 iteration alone in the precision
+named. Products of a tile, forward, are those of the iteration and, after the plus sign, of new residuals. Cost is theirs for one position,
+in thousands of multiply-adds of 16 bits (one of tf32 counts twice) at chunks of 64 keys; "ieee" does not run on tensor cores.
 """
 
 from __future__ import annotations
@@ -23,17 +23,16 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
 from fla_mesa.ops import triton  # noqa: E402
-from fla_mesa.ops.triton import kernels_solve  # noqa: E402
-from fla_mesa.ops.triton.plan import Plan, make_plan  # noqa: E402
+from fla_mesa.ops.triton import kernels_precise, kernels_rounds  # noqa: E402
+from fla_mesa.ops.triton.plan import make_plan, make_stages  # noqa: E402
 from tests.ops.cases import INPUTS, Case, draw, relative_error, truth, upstream  # noqa: E402
 
 # Passes over tensor cores per product, and what one counts.
 PASSES = {"bf16": (1, 1), "tf32": (1, 2), "bf16x3": (3, 1), "tf32x3": (3, 2)}
-# PRECISION, FINE where refined, RELAX. FINE "bf16x3" is not what the kernels are tested with (NOTES.md says why).
+# PRECISION, and FINE where refined. FINE "bf16x3" is not what the kernels are tested with (NOTES.md says why).
 CHOICES = [
-    ("ieee", None, 0), ("tf32", None, 0), ("tf32", "tf32x3", 0), ("tf32x3", None, 0), ("bf16x3", None, 0),
-    ("bf16x3", "tf32x3", 0), ("bf16x3", "tf32x3", 32), ("bf16x3", "tf32x3", 128), ("bf16x3", "tf32x3", 512),
-    ("bf16x3", "bf16x3", 128), ("bf16", "tf32x3", 0),
+    ("fp16", "halves"), ("ieee", None), ("tf32", None), ("tf32", "tf32x3"), ("tf32x3", None), ("bf16x3", None),
+    ("bf16x3", "tf32x3"), ("bf16x3", "bf16x3"), ("bf16", "tf32x3"),
 ]  # fmt: skip
 
 
@@ -45,6 +44,10 @@ def cost(precision: str, exact_keys: bool, resident: bool, K: int, chunk: int = 
     """
     if precision == "ieee":
         return float("nan")
+    if precision == "fp16":
+        return (2 * chunk * K + K * K) / 1000
+    if precision == "halves":
+        return (5 * chunk * K + 2 * K * K) / 1000
     passes, unit = PASSES[precision]
     keys = passes * unit
     if exact_keys and (precision == "bf16x3" or (precision == "tf32x3" and not resident)):
@@ -53,27 +56,28 @@ def cost(precision: str, exact_keys: bool, resident: bool, K: int, chunk: int = 
 
 
 class Products:
-    """Counts the products of the solves that run while it is entered: [in the iteration's precision, in bfloat16, of new residuals]."""
+    """Counts the products of the solves that run while it is entered: [of the iteration, of new residuals]."""
 
-    def __init__(self, plan: Plan):
-        self.plan, self.counts = plan, [0, 0, 0]
-        self.functions = {name: getattr(kernels_solve, name) for name in ("apply_resident", "attend")}
+    COUNTED = (
+        (kernels_precise, "apply_resident", 0), (kernels_precise, "attend", 1),
+        (kernels_rounds, "apply_half", 0), (kernels_rounds, "apply_halves", 1),
+    )  # fmt: skip
 
     def __enter__(self) -> Products:
-        def apply_resident(*arguments):
-            self.counts[1 if arguments[-2] != self.plan.PRECISION else 0] += 1
-            return self.functions["apply_resident"](*arguments)
+        self.counts = [0, 0]
+        self.functions = [getattr(module, name) for module, name, _ in self.COUNTED]
+        for (module, name, kind), function in zip(self.COUNTED, self.functions, strict=True):
 
-        def attend(*arguments):
-            self.counts[2] += 1
-            return self.functions["attend"](*arguments)
+            def counted(*arguments, kind=kind, function=function):
+                self.counts[kind] += 1
+                return function(*arguments)
 
-        kernels_solve.apply_resident, kernels_solve.attend = apply_resident, attend
+            setattr(module, name, counted)
         return self
 
     def __exit__(self, *_) -> None:
-        for name, function in self.functions.items():
-            setattr(kernels_solve, name, function)
+        for (module, name, _), function in zip(self.COUNTED, self.functions, strict=True):
+            setattr(module, name, function)
 
 
 def main() -> None:
@@ -99,36 +103,31 @@ def main() -> None:
     x = {name: value.detach() for name, value in draw(case, dtype).items()}
     want, weights = truth(case, dtype), [w.float() for w in upstream(case)]
     weights[0] = weights[0].to(dtype)
-    print(
-        "| products | plain below | new residual | tolerance | o | worst gradient | steps, mean (max) | products a tile | cost |"
-    )
-    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
-    for precision, fine, relax in CHOICES:
-        FINE = "ieee" if precision == "ieee" else fine or "tf32x3"
+    print("| products | new residual | tolerance | o | worst gradient | steps, mean (max) | products a tile | cost |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
+    exact = dtype == torch.bfloat16
+    for precision, fine in CHOICES:
+        if precision == "fp16":
+            stages = make_stages(case.K)[:1]
+        else:
+            FINE = "ieee" if precision == "ieee" else fine or "tf32x3"
+            stages = (make_plan(case.K, PRECISION=precision, REFINE=fine is not None, FINE=FINE),)
         for tolerance in (1e-4, 1e-6):
-            plan = make_plan(case.K, PRECISION=precision, REFINE=fine is not None, RELAX=float(relax), FINE=FINE)
-            options = {
-                "cu_seqlens": None,
-                "cu_seqlens_cpu": None,
-                "max_steps": 100,
-                "tolerance": tolerance,
-                "plan": plan,
-            }
+            options = {"cu_seqlens": None, "cu_seqlens_cpu": None, "max_steps": 100, "tolerance": tolerance}
+            options["stages"] = stages
             with stub_driver.rounded_dots():
-                with Products(plan) as products:
+                with Products() as products:
                     out = triton.chunk_forward(*x.values(), **options)
                 gradients = triton.chunk_backward(*list(x.values())[1:], out.x, weights[0], *weights[1:], **options)
             worst = max(relative_error(d, want[f"d{n}"]) for n, d in zip(INPUTS, gradients, strict=True))
             steps = f"{out.iterations.float().mean():.1f} ({int(out.iterations.max())})"
-            each = [count / (case.T / plan.BR) for count in products.counts]
-            exact = dtype == torch.bfloat16
-            kinds = ((precision, True), ("bf16", True), (FINE, False))
-            total = sum(
-                n * cost(kind, exact, resident, case.K) for n, (kind, resident) in zip(each, kinds, strict=True) if n
-            )
+            each = [count / (case.T / stages[0].BR) for count in products.counts]
+            total = each[0] * cost(precision, exact, True, case.K)
+            if fine:
+                total += each[1] * cost(fine, exact, False, case.K)
             print(
-                f"| {precision} | {f'{relax * tolerance:.0e}' if relax else 'never'} | {fine or 'none'} | {tolerance:.0e} "
-                f"| {relative_error(out.o, want['o']):.1e} | {worst:.1e} | {steps} | {' + '.join(f'{n:g}' for n in each)} "
+                f"| {'**float16 rounds**' if precision == 'fp16' else precision} | {fine or 'none'} | {tolerance:.0e} "
+                f"| {relative_error(out.o, want['o']):.1e} | {worst:.1e} | {steps} | {each[0]:g} + {each[1] if fine else 0:g} "
                 f"| {'–' if precision == 'ieee' else f'{total:.0f}k'} |",
                 flush=True,
             )

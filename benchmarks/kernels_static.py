@@ -118,8 +118,8 @@ def configurations(job: Job) -> list[triton.Config]:
     return sorted(configs, key=lambda c: c.num_warps != 4) if job.name.startswith("fla:") else configs
 
 
-def compile_for(job: Job, arch: int, config: triton.Config) -> Usage:
-    """Compile one kernel in one configuration for one target.
+def compile_for(job: Job, arch: int, config: triton.Config) -> tuple[Any, Usage]:
+    """Compile one kernel in one configuration for one target: what Triton returns, and what ptxas said of it.
 
     Raises:
         triton.runtime.errors.PTXASError: ptxas refuses the kernel, for want of shared memory, say.
@@ -152,7 +152,7 @@ def compile_for(job: Job, arch: int, config: triton.Config) -> Usage:
     if spills is None or registers is None:
         raise RuntimeError(f"ptxas said nothing of registers for {job.name}:\n{log}")
     shared = compiled.metadata.shared
-    return Usage(
+    return compiled, Usage(
         int(registers[1]), int(spills[1]), int(spills[2]), shared, ptx.count("wgmma.mma_async"), ptx.count("mma.sync"),
         TARGETS[arch].occupancy(int(registers[1]), shared, config.num_warps),
     )  # fmt: skip
@@ -170,10 +170,7 @@ def our_jobs(size: int, dtype: str, arch: int) -> Iterator[Job]:
     types |= {"T": "i32", "n_chunks": "i32", "max_steps": "i32", "tolerance": "fp32"}
     sizes = {"H": HEADS, "K": size, "V": size, "cu_seqlens": None, "chunk_indices": None, "chunk_offsets": None}
     sizes |= {"IS_VARLEN": False}
-    solves = [
-        sizes | plan._asdict() | {"AGAIN": stage > 0}
-        for stage, plan in enumerate(stages)
-    ]
+    solves = [sizes | plan._asdict() | {"AGAIN": stage > 0} for stage, plan in enumerate(stages)]
     FINE = stages[0].FINE
     states = sizes | state_blocks(size, size) | {"BT": CHUNK, "PRECISION": FINE, "HAS_INIT": True}
     yield Job("chunk states", kernels_states.states_kernel, types, states)
@@ -242,9 +239,10 @@ def table(archs: list[int], sizes: list[int], dtype: str, all_configs: bool) -> 
             jobs = [*our_jobs(size, dtype, arch), *(fla_jobs(size, dtype) if size <= 128 else ())]
             for job in jobs:
                 for config in configurations(job)[: None if all_configs else 1]:
-                    head = f"| {job.name} | {size} | {config.num_warps}, {config.num_stages} | sm_{arch} |"
+                    merged = ", tiles merged" if config.kwargs.get("MERGE") == 2 else ""
+                    head = f"| {job.name} | {size} | {config.num_warps}, {config.num_stages}{merged} | sm_{arch} |"
                     try:
-                        use = compile_for(job, arch, config)
+                        _, use = compile_for(job, arch, config)
                     except PTXASError as error:
                         lines.append(f"{head} does not compile: {str(error).strip().splitlines()[0][:120]} | | | | |")
                         continue

@@ -14,7 +14,9 @@ from fla_mesa.ops.triton.plan import solve_configs
 
 @triton.heuristics({"IS_VARLEN": lambda args: args["cu_seqlens"] is not None})
 @triton.autotune(
-    configs=[triton.Config({"MERGE": m}, num_warps=w, num_stages=s) for s in (1, 2) for m, w in ((1, 8), (1, 4), (2, 4))],
+    configs=[
+        triton.Config({"MERGE": m}, num_warps=w, num_stages=s) for s in (1, 2) for m, w in ((1, 8), (1, 4), (2, 4))
+    ],
     key=["H", "K", "V", "BT", "BR", "RESIDENT", "REFINE", "PRECISION", "FINE", "AGAIN"],
     prune_configs_by={"early_config_prune": solve_configs},
     **autotune_cache_kwargs,
@@ -52,7 +54,7 @@ def solve_output_kernel(
     OUT: tl.constexpr = FINE if o.dtype.element_ty == tl.float32 else "bf16x3"
     for i_v in range(0, V, BV):
         o_v = i_v + tl.arange(0, BV)
-        b_o = attend(x + i_row * K, H * K, k + i_row * K, H * K, v + i_row * V, H * V, h_kv, V, 1, g + i_row, beta + i_row, o_t, o_v, T, V, i_zero,
-                     H, K, BT, ROWS, BV, BS, BD, OUT, True)  # fmt: skip
+        b_o = attend(x + i_row * K, H * K, k + i_row * K, H * K, v + i_row * V, H * V, h_kv, V, 1, g + i_row, beta + i_row,
+                     o_t, o_v, T, V, i_zero, H, K, BT, ROWS, BV, BS, BD, OUT, True)  # fmt: skip
         p_o = o + i_row * V + o_t[:, None] * (H * V) + o_v[None, :]
         tl.store(p_o, b_o.to(o.dtype.element_ty), mask=m_t[:, None] & (o_v < V)[None, :])

@@ -25,7 +25,8 @@ AIM = tl.constexpr(0.9)  # of the tolerance, before the residual is computed ane
 
 
 @triton.jit
-def apply_resident(b_p, b_k_high, b_k_low, b_m, b_decay, b_h_high, b_h_low, b_lamb, PRECISION: tl.constexpr, K_LOW: tl.constexpr):  # fmt: skip
+def apply_resident(b_p, b_k_high, b_k_low, b_m, b_decay, b_h_high, b_h_low, b_lamb, PRECISION: tl.constexpr,
+                   K_LOW: tl.constexpr):  # fmt: skip
     """(H_t + diag(lamb)) p_t for the rows of a tile [BR, BK], with H0, the chunk's keys and their weights at hand."""
     b_s = tl.zeros([b_m.shape[0], b_m.shape[1]], dtype=tl.float32)
     b_s = dot_split(b_p, tl.trans(b_k_high), tl.trans(b_k_low), b_s, PRECISION, K_LOW)

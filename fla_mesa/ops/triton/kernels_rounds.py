@@ -19,7 +19,12 @@ from fla.ops.utils.op import exp2
 
 from fla_mesa.ops.triton.kernels_tile import decay_mask, inverse, scale_rows, scrub
 
-GAIN = tl.constexpr(2.0**-8)  # how far the residual of a round falls at most: more than float16 gives would be steps for nothing
+GAIN = tl.constexpr(
+    2.0**-8
+)  # how far the residual of a round falls at most: more than float16 gives would be steps for nothing
+LEAST = tl.constexpr(
+    2.0**-2
+)  # and at least, for another round to follow: fewer steps of the float32 iteration get there then
 AIM = tl.constexpr(0.9)  # of the tolerance, before the residual is computed anew
 
 
@@ -97,7 +102,8 @@ def solve_rounds(
     tl.store(x + i_row * K + o_tk, tl.zeros([BR, BK], dtype=tl.float32), mask=m_tk)
     tl.debug_barrier()
 
-    # S_t = ratio_t (S_0 / c_0) + sum_s M_ts k_s k_s' , ratio_t = exp2(a_t) c_0 , M_ts = exp2(a_t - a_s) beta_s c_s^2 ; c scale S_0 and keys.
+    # With c_0 and c_s the largest entries of S_0 and key s, and both divided by theirs,
+    # S_t = ratio_t S_0 + sum_s M_ts k_s k_s' , ratio_t = exp2(a_t) c_0 , M_ts = exp2(a_t - a_s) beta_s c_s^2
     b_root = inverse_root(lamb, o_k, K)
     b_h = tl.load(h + o_k[:, None] * K + o_k[None, :], mask=m_k[:, None] & m_k[None, :], other=0.0)
     b_unit = inverse(tl.max(tl.load(h + o_k * (K + 1), mask=m_k, other=0.0) * b_root * b_root))
@@ -154,7 +160,7 @@ def solve_rounds(
 
         # x += d , r -= (S_t + 1) d
         b_gt = tl.load(g + i_here + (o_t + i_zero) * H, mask=o_t < T, other=0.0).to(tl.float32)
-        b_k_again, b_k_low, b_ck = keys(k + i_here * K, lamb, o_s + i_zero, o_k + i_zero, T, H, K)
+        _, b_k_low, b_ck = keys(k + i_here * K, lamb, o_s + i_zero, o_k + i_zero, T, H, K)
         tl.debug_barrier()
         b_fine = decay_mask(g + i_here, beta + i_here, b_gt, o_t + i_zero, o_s + i_zero, T, H) * tl.trans(b_ck * b_ck)
         b_b = apply_halves(b_d, b_k_high, b_k_low, b_h_high, b_h_low, b_fine, b_ratio)
@@ -167,7 +173,7 @@ def solve_rounds(
         b_x = tl.load(x + i_here * K + o_tk, mask=m_tk, other=0.0) + b_d * b_scale
         tl.store(x + i_here * K + o_tk, b_x, mask=m_tk)
         b_rr = tl.sum(b_b * b_b, axis=1, keep_dims=True)
-        b_open = b_open & (b_rr > b_target) & (b_rr < 0.25 * b_before)
+        b_open = b_open & (b_rr > b_target) & (b_rr < LEAST * LEAST * b_before)
         n_open = tl.where(i_step < max_steps, tl.sum(b_open.to(tl.int32)), 0)
 
     # Back to the coordinates and the scale of b.

@@ -1,7 +1,7 @@
 # pyright: reportOperatorIssue=false, reportArgumentType=false, reportCallIssue=false, reportAttributeAccessIssue=false
 # pyright: reportGeneralTypeIssues=false, reportIndexIssue=false, reportOptionalSubscript=false, reportReturnType=false
 # (device code: types mean something else to Triton)
-"""What the kernels share, as Triton device functions: where a tile lies, products in chosen precisions, attention over a chunk and its state.
+"""What the kernels share, as Triton device functions: where a tile lies, products in chosen precisions, attention over a chunk.
 
 Names: `b_` a block in registers, `p_` pointers, `i_` an index, `o_` offsets, `m_` a mask. Sizes: BT positions a chunk, BR rows
 (positions) a tile, BK >= K a power of two, BS and BD the blocks in which keys and the contracted dimension are read.
