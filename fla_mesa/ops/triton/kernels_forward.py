@@ -1,5 +1,5 @@
 # pyright: reportOperatorIssue=false, reportArgumentType=false, reportCallIssue=false, reportAttributeAccessIssue=false
-# pyright: reportGeneralTypeIssues=false, reportIndexIssue=false, reportOptionalSubscript=false, reportReturnType=false
+# pyright: reportGeneralTypeIssues=false, reportIndexIssue=false, reportOptionalSubscript=false, reportReturnType=false, reportAssignmentType=false
 # (device code: types mean something else to Triton)
 """Forward kernel: the solve of a tile and, while it is in the cache, the output o_t = G_t'x_t."""
 
