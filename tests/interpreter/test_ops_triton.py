@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fla_mesa.ops import chunk_mesa_net, mesa_net_decoding_one_step, triton
-from fla_mesa.ops.triton import kernels_rounds
+from fla_mesa.ops.triton import kernels_backward, kernels_forward, kernels_rounds
 from fla_mesa.ops.triton.plan import make_plan, make_stages
 from tests.interpreter import stub_driver
 from tests.ops.cases import (
@@ -205,6 +205,39 @@ def test_blocks_as_on_a_gpu():
     got = triton.chunk_backward(*list(x.values())[1:], out.x, do, dh_kk, dh_kv, **options)
     for name, gradient in zip(INPUTS, got, strict=True):
         assert relative_error(gradient, want[f"d{name}"]) < 5e-6, name
+
+
+def merged(kernel):
+    """The autotuner under a kernel's decorators, choosing among merged tiles alone."""
+    while not hasattr(kernel, "configs"):
+        kernel = kernel.fn
+    return kernel, [config for config in kernel.configs if config.kwargs["MERGE"] == 2]
+
+
+def test_merged_tiles_and_what_autotuning_left(monkeypatch):
+    """At K = 128 autotuning may solve two tiles as one: the same results, whatever it wrote where it tried them apart."""
+    case = Case(T=100, H=1, K=128, V=16)
+    x = {name: value.detach() for name, value in draw(case).items()}
+    do, dh_kk, dh_kv = (w.float() for w in upstream(case))
+    apart = triton.chunk_forward(*x.values(), **OPTIONS)
+    apart_gradients = triton.chunk_backward(*list(x.values())[1:], apart.x, do, dh_kk, dh_kv, **OPTIONS)
+    for kernel in (kernels_forward.solve_output_kernel, kernels_backward.solve_backward_kernel):
+        tuner, configs = merged(kernel)
+        prune = tuner.early_config_prune
+        monkeypatch.setattr(
+            tuner,
+            "early_config_prune",
+            lambda c, n, prune=prune, configs=configs, **a: prune(c, n, **a) if (n | a)["AGAIN"] else configs[:1],
+        )
+        tuner.cache.clear()
+    new_zeros = torch.Tensor.new_zeros
+    monkeypatch.setattr(torch.Tensor, "new_zeros", lambda *a, **o: new_zeros(*a, **o) + 7)
+    one_stage = OPTIONS | {"stages": make_stages(128)[:1]}
+    together = triton.chunk_forward(*x.values(), **one_stage)
+    gradients = triton.chunk_backward(*list(x.values())[1:], together.x, do, dh_kk, dh_kv, **one_stage)
+    assert relative_error(together.o, apart.o) < 1e-4
+    for name, a, b in zip(INPUTS, gradients, apart_gradients, strict=True):
+        assert relative_error(a, b) < 2e-4, name
 
 
 def test_the_same_bits_twice():

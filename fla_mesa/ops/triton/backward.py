@@ -78,7 +78,7 @@ def chunk_backward(
     dlamb = []
     for stage, plan in enumerate(stages):
         tiles = plan.BT // plan.BR
-        # Zero, because merged tiles write one for two, and tiles of a later stage that find nothing to do none.
+        # Zero, because tiles of a later stage that find nothing to do write nothing.
         dlamb.append(k.new_zeros(chunks.total * tiles, H, K, dtype=torch.float32))
         tiles *= B * H * chunks.per_grid
         solve_backward_kernel[lambda meta, tiles=tiles: (tiles // meta["MERGE"],)](

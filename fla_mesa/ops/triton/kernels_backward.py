@@ -63,6 +63,7 @@ def solve_backward_kernel(
     tl.store(residual + i_row + o_t * H, b_relative, mask=m_t)
     # Rows that a later stage solves again are summed there.
     m_done = (b_relative <= tolerance) if PRECISION == "fp16" else m_t
+    i_tile = i_s * (BT // BR) + i_r * MERGE
     b_da = tl.zeros([ROWS], dtype=tl.float32)
     tl.debug_barrier()
     for i_k in range(i_zero, K, BE):
@@ -75,7 +76,10 @@ def solve_backward_kernel(
         b_lamb = tl.load(lamb + i_h * K + o_e, mask=m_e, other=0.0).to(tl.float32)
         b_da += tl.sum(b_x * (b_lamb[None, :] * b_y + tl.load(r + o_te, mask=m_te, other=0.0)), axis=1)
         b_dlamb = -tl.sum(tl.where(m_done[:, None], b_x * b_y, 0.0), axis=0)
-        tl.store(dlamb + ((i_s * (BT // ROWS) + i_r) * H + i_h) * K + o_e, b_dlamb, mask=m_e)
+        tl.store(dlamb + (i_tile * H + i_h) * K + o_e, b_dlamb, mask=m_e)
+        # The places of the tiles merged into this one hold what autotuning wrote when it tried them apart.
+        for i_m in tl.static_range(1, MERGE):
+            tl.store(dlamb + ((i_tile + i_m) * H + i_h) * K + o_e, tl.zeros([BE], dtype=tl.float32), mask=m_e)
     tl.store(da_rows + i_row + o_t * H, b_da, mask=m_t)
 
 
