@@ -61,7 +61,7 @@ def apply_half(b_p, b_k, b_h, b_m, b_ratio):
 
 @triton.jit
 def apply_halves(b_d, b_k_high, b_k_low, b_h_high, b_h_low, b_m, b_ratio):
-    """S_t d_t of float16 d, exact in it and good to 22 bits in everything else."""
+    """S_t d_t [BR, BK] float32 of float16 d, exact in it and good to 22 bits in everything else."""
     b_s = tl.dot(b_d, tl.trans(b_k_low)) * (1 / 2048)
     b_s = tl.dot(b_d, tl.trans(b_k_high), b_s) * b_m
     b_s_high = b_s.to(tl.float16)
