@@ -1,15 +1,18 @@
 """Ctrl-C and SIGTERM: save, say how to go on, and leave with the exit code that the signal stands for."""
 
+import os
 import signal
-import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from transformers import TrainerCallback
 
 if TYPE_CHECKING:
     from transformers import Trainer
+
+
+STDERR = 2  # its file descriptor
 
 
 class Interrupted(KeyboardInterrupt):
@@ -55,7 +58,9 @@ class SignalStop(TrainerCallback):
         if self._received is not None or not self._can_save:
             raise Interrupted(number)
         self._received = number
-        print("\nfinishing this step and saving a checkpoint; the same signal again stops at once", file=sys.stderr)
+        # Not print: the signal may have come while something is being printed, and Python's buffers take one writer at a time.
+        with suppress(OSError):
+            os.write(STDERR, b"\nfinishing this step and saving a checkpoint; the same signal again stops at once\n")
 
     def _raise_if_received(self) -> None:
         if self._received is not None:

@@ -1,5 +1,6 @@
 """Whole runs: what they leave behind, how they are killed, stopped and resumed, and what they refuse."""
 
+import io
 import json
 import os
 import re
@@ -8,6 +9,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from fla_mesa.data import Splits, TokenBlocks, register_source, sources
 from fla_mesa.train import folder
 from fla_mesa.train.command import main
-from fla_mesa.train.interrupt import Interrupted
+from fla_mesa.train.interrupt import Interrupted, SignalStop
 from fla_mesa.train.recipe import Run
 from fla_mesa.train.settings import parse
 from fla_mesa.train.trainer import Diverged
@@ -177,6 +179,24 @@ def test_sigterm_saves_says_how_to_go_on_and_exits_143(flags, text, tmp_path):
     folder.check_resumable(checkpoint)
     state = json.loads((checkpoint / "trainer_state.json").read_text())
     assert checkpoint.name == f"checkpoint-{state['global_step']}" and state["global_step"] < 5000
+
+
+def test_a_signal_while_something_is_printed(monkeypatch):
+    """As it may come at any time: Python's buffers refuse to be written to from a handler that interrupted their writing."""
+    stop = SignalStop(SimpleNamespace(args=SimpleNamespace(world_size=1)))
+
+    class Terminal(io.RawIOBase):
+        def writable(self):
+            return True
+
+        def write(self, text):
+            if stop._received is None:
+                stop.receive(signal.SIGTERM)
+            return len(text)
+
+    monkeypatch.setattr(sys, "stderr", io.TextIOWrapper(io.BufferedWriter(Terminal())))
+    with pytest.raises(Interrupted), stop.training():
+        print("step 1", file=sys.stderr, flush=True)
 
 
 class SignalAt(TrainerCallback):
