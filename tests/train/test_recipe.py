@@ -194,7 +194,7 @@ def test_a_signal_while_something_is_printed(monkeypatch):
                 stop.receive(signal.SIGTERM)
             return len(text)
 
-    monkeypatch.setattr(sys, "stderr", io.TextIOWrapper(io.BufferedWriter(Terminal())))
+    monkeypatch.setattr(sys, "stderr", io.TextIOWrapper(io.BufferedWriter(Terminal()), line_buffering=True))
     with pytest.raises(Interrupted), stop.training():
         print("step 1", file=sys.stderr, flush=True)
 
