@@ -256,6 +256,16 @@ def table(archs: list[int], sizes: list[int], dtype: str, all_configs: bool) -> 
     return lines
 
 
+def write(lines: list[str], out: Path | None) -> None:
+    """To a file, or to standard output where none is named."""
+    text = "\n".join(lines) + "\n"
+    if out:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(text)
+    else:
+        print(text)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--arch", type=int, nargs="+", default=[80, 86, 90], choices=sorted(TARGETS))
@@ -277,12 +287,7 @@ def main() -> None:
         "",
         *table(args.arch, args.size, args.dtype, args.all_configs),
     ]
-    text = "\n".join(lines) + "\n"
-    if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(text)
-    else:
-        print(text)
+    write(lines, args.out)
 
 
 if __name__ == "__main__":

@@ -151,12 +151,7 @@ def main() -> None:
         "",
         *table(args.arch, args.size),
     ]
-    text = "\n".join(lines) + "\n"
-    if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(text)
-    else:
-        print(text)
+    static.write(lines, args.out)
 
 
 if __name__ == "__main__":
