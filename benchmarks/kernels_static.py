@@ -26,6 +26,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
@@ -35,10 +36,10 @@ warnings.filterwarnings("ignore", message=".*Triton is not supported on current 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from fla_mesa.ops.triton import kernels_backward, kernels_forward, kernels_states, kernels_step  # noqa: E402
-from fla_mesa.ops.triton.backward import KEYS, keys_block  # noqa: E402
+from fla_mesa.ops.triton.backward import POSITIONS  # noqa: E402
 from fla_mesa.ops.triton.chunks import state_blocks  # noqa: E402
 from fla_mesa.ops.triton.forward import output_block  # noqa: E402
-from fla_mesa.ops.triton.plan import CHUNK, make_stages, power_of_two  # noqa: E402
+from fla_mesa.ops.triton.plan import CHUNK, gradient_blocks, make_stages, power_of_two  # noqa: E402
 
 HEADS = 16  # of the model whose kernels are compiled; it only enters strides
 TYPES = {"float32": "*fp32", "bfloat16": "*bf16", "float16": "*fp16"}
@@ -162,9 +163,9 @@ def our_jobs(size: int, dtype: str, arch: int) -> Iterator[Job]:
     """The kernels of this package for K = V = size, as their launchers call them."""
     stages = make_stages(size, capability=(arch // 10, arch % 10))
     given, f32, i32 = TYPES[dtype], "*fp32", "*i32"
-    inputs = {"q": given, "k": given, "v": given, "o": given, "do": given}
+    inputs = {"q": given, "k": given, "v": given, "o": given, "do": given, "dk": given, "dv": given, "dq": given}
     floats = ["g", "beta", "lamb", "h_kk", "h_kv", "h_kk_init", "h_kv_init", "h_kk_final", "h_kv_final", "h_kk_new"]
-    floats += ["h_kv_new", "x", "y", "dx", "dk", "dv", "da", "da_rows", "dbeta", "dlamb", "dh_kk", "dh_kv", "inner"]
+    floats += ["h_kv_new", "x", "y", "dx", "da", "da_rows", "dbeta", "dlamb", "dh_kk", "dh_kv", "inner"]
     floats += ["dh_kk_final", "dh_kv_final", "dh_kk_init", "dh_kv_init", "residual", "scratch", "r"]
     types = inputs | dict.fromkeys(floats, f32) | {"iterations": i32}
     types |= {"T": "i32", "n_chunks": "i32", "max_steps": "i32", "tolerance": "fp32"}
@@ -172,7 +173,7 @@ def our_jobs(size: int, dtype: str, arch: int) -> Iterator[Job]:
     sizes |= {"IS_VARLEN": False}
     solves = [sizes | plan._asdict() | {"AGAIN": stage > 0} for stage, plan in enumerate(stages)]
     FINE = stages[0].FINE
-    states = sizes | state_blocks(size, size) | {"BT": CHUNK, "PRECISION": FINE, "HAS_INIT": True}
+    states = sizes | state_blocks(size, size) | {"BT": CHUNK, "BP": CHUNK, "PRECISION": FINE, "HAS_INIT": True}
     yield Job("chunk states", kernels_states.states_kernel, types, states)
     for solve in solves:
         rest = " of the rest" if solve["AGAIN"] else ""
@@ -182,11 +183,14 @@ def our_jobs(size: int, dtype: str, arch: int) -> Iterator[Job]:
         yield Job(f"solve{rest}, backward", kernels_backward.solve_backward_kernel, types, backward)
     yield Job(
         "chunk states, backward", kernels_states.states_backward_kernel, types,
-        states | {"HAS_DH_KK": True, "HAS_DH_KV": True},
+        states | {"BP": POSITIONS, "HAS_DH_KK": True, "HAS_DH_KV": True},
     )  # fmt: skip
     yield Job(
         "keys and values, backward", kernels_backward.keys_values_backward_kernel, types,
-        sizes | {"BT": CHUNK, "BR": KEYS, "BD": keys_block(), "BN": output_block(size), "PRECISION": FINE},
+        sizes
+        | {"BT": CHUNK}
+        | gradient_blocks(size, size, getattr(torch, dtype), FINE)
+        | ({"dq": None} if dtype == "float32" else {}),
     )  # fmt: skip
     resident = power_of_two(size) <= 128
     step = sizes | {"BK": power_of_two(size), "BV": output_block(size), "BD": 32, "RESIDENT": resident}

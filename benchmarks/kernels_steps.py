@@ -77,12 +77,10 @@ def cost(code: list[str], warps: int, arch: int) -> Step:
             cycles["products"] += m * n * k * tf32 / 2048 / 4
             a_in_shared = not instruction.split()[2].startswith("R")
             cycles["shared"] += (n + m * a_in_shared) * k * 2 / SHARED / 4
-        elif name == "LDSM":
-            cycles["shared"] += int(parts[-1]) * 128 / SHARED
+        elif name in ("LDSM", "STSM"):  # matrices of 128 bytes, one if no number is named
+            cycles["shared"] += int(parts[-1] if parts[-1].isdigit() else 1) * 128 / SHARED
         elif name in ("LDS", "STS", "LDL", "STL"):
             cycles["shared"] += next((WIDTH[p] for p in parts if p in WIDTH), 4) * 32 / SHARED
-        elif name == "STSM":
-            cycles["shared"] += int(parts[-1]) * 128 / SHARED if parts[-1].isdigit() else 4
         elif name == "SHFL":
             cycles["shared"] += 1
     barriers = sum(instruction.startswith("BAR.SYNC") for instruction in code)

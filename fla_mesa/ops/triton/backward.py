@@ -12,20 +12,15 @@ from fla_mesa.ops.triton.chunks import (
     cut,
     local_cumsum,
     marked_beta,
+    n_blocks,
     state_blocks,
 )
-from fla_mesa.ops.triton.forward import output_block
 from fla_mesa.ops.triton.kernels_backward import keys_values_backward_kernel, solve_backward_kernel
 from fla_mesa.ops.triton.kernels_states import states_backward_kernel
-from fla_mesa.ops.triton.plan import Plan, capability_of, check_supported, interpreted, make_stages
+from fla_mesa.ops.triton.plan import Plan, capability_of, check_supported, gradient_blocks, make_stages
 from fla_mesa.ops.types import ChunkGradients
 
-KEYS = 16  # whose gradients one program computes, from all rows of their chunk
-
-
-def keys_block() -> int:
-    """Columns of keys and values read at a time."""
-    return 64 if interpreted() else 16
+POSITIONS = 32  # read at a time for the gradients of states: 64 spill on sm_80
 
 
 @input_guard  # pyright: ignore[reportArgumentType] (fla types it for functions that return a tensor)
@@ -48,7 +43,9 @@ def chunk_backward(
     tolerance: float,
     stages: tuple[Plan, ...] = (),
 ) -> ChunkGradients:
-    """The backward pass in Triton kernels: gradients in float32, given the solution x of the forward pass.
+    """The backward pass in Triton kernels, given the solution x of the forward pass.
+
+    Gradients of q, k and v come in their dtype, the others in float32.
 
     Sums over positions and tiles are taken in a fixed order: the same inputs give the same bits, as long as autotuning (whose choices
     Triton keeps on disk) picks the same configurations.
@@ -93,21 +90,25 @@ def chunk_backward(
     dh_kk_init = torch.empty_like(states.h_kk_final) if has_init else None
     dh_kv_init = torch.empty_like(states.h_kv_final) if has_init else None
     blocks = state_blocks(K, V)
-    inner = k.new_empty(chunks.total, H, blocks["N_K"] * blocks["N_C"], dtype=torch.float32)
-    states_backward_kernel[(chunks.n_sequences * H * blocks["N_K"] * blocks["N_C"],)](
+    parts = n_blocks(blocks)
+    inner = k.new_empty(chunks.total, H, parts, dtype=torch.float32)
+    states_backward_kernel[(chunks.n_sequences * H * parts,)](
         x=x, y=y, do=do, g=a, h_kk=states.h_kk, h_kv=states.h_kv, h_kk_final=states.h_kk_final,
         h_kv_final=states.h_kv_final, dh_kk_final=dh_kk, dh_kv_final=dh_kv, dh_kk=dh_kk_chunks, dh_kv=dh_kv_chunks,
         dh_kk_init=dh_kk_init, dh_kv_init=dh_kv_init, inner=inner, cu_seqlens=chunks.cu_seqlens,
-        chunk_offsets=chunks.offsets, T=T, H=H, K=K, V=V, BT=CHUNK, PRECISION=FINE, **blocks,
+        chunk_offsets=chunks.offsets, T=T, H=H, K=K, V=V, BT=CHUNK, BP=POSITIONS, PRECISION=FINE,
+        **blocks,
     )  # fmt: skip
 
-    dk, dv = torch.empty_like(x), torch.empty_like(v, dtype=torch.float32)
+    # y is dq, in float32.
+    dq = None if k.dtype == torch.float32 else torch.empty_like(k)
+    dk, dv = torch.empty_like(k), torch.empty_like(v)
     dbeta, da = torch.empty_like(da_rows), torch.empty_like(da_rows)
-    keys_values_backward_kernel[(B * H * chunks.per_grid * (CHUNK // KEYS),)](
+    blocks = gradient_blocks(K, V, k.dtype, FINE)
+    keys_values_backward_kernel[(B * H * chunks.per_grid * (CHUNK // blocks["BR"]),)](
         k=k, v=v, g=a, beta=beta, x=x, y=y, do=do, dh_kk=dh_kk_chunks, dh_kv=dh_kv_chunks, inner=inner.sum(-1),
-        da_rows=da_rows, dk=dk, dv=dv, dbeta=dbeta, da=da, cu_seqlens=chunks.cu_seqlens,
-        chunk_indices=chunks.indices, T=T, n_chunks=chunks.per_grid, H=H, K=K, V=V, BT=CHUNK, BR=KEYS,
-        BD=keys_block(), BN=output_block(max(K, V)), PRECISION=FINE,
+        da_rows=da_rows, dq=dq, dk=dk, dv=dv, dbeta=dbeta, da=da, cu_seqlens=chunks.cu_seqlens,
+        chunk_indices=chunks.indices, T=T, n_chunks=chunks.per_grid, H=H, K=K, V=V, BT=CHUNK, **blocks,
     )  # fmt: skip
     dg = local_cumsum(da, chunk_size=CHUNK, reverse=True, cu_seqlens=chunks.cu_seqlens, chunk_indices=chunks.indices)
-    return ChunkGradients(y, dk, dv, dg, dbeta, torch.cat(dlamb).sum(0), dh_kk_init, dh_kv_init)
+    return ChunkGradients(y if dq is None else dq, dk, dv, dg, dbeta, torch.cat(dlamb).sum(0), dh_kk_init, dh_kv_init)

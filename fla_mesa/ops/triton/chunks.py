@@ -10,11 +10,11 @@ from fla.ops.utils import chunk_local_cumsum, prepare_chunk_indices, prepare_chu
 from fla.ops.utils.constant import RCP_LN2
 
 from fla_mesa.ops.triton.kernels_states import states_kernel
-from fla_mesa.ops.triton.plan import CHUNK, interpreted, power_of_two
+from fla_mesa.ops.triton.plan import CHUNK, power_of_two
 
 # A gate below e^-64 forgets everything; larger steps would only cost digits in the sums of the others, and -inf all of them.
 LEAST_LOG_GATE = -64.0
-STATE_BLOCK = 32
+STATE_BLOCK = 64
 # fla's decorators hide its parameters from type checkers.
 local_cumsum: Any = chunk_local_cumsum
 
@@ -59,11 +59,15 @@ class States(NamedTuple):
 
 
 def state_blocks(K: int, V: int) -> dict[str, int]:
-    """Blocks of the state kernels (BP positions at a time), and how many of them there are."""
-    largest = 64 if interpreted() else STATE_BLOCK
-    BK = min(largest, power_of_two(K))
-    BC = min(largest, power_of_two(max(K, V)))
-    return {"BK": BK, "BC": BC, "BP": largest, "N_K": triton.cdiv(K, BK), "N_C": triton.cdiv(max(K, V), BC)}
+    """Blocks of the state kernels, and how many of them there are."""
+    BK = min(STATE_BLOCK, power_of_two(K))
+    BC = min(STATE_BLOCK, power_of_two(max(K, V)))
+    return {"BK": BK, "BC": BC, "N_K": triton.cdiv(K, BK), "N_CK": triton.cdiv(K, BC), "N_CV": triton.cdiv(V, BC)}
+
+
+def n_blocks(blocks: dict[str, int]) -> int:
+    """Of both states of a head."""
+    return blocks["N_K"] * (blocks["N_CK"] + blocks["N_CV"])
 
 
 def compute_states(
@@ -84,9 +88,9 @@ def compute_states(
         k.new_empty(chunks.n_sequences, H, K, V, dtype=torch.float32),
     )
     blocks = state_blocks(K, V)
-    states_kernel[(chunks.n_sequences * H * blocks["N_K"] * blocks["N_C"],)](
+    states_kernel[(chunks.n_sequences * H * n_blocks(blocks),)](
         k=k, v=v, g=a, beta=beta, h_kk=states.h_kk, h_kv=states.h_kv, h_kk_init=h_kk_init, h_kv_init=h_kv_init,
         h_kk_final=states.h_kk_final, h_kv_final=states.h_kv_final, cu_seqlens=chunks.cu_seqlens,
-        chunk_offsets=chunks.offsets, T=T, H=H, K=K, V=V, BT=CHUNK, PRECISION=precision, **blocks,
+        chunk_offsets=chunks.offsets, T=T, H=H, K=K, V=V, BT=CHUNK, BP=CHUNK, PRECISION=precision, **blocks,
     )  # fmt: skip
     return states

@@ -14,7 +14,7 @@ from fla.utils import autotune_cache_kwargs
 
 from fla_mesa.ops.triton.kernels_solve import rows_left, solve_tile
 from fla_mesa.ops.triton.kernels_tile import attend, dot, locate
-from fla_mesa.ops.triton.plan import solve_configs
+from fla_mesa.ops.triton.plan import gradient_configs, solve_configs
 
 
 @triton.heuristics({"IS_VARLEN": lambda args: args["cu_seqlens"] is not None})
@@ -85,13 +85,14 @@ def solve_backward_kernel(
 
 @triton.heuristics({"IS_VARLEN": lambda args: args["cu_seqlens"] is not None})
 @triton.autotune(
-    configs=[triton.Config({}, num_warps=w, num_stages=s) for w, s in ((8, 1), (8, 2))],
+    configs=[triton.Config({}, num_warps=w, num_stages=s) for w, s in ((4, 1), (8, 1), (8, 2))],
     key=["H", "K", "V", "BT", "BR", "PRECISION"],
+    prune_configs_by={"early_config_prune": gradient_configs},
     **autotune_cache_kwargs,
 )
 @triton.jit(do_not_specialize=["T", "n_chunks"])
 def keys_values_backward_kernel(
-    k, v, g, beta, x, y, do, dh_kk, dh_kv, inner, da_rows, dk, dv, dbeta, da, cu_seqlens, chunk_indices,
+    k, v, g, beta, x, y, do, dh_kk, dh_kv, inner, da_rows, dq, dk, dv, dbeta, da, cu_seqlens, chunk_indices,
     T, n_chunks,
     H: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BT: tl.constexpr, BR: tl.constexpr, BD: tl.constexpr,
     BN: tl.constexpr, PRECISION: tl.constexpr, IS_VARLEN: tl.constexpr,
@@ -114,6 +115,8 @@ def keys_values_backward_kernel(
     y += i_row * K
     do += i_row * V
     dk += i_row * K
+    if dq is not None:
+        dq += i_row * K
     dv += i_row * V
     g += i_row
     beta += i_row
@@ -127,11 +130,11 @@ def keys_values_backward_kernel(
     for i_d in range(0, K, BD):
         o_d = i_d + tl.arange(0, BD)
         m_d = (o_d < K)[None, :]
-        b_k = tl.load(k + o_sk + o_d[None, :], mask=m_s[:, None] & m_d, other=0.0).to(tl.float32)
+        b_k = tl.load(k + o_sk + o_d[None, :], mask=m_s[:, None] & m_d, other=0.0)
         b_x = tl.load(x + o_tk + o_d[None, :], mask=m_t[:, None] & m_d, other=0.0)
-        b_y = tl.load(y + o_tk + o_d[None, :], mask=m_t[:, None] & m_d, other=0.0)
         b_kx = dot(b_k, tl.trans(b_x), b_kx, PRECISION)
-        b_w = dot(-b_k, tl.trans(b_y), b_w, PRECISION)
+        b_y = tl.load(y + o_tk + o_d[None, :], mask=m_t[:, None] & m_d, other=0.0)
+        b_w = dot(b_k, tl.trans(-b_y), b_w, PRECISION)
     for i_d in range(0, V, BD):
         o_d = i_d + tl.arange(0, BD)
         m_d = (o_d < V)[None, :]
@@ -139,62 +142,84 @@ def keys_values_backward_kernel(
         b_do = tl.load(do + o_tv + o_d[None, :], mask=m_t[:, None] & m_d, other=0.0)
         b_w = dot(b_v, tl.trans(b_do), b_w, PRECISION)
 
-    b_gs = tl.load(g + o_s * H, mask=m_s, other=0.0).to(tl.float32)
-    b_gt = tl.load(g + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-    b_last = tl.load(g + (T - 1) * H).to(tl.float32)
-    b_beta = tl.load(beta + o_s * H, mask=m_s, other=0.0).to(tl.float32)
+    b_gs = tl.load(g + o_s[:, None] * H, mask=m_s[:, None], other=0.0).to(tl.float32)
+    b_gt = tl.load(g + o_t[None, :] * H, mask=m_t[None, :], other=0.0).to(tl.float32)
     m_causal = (o_t[None, :] >= o_s[:, None]) & m_t[None, :] & m_s[:, None]
-    b_d = tl.where(m_causal, exp2(tl.minimum(b_gt[None, :] - b_gs[:, None], 0.0)), 0.0)
+    b_d = tl.where(m_causal, exp2(tl.minimum(b_gt - b_gs, 0.0)), 0.0)
     b_u = b_kx * b_d
-    b_dbeta = tl.sum(b_u * b_w, axis=1)
+    b_dbeta = tl.sum(b_u * b_w, axis=1, keep_dims=True)
     b_w *= b_d
-    b_end = tl.where(m_s, exp2(b_last - b_gs), 0.0)
+    b_end = tl.where(m_s[:, None], exp2(tl.load(g + (T - 1) * H).to(tl.float32) - b_gs), 0.0)
 
+    i_zero = 0
     for i_n in range(0, K, BN):
+        i_zero = tl.multiple_of(tl.minimum(i_n + T, 0), 128)
+        o_sn = i_r * BR + tl.arange(0, BR) + i_zero
+        o_tn = tl.arange(0, BT) + i_zero
+        m_sn, m_tn = o_sn < T, o_tn < T
+        o_skn, o_tkn = o_sn[:, None] * (H * K), o_tn[:, None] * (H * K)
+        o_svn, o_tvn = o_sn[:, None] * (H * V), o_tn[:, None] * (H * V)
         o_n = i_n + tl.arange(0, BN)
-        m_n = (o_n < K)[None, :]
-        b_state = tl.zeros([BR, BN], dtype=tl.float32)  # V dG' + K dH
-        b_turned = tl.zeros([BR, BN], dtype=tl.float32)  # K dH'
+        m_n = o_n < K
+        b_dk = tl.zeros([BR, BN], dtype=tl.float32)
         for i_d in range(0, V, BD):
             o_d = i_d + tl.arange(0, BD)
             m_d = o_d < V
-            b_v = tl.load(v + o_sv + o_d[None, :], mask=m_s[:, None] & m_d[None, :], other=0.0)
-            b_dg = tl.load(dh_kv + o_d[:, None] + o_n[None, :] * V, mask=m_d[:, None] & m_n, other=0.0)
-            b_state = dot(b_v, b_dg, b_state, PRECISION)
+            b_v = tl.load(v + o_svn + o_d[None, :], mask=m_sn[:, None] & m_d[None, :], other=0.0)
+            b_dg = tl.load(dh_kv + o_n[:, None] * V + o_d[None, :], mask=m_n[:, None] & m_d[None, :], other=0.0)
+            b_dk = dot(b_v, tl.trans(b_dg), b_dk, PRECISION)
+        b_kn = tl.load(k + o_skn + o_n[None, :], mask=m_sn[:, None] & m_n[None, :], other=0.0).to(tl.float32)
+        b_dbeta += b_end * tl.sum(0.5 * b_kn * b_dk, axis=1, keep_dims=True)
         for i_d in range(0, K, BD):
             o_d = i_d + tl.arange(0, BD)
             m_d = o_d < K
-            b_k = tl.load(k + o_sk + o_d[None, :], mask=m_s[:, None] & m_d[None, :], other=0.0)
-            b_dh = tl.load(dh_kk + o_d[:, None] * K + o_n[None, :], mask=m_d[:, None] & m_n, other=0.0)
-            b_state = dot(b_k, b_dh, b_state, PRECISION)
-            b_dh = tl.load(dh_kk + o_d[:, None] + o_n[None, :] * K, mask=m_d[:, None] & m_n, other=0.0)
-            b_turned = dot(b_k, b_dh, b_turned, PRECISION)
-        b_k = tl.load(k + o_sk + o_n[None, :], mask=m_s[:, None] & m_n, other=0.0).to(tl.float32)
-        b_dbeta += b_end * tl.sum(b_k * b_state, axis=1)
-        b_x = tl.load(x + o_tk + o_n[None, :], mask=m_t[:, None] & m_n, other=0.0)
-        b_y = tl.load(y + o_tk + o_n[None, :], mask=m_t[:, None] & m_n, other=0.0)
-        b_dk = (b_state + b_turned) * b_end[:, None]
+            b_k = tl.load(k + o_skn + o_d[None, :], mask=m_sn[:, None] & m_d[None, :], other=0.0)
+            b_dh = tl.load(dh_kk + o_n[:, None] * K + o_d[None, :], mask=m_n[:, None] & m_d[None, :], other=0.0)
+            b_dh = tl.trans(b_dh)
+            b_dh += tl.load(dh_kk + o_d[:, None] * K + o_n[None, :], mask=m_d[:, None] & m_n[None, :], other=0.0)
+            b_dk = dot(b_k, b_dh, b_dk, PRECISION)
+        # k'(dH + dH')k is twice k'dH k: with what came before, half of each sum.
+        b_kn = tl.load(k + o_skn + o_n[None, :], mask=m_sn[:, None] & m_n[None, :], other=0.0).to(tl.float32)
+        b_dbeta += b_end * tl.sum(0.5 * b_kn * b_dk, axis=1, keep_dims=True)
+        b_dk *= b_end
+        b_x = tl.load(x + o_tkn + o_n[None, :], mask=m_tn[:, None] & m_n[None, :], other=0.0)
         b_dk = dot(b_w, b_x, b_dk, PRECISION)
+        b_y = tl.load(y + o_tkn + o_n[None, :], mask=m_tn[:, None] & m_n[None, :], other=0.0)
+        if dq is not None:  # where one program has all rows
+            tl.store(dq + o_tkn + o_n[None, :], b_y.to(dq.dtype.element_ty), mask=m_tn[:, None] & m_n[None, :])
         b_dk = dot(-b_u, b_y, b_dk, PRECISION)
-        tl.store(dk + o_sk + o_n[None, :], b_dk * b_beta[:, None], mask=m_s[:, None] & m_n)
+        b_beta = tl.load(beta + o_sn[:, None] * H, mask=m_sn[:, None], other=0.0).to(tl.float32)
+        b_dk *= b_beta
+        tl.store(dk + o_skn + o_n[None, :], b_dk.to(dk.dtype.element_ty), mask=m_sn[:, None] & m_n[None, :])
 
     for i_n in range(0, V, BN):
+        i_zero = tl.multiple_of(tl.minimum(i_n + T, 0), 128)
+        o_sn = i_r * BR + tl.arange(0, BR) + i_zero
+        o_tn = tl.arange(0, BT) + i_zero
+        m_sn, m_tn = o_sn < T, o_tn < T
+        o_skn, o_tkn = o_sn[:, None] * (H * K), o_tn[:, None] * (H * K)
+        o_svn, o_tvn = o_sn[:, None] * (H * V), o_tn[:, None] * (H * V)
         o_n = i_n + tl.arange(0, BN)
         m_n = (o_n < V)[None, :]
         b_dv = tl.zeros([BR, BN], dtype=tl.float32)
         for i_d in range(0, K, BD):
             o_d = i_d + tl.arange(0, BD)
             m_d = o_d < K
-            b_k = tl.load(k + o_sk + o_d[None, :], mask=m_s[:, None] & m_d[None, :], other=0.0)
+            b_k = tl.load(k + o_skn + o_d[None, :], mask=m_sn[:, None] & m_d[None, :], other=0.0)
             b_dg = tl.load(dh_kv + o_d[:, None] * V + o_n[None, :], mask=m_d[:, None] & m_n, other=0.0)
             b_dv = dot(b_k, b_dg, b_dv, PRECISION)
-        b_do = tl.load(do + o_tv + o_n[None, :], mask=m_t[:, None] & m_n, other=0.0)
-        b_dv = dot(b_u, b_do, b_dv * b_end[:, None], PRECISION)
-        tl.store(dv + o_sv + o_n[None, :], b_dv * b_beta[:, None], mask=m_s[:, None] & m_n)
+        b_do = tl.load(do + o_tvn + o_n[None, :], mask=m_tn[:, None] & m_n, other=0.0)
+        b_dv = dot(b_u, b_do, b_dv * b_end, PRECISION)
+        b_beta = tl.load(beta + o_sn[:, None] * H, mask=m_sn[:, None], other=0.0).to(tl.float32)
+        b_dv *= b_beta
+        tl.store(dv + o_svn + o_n[None, :], b_dv.to(dv.dtype.element_ty), mask=m_sn[:, None] & m_n)
 
     # The decay: a key's weight falls with -a_s; the whole state's, after the chunk's last position.
-    b_inner = tl.load(inner + i_s * H + i_h)
-    b_da = tl.load(da_rows + i_row + o_s * H, mask=m_s, other=0.0)
+    o_s = (i_r * BR + tl.arange(0, BR) + i_zero)[:, None]
+    m_s = o_s < T
+    b_beta = tl.load(beta + o_s * H, mask=m_s, other=0.0).to(tl.float32)
+    b_inner = tl.load(inner + i_s * H + i_h + i_zero)
+    b_da = tl.load(da_rows + (i_row + i_zero) + o_s * H, mask=m_s, other=0.0)
     b_da += tl.where(o_s == T - 1, b_inner, 0.0) - b_beta * b_dbeta
     tl.store(da + i_row + o_s * H, b_da, mask=m_s)
     tl.store(dbeta + i_row + o_s * H, b_dbeta, mask=m_s)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -96,6 +96,26 @@ def solve_configs(configs: list[triton.Config], named_args: dict, **constants) -
     fitting = [c for c in configs if fits(c)]
     # Of a second stage there is next to nothing to time.
     return fitting[:1] if plan["AGAIN"] else fitting
+
+
+def gradient_blocks(K: int, V: int, dtype: torch.dtype, precise: str) -> dict[str, Any]:
+    """Blocks and precision of the gradients of keys and values: BR keys a program, BD and BN columns at a time.
+
+    What gradients of 16 bits do not show need not be computed; `precise` is for float32 inputs.
+    """
+    narrow = dtype != torch.float32
+    columns = power_of_two(max(K, V))
+    if interpreted():
+        BR, BD, BN = CHUNK, 64, 64
+    else:
+        BR, BD, BN = (CHUNK, 32, 32) if narrow else (16, 16, 64)
+    return {"BR": BR, "BD": BD, "BN": min(BN, columns), "PRECISION": "bf16x3" if narrow else precise}
+
+
+def gradient_configs(configs: list[triton.Config], named_args: dict, **constants) -> list[triton.Config]:
+    """What autotuning may choose for the gradients of keys and values, the first being one that does not spill."""
+    few = (named_args | constants)["BR"] == CHUNK
+    return sorted((c for c in configs if few or c.num_warps == 8), key=lambda c: (c.num_warps, c.num_stages))
 
 
 def power_of_two(n: int) -> int:
