@@ -13,7 +13,7 @@ from unittest.mock import patch
 import torch
 
 from fla_mesa.ops import SolverStats
-from fla_mesa.ops.chunk import l2_normalize
+from fla_mesa.ops.backends import l2_normalize
 
 Solve = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 

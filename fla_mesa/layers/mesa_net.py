@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from fla_mesa.layers.recurrent import Call, QKVMixer, States
 from fla_mesa.ops import SolverStats, chunk_mesa_net, mesa_net_decoding_one_step
-from fla_mesa.ops.chunk import l2_normalize
+from fla_mesa.ops.backends import l2_normalize
 
 
 class MesaNet(QKVMixer):

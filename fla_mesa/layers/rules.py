@@ -13,7 +13,7 @@ from fla.ops.gated_delta_rule import chunk_gated_delta_rule, fused_recurrent_gat
 from fla.ops.simple_gla import chunk_simple_gla, fused_recurrent_simple_gla
 
 from fla_mesa.layers.recurrent import Call, QKVMixer, States
-from fla_mesa.ops.chunk import l2_normalize
+from fla_mesa.ops.backends import l2_normalize
 
 Tensor = torch.Tensor
 

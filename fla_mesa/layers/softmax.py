@@ -11,7 +11,7 @@ from fla.models.utils import Cache
 
 from fla_mesa.layers.padding import find_packing, pack, unpack
 from fla_mesa.layers.recurrent import QKVMixer, put_rows, take_rows
-from fla_mesa.ops.chunk import l2_normalize
+from fla_mesa.ops.backends import l2_normalize
 
 Tensor = torch.Tensor
 

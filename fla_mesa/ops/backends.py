@@ -1,6 +1,7 @@
 """Which implementation of the op runs.
 
-A back end is a module with ``chunk_forward``, ``chunk_backward`` and ``decoding_step``, imported when it is first asked for.
+A back end is a module with ``chunk_forward``, ``chunk_backward``, ``decoding_step`` and ``l2_normalize``, imported when it is first asked
+for.
 """
 
 from __future__ import annotations
@@ -22,3 +23,8 @@ def choose_backend(name: str | None, q: torch.Tensor) -> ModuleType:
     if name not in BACKENDS:
         raise ValueError(f"backend must be None or one of {sorted(BACKENDS)}; got {name!r}")
     return importlib.import_module(BACKENDS[name])
+
+
+def l2_normalize(x: torch.Tensor, backend: str | None = None) -> torch.Tensor:
+    """``x / sqrt(sum x^2 + 1e-6)`` over the last dimension, in the dtype of x; inside float32 or better. fla's definition."""
+    return choose_backend(backend, x).l2_normalize(x)

@@ -13,12 +13,6 @@ from fla_mesa.ops.checks import check_chunk
 from fla_mesa.ops.types import SolverStats
 
 
-def l2_normalize(x: torch.Tensor) -> torch.Tensor:
-    """``x / sqrt(sum x^2 + 1e-6)`` over the last dimension, in float32 or better; fla's definition."""
-    wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    return (wide * (wide.square().sum(-1, keepdim=True) + 1e-6).rsqrt()).to(x.dtype)
-
-
 class _ChunkMesaNet(torch.autograd.Function):
     @staticmethod
     def forward(ctx, q, k, v, g, beta, lamb, h_kk_init, h_kv_init, backend: ModuleType, options: dict):
@@ -118,7 +112,7 @@ def chunk_mesa_net(
     )
     chosen = choose_backend(backend, q)
     if use_qk_l2norm_in_kernel:
-        q, k = l2_normalize(q), l2_normalize(k)
+        q, k = chosen.l2_normalize(q), chosen.l2_normalize(k)
     options = {
         "cu_seqlens": cu_seqlens,
         "cu_seqlens_cpu": cu_seqlens_cpu,

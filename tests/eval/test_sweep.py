@@ -18,7 +18,7 @@ from fla_mesa.eval.sweep_measure import Measured, Setting, measure_quality
 from fla_mesa.eval.sweep_report import cheapest, statements
 from fla_mesa.layers import mesa_net
 from fla_mesa.ops import naive_mesa_net_exact
-from fla_mesa.ops.chunk import l2_normalize
+from fla_mesa.ops.backends import l2_normalize
 
 
 @pytest.fixture(scope="module")

@@ -73,6 +73,23 @@ def test_sixteen_bits_cost_at_most_twice_the_error_of_the_pytorch_back_end(dtype
         assert ours[name] <= 2 * theirs[name] + 1e-6, (name, ours[name], theirs[name])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_l2_norm_is_that_of_the_pytorch_back_end(dtype):
+    x = {
+        name: None if value is None else value.detach()
+        for name, value in draw(Case(T=70, H=1, K=24, V=16), dtype).items()
+    }
+    results = {}
+    for backend in ("triton", "pytorch"):
+        raw = {name: (3 * x[name]).requires_grad_() for name in ("q", "k")}
+        o = chunk_mesa_net(**{**x, **raw}, use_qk_l2norm_in_kernel=True, cg_tolerance=1e-6, backend=backend)[0]
+        (o.float() ** 2).sum().backward()
+        results[backend] = [o, *(value.grad for value in raw.values())]
+    for ours, theirs in zip(results["triton"], results["pytorch"], strict=True):
+        assert ours.dtype == dtype
+        assert relative_error(ours, theirs) < (1e-5 if dtype == torch.float32 else 6e-3)
+
+
 @pytest.mark.parametrize("PRECISION", ["bf16x3", "tf32"])
 def test_refinement_mends_products_in_low_precision(PRECISION):
     """Products rounded as tensor cores round them: the residual is reached all the same, and not without refinement."""

@@ -8,7 +8,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 from fla_mesa.layers import RGLRU, MesaNet, rules, softmax
 from fla_mesa.models import MatchedConfig, MatchedForCausalLM, MatchedModel, MesaNetConfig, MesaNetForCausalLM
 from fla_mesa.models.configuration_matched import RULES
-from fla_mesa.ops.chunk import l2_normalize
+from fla_mesa.ops.backends import l2_normalize
 
 TINY = {
     "hidden_size": 32,

@@ -2,6 +2,7 @@
 
 from fla_mesa.ops.pytorch.backward import chunk_backward
 from fla_mesa.ops.pytorch.forward import chunk_forward
+from fla_mesa.ops.pytorch.normalize import l2_normalize
 from fla_mesa.ops.pytorch.step import decoding_step
 
-__all__ = ["chunk_backward", "chunk_forward", "decoding_step"]
+__all__ = ["chunk_backward", "chunk_forward", "decoding_step", "l2_normalize"]

@@ -1,7 +1,9 @@
 """The back end for GPUs, in Triton; on CPU tensors it runs in Triton's interpreter (``TRITON_INTERPRET=1``)."""
 
+from fla.modules.norm.l2norm import l2norm as l2_normalize
+
 from fla_mesa.ops.triton.backward import chunk_backward
 from fla_mesa.ops.triton.forward import chunk_forward
 from fla_mesa.ops.triton.step import decoding_step
 
-__all__ = ["chunk_backward", "chunk_forward", "decoding_step"]
+__all__ = ["chunk_backward", "chunk_forward", "decoding_step", "l2_normalize"]
