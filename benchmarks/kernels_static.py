@@ -36,10 +36,9 @@ warnings.filterwarnings("ignore", message=".*Triton is not supported on current 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from fla_mesa.ops.triton import kernels_backward, kernels_forward, kernels_states, kernels_step  # noqa: E402
-from fla_mesa.ops.triton.backward import POSITIONS  # noqa: E402
 from fla_mesa.ops.triton.chunks import state_blocks  # noqa: E402
 from fla_mesa.ops.triton.forward import output_block  # noqa: E402
-from fla_mesa.ops.triton.plan import CHUNK, gradient_blocks, make_stages, power_of_two  # noqa: E402
+from fla_mesa.ops.triton.plan import CHUNK, gradient_blocks, make_stages, positions_block, power_of_two  # noqa: E402
 
 HEADS = 16  # of the model whose kernels are compiled; it only enters strides
 TYPES = {"float32": "*fp32", "bfloat16": "*bf16", "float16": "*fp16"}
@@ -177,13 +176,13 @@ def our_jobs(size: int, dtype: str, arch: int) -> Iterator[Job]:
     yield Job("chunk states", kernels_states.states_kernel, types, states)
     for solve in solves:
         rest = " of the rest" if solve["AGAIN"] else ""
-        forward = solve | {"BV": output_block(size)} | ({"r": None} if solve["RESIDENT"] else {})
+        forward = solve | {"BV": output_block(size, solve["AGAIN"])} | ({"r": None} if solve["RESIDENT"] else {})
         yield Job(f"solve + output{rest}", kernels_forward.solve_output_kernel, types, forward)
         backward = solve | {"BE": min(solve["BK"], 64)}
         yield Job(f"solve{rest}, backward", kernels_backward.solve_backward_kernel, types, backward)
     yield Job(
         "chunk states, backward", kernels_states.states_backward_kernel, types,
-        states | {"BP": POSITIONS, "HAS_DH_KK": True, "HAS_DH_KV": True},
+        states | {"BP": positions_block((arch // 10, arch % 10)), "HAS_DH_KK": True, "HAS_DH_KV": True},
     )  # fmt: skip
     yield Job(
         "keys and values, backward", kernels_backward.keys_values_backward_kernel, types,
@@ -193,7 +192,7 @@ def our_jobs(size: int, dtype: str, arch: int) -> Iterator[Job]:
         | ({"dq": None} if dtype == "float32" else {}),
     )  # fmt: skip
     resident = power_of_two(size) <= 128
-    step = sizes | {"BK": power_of_two(size), "BV": output_block(size), "BD": 32, "RESIDENT": resident}
+    step = sizes | {"BK": power_of_two(size), "BV": min(power_of_two(size), 64), "BD": 32, "RESIDENT": resident}
     yield Job("decoding step", kernels_step.step_kernel, types, step | ({"scratch": None} if resident else {}))
 
 

@@ -17,10 +17,8 @@ from fla_mesa.ops.triton.chunks import (
 )
 from fla_mesa.ops.triton.kernels_backward import keys_values_backward_kernel, solve_backward_kernel
 from fla_mesa.ops.triton.kernels_states import states_backward_kernel
-from fla_mesa.ops.triton.plan import Plan, capability_of, check_supported, gradient_blocks, make_stages
+from fla_mesa.ops.triton.plan import Plan, capability_of, check_supported, gradient_blocks, make_stages, positions_block
 from fla_mesa.ops.types import ChunkGradients
-
-POSITIONS = 32  # read at a time for the gradients of states: 64 spill on sm_80
 
 
 @input_guard  # pyright: ignore[reportArgumentType] (fla types it for functions that return a tensor)
@@ -89,15 +87,14 @@ def chunk_backward(
     has_init = h_kk_init is not None
     dh_kk_init = torch.empty_like(states.h_kk_final) if has_init else None
     dh_kv_init = torch.empty_like(states.h_kv_final) if has_init else None
-    blocks = state_blocks(K, V)
+    blocks = state_blocks(K, V) | {"BP": positions_block(capability_of(k.device))}
     parts = n_blocks(blocks)
     inner = k.new_empty(chunks.total, H, parts, dtype=torch.float32)
     states_backward_kernel[(chunks.n_sequences * H * parts,)](
         x=x, y=y, do=do, g=a, h_kk=states.h_kk, h_kv=states.h_kv, h_kk_final=states.h_kk_final,
         h_kv_final=states.h_kv_final, dh_kk_final=dh_kk, dh_kv_final=dh_kv, dh_kk=dh_kk_chunks, dh_kv=dh_kv_chunks,
         dh_kk_init=dh_kk_init, dh_kv_init=dh_kv_init, inner=inner, cu_seqlens=chunks.cu_seqlens,
-        chunk_offsets=chunks.offsets, T=T, H=H, K=K, V=V, BT=CHUNK, BP=POSITIONS, PRECISION=FINE,
-        **blocks,
+        chunk_offsets=chunks.offsets, T=T, H=H, K=K, V=V, BT=CHUNK, PRECISION=FINE, **blocks,
     )  # fmt: skip
 
     # y is dq, in float32.

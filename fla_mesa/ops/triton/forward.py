@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import torch
-import triton
 from fla.utils import input_guard
 
 from fla_mesa.ops.triton.chunks import compute_states, cumulative_gates, cut, marked_beta
 from fla_mesa.ops.triton.kernels_forward import solve_output_kernel
-from fla_mesa.ops.triton.plan import Plan, capability_of, check_supported, make_stages
+from fla_mesa.ops.triton.plan import Plan, capability_of, check_supported, make_stages, power_of_two
 from fla_mesa.ops.types import ChunkForward
 
 
@@ -56,11 +55,12 @@ def chunk_forward(
             q=q, k=k, v=v, g=a, beta=beta, lamb=lamb, h_kk=states.h_kk, h_kv=states.h_kv, x=x, o=o,
             iterations=iterations, residual=residual, r=None if plan.RESIDENT else torch.empty_like(x),
             cu_seqlens=chunks.cu_seqlens, chunk_indices=chunks.indices, T=T, n_chunks=chunks.per_grid,
-            max_steps=max_steps, tolerance=tolerance, H=H, K=K, V=V, BV=output_block(V), AGAIN=stage > 0, **plan._asdict(),
+            max_steps=max_steps, tolerance=tolerance, H=H, K=K, V=V, BV=output_block(V, stage > 0), AGAIN=stage > 0,
+            **plan._asdict(),
         )  # fmt: skip
     return ChunkForward(o, x, states.h_kk_final, states.h_kv_final, iterations, residual)
 
 
-def output_block(V: int) -> int:
-    """Columns of the output computed at a time."""
-    return min(64, max(16, triton.next_power_of_2(V)))
+def output_block(V: int, AGAIN: bool) -> int:
+    """Columns of the output computed at a time: the more, the less often x_t'k_s is; in a second stage 128 would spill."""
+    return min(64 if AGAIN else 128, power_of_two(V))

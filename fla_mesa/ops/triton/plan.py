@@ -98,6 +98,11 @@ def solve_configs(configs: list[triton.Config], named_args: dict, **constants) -
     return fitting[:1] if plan["AGAIN"] else fitting
 
 
+def positions_block(capability: tuple[int, int]) -> int:
+    """Positions read at a time for the gradients of states: a whole chunk, of which the next can be fetched meanwhile, where that fits."""
+    return CHUNK if capability[0] >= 9 or interpreted() else 32
+
+
 def gradient_blocks(K: int, V: int, dtype: torch.dtype, precise: str) -> dict[str, Any]:
     """Blocks and precision of the gradients of keys and values: BR keys a program, BD and BN columns at a time.
 
