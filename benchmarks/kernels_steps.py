@@ -1,12 +1,16 @@
 """What a step of the solvers' iteration costs, read off the machine code of kernels compiled for GPUs that need not be there.
 
     python benchmarks/kernels_steps.py [--arch 80 90] [--size 64 128] [--out FILE]
+    python benchmarks/kernels_steps.py --loops "keys and values" --arch 90 --size 128
 
 A count of multiply-adds says nothing of what feeds them. Here the innermost loop of each solve that multiplies matrices is taken apart:
 instructions to issue (4 a cycle), bytes to and from shared memory, spilled registers included (128 a cycle), and matrix products (2,048
 multiply-adds of 16 bits a cycle on sm_90 by wgmma, 1,024 on sm_80; mma on sm_90 reaches 63 % of wgmma: Luo et al., arXiv 2402.13499). All
 in cycles of a multiprocessor per row and step; the largest is the least time that a step can take. What it leaves out: latency, barriers
 (listed) and whatever the caches do.
+
+With --loops, every loop of the kernels whose names contain that text, ours and fla's, in cycles a tile and pass; nested loops are indented
+and not part of those around them. How often a loop runs, the machine code does not say.
 
 Needs triton, with the nvdisasm that comes with it, and flash-linear-attention; no GPU and no driver. Run it without TRITON_INTERPRET.
 """
@@ -87,12 +91,13 @@ def cost(code: list[str], warps: int, arch: int) -> Step:
     return Step(len(code) * warps / ISSUED, cycles["shared"] * warps, cycles["products"] * warps, barriers)
 
 
+def inside(loop: tuple[int, int], other: tuple[int, int]) -> bool:
+    return other != loop and other[0] <= loop[0] and loop[1] <= other[1]
+
+
 def iteration(code: list[str], loops: list[tuple[int, int]], nested: bool) -> tuple[int, int]:
     """The loop of conjugate gradients: the first innermost one with matrix products, within another or not."""
     products = [(a, b) for a, b in loops if any("MMA" in x for x in code[a : b + 1])]
-
-    def inside(loop: tuple[int, int], other: tuple[int, int]) -> bool:
-        return other != loop and other[0] <= loop[0] and loop[1] <= other[1]
 
     return min(
         loop
@@ -132,14 +137,49 @@ def table(archs: list[int], sizes: list[int]) -> list[str]:
     return lines
 
 
+def loop_table(archs: list[int], sizes: list[int], text: str) -> list[str]:
+    """All loops of some kernels, what is outside of them first."""
+    lines = [
+        "| kernel | instructions of a warp | instructions | shared memory | products | barriers |",
+        "| --- " * 6 + "|",
+    ]
+    for size in sizes:
+        for arch in archs:
+            for job in [*static.our_jobs(size, "bfloat16", arch), *static.fla_jobs(size, "bfloat16")]:
+                for config in static.configurations(job) if text in job.name else ():
+                    compiled, use = static.compile_for(job, arch, config)
+                    code, loops = machine_code(compiled.asm["cubin"])
+                    merged = ", tiles merged" if config.kwargs.get("MERGE") == 2 else ""
+                    lines.append(
+                        f"| **{job.name}{merged}**, {size}, sm_{arch}, {config.num_warps} warps, {config.num_stages} stages, "
+                        f"{use.spill_stores} bytes spilled | | | | | |"
+                    )
+                    # Of loops that share their first instruction, the longest; waits for barriers are loops of one.
+                    loops = {(a, max(y for x, y in loops if x == a)) for a, b in loops if b > a}
+                    for loop in sorted({(0, len(code) - 1)} | loops):
+                        parts = [other for other in loops if inside(other, loop)]
+                        own = [code[i] for i in range(loop[0], loop[1] + 1) if not any(a <= i <= b for a, b in parts)]
+                        step = cost(own, config.num_warps, arch)
+                        depth = sum(inside(loop, other) for other in loops)
+                        lines.append(
+                            f"| {'&emsp;' * depth}{loop[0]} to {loop[1]} | {len(own)} | {step.instructions:.0f} | {step.shared:.0f} "
+                            f"| {step.products:.0f} | {step.barriers} |"
+                        )
+    return lines
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--arch", type=int, nargs="+", default=[80, 90], choices=[80, 90])
     parser.add_argument("--size", type=int, nargs="+", default=[64, 128], choices=[64, 128], help="K = V")
+    parser.add_argument("--loops", metavar="TEXT", help="list the loops of the kernels whose names contain this")
     parser.add_argument("--out", type=Path, help="Markdown file to write; standard output if left out")
     args = parser.parse_args()
     if os.environ.get("TRITON_INTERPRET") == "1":
         parser.error("unset TRITON_INTERPRET: the interpreter compiles nothing")
+    if args.loops:
+        static.write(loop_table(args.arch, args.size, args.loops), args.out)
+        return
     versions = ", ".join(f"{name} {version(name)}" for name in ("triton", "flash-linear-attention"))
     lines = [
         f"# A step of the solves, in cycles of a multiprocessor per row, {datetime.date.today().isoformat()}",

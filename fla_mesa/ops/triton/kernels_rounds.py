@@ -184,9 +184,10 @@ def solve_rounds(
     b_bb = tl.sum(b_start * b_start, axis=1, keep_dims=True)
     b_nan = (b_rr - b_rr) + (b_bb - b_bb)
     b_root = inverse_root(lamb, o_k + i_zero, K)[None, :]
+    b_lamb = tl.load(lamb + o_k + i_zero, mask=o_k + i_zero < K, other=1.0).to(tl.float32)[None, :]
     tl.debug_barrier()
     b_x = tl.load(x + i_here * K + o_tk, mask=m_tk, other=0.0) * b_scale * b_root + b_nan
-    b_b = tl.load(r + i_here * K + o_tk, mask=m_tk, other=0.0) * b_scale / b_root
+    b_b = tl.load(r + i_here * K + o_tk, mask=m_tk, other=0.0) * b_scale * (b_lamb * b_root)
     tl.debug_barrier()
     tl.store(x + i_here * K + o_tk, b_x, mask=m_tk)
     tl.store(r + i_here * K + o_tk, b_b, mask=m_tk)
