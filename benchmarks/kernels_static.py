@@ -118,6 +118,13 @@ def configurations(job: Job) -> list[triton.Config]:
     return sorted(configs, key=lambda c: c.num_warps != 4) if job.name.startswith("fla:") else configs
 
 
+def describe(config: triton.Config) -> str:
+    """Warps, stages and what else a configuration chooses."""
+    merged = ", tiles merged" if config.kwargs.get("MERGE") == 2 else ""
+    limit = f", at most {config.maxnreg} registers" if config.maxnreg else ""
+    return f"{config.num_warps}, {config.num_stages}{merged}{limit}"
+
+
 def compile_for(job: Job, arch: int, config: triton.Config) -> tuple[Any, Usage]:
     """Compile one kernel in one configuration for one target: what Triton returns, and what ptxas said of it.
 
@@ -136,7 +143,7 @@ def compile_for(job: Job, arch: int, config: triton.Config) -> tuple[Any, Usage]
         constexprs={(jit.arg_names.index(n),): value for n, value in constants.items()},
         attrs=aligned,
     )
-    options = {"num_warps": config.num_warps, "num_stages": config.num_stages}
+    options = {"num_warps": config.num_warps, "num_stages": config.num_stages, "maxnreg": config.maxnreg}
     # Triton calls ptxas itself, with its own choice of version and flags; what that call printed is what counts.
     with (
         triton.knobs.compilation.scope(),
@@ -242,8 +249,7 @@ def table(archs: list[int], sizes: list[int], dtype: str, all_configs: bool) -> 
             jobs = [*our_jobs(size, dtype, arch), *(fla_jobs(size, dtype) if size <= 128 else ())]
             for job in jobs:
                 for config in configurations(job)[: None if all_configs else 1]:
-                    merged = ", tiles merged" if config.kwargs.get("MERGE") == 2 else ""
-                    head = f"| {job.name} | {size} | {config.num_warps}, {config.num_stages}{merged} | sm_{arch} |"
+                    head = f"| {job.name} | {size} | {describe(config)} | sm_{arch} |"
                     try:
                         _, use = compile_for(job, arch, config)
                     except PTXASError as error:

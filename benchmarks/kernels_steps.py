@@ -110,8 +110,9 @@ def iteration(code: list[str], loops: list[tuple[int, int]], nested: bool) -> tu
 
 def table(archs: list[int], sizes: list[int]) -> list[str]:
     lines = [
-        "| solve | K = V | target | rows, warps | tiles at once | spilled bytes | instructions | shared memory | products | barriers |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| solve | K = V | target | rows | warps, stages | tiles at once | spilled bytes "
+        "| instructions | shared memory | products | barriers |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for size in sizes:
         for arch in archs:
@@ -130,7 +131,7 @@ def table(archs: list[int], sizes: list[int]) -> list[str]:
                     step = cost(code[a : b + 1], config.num_warps, arch)
                     resident = round(use.occupancy * static.TARGETS[arch].warps_per_sm / config.num_warps)
                     lines.append(
-                        f"| {job.name} | {size} | sm_{arch} | {rows}, {config.num_warps} | {resident} | {use.spill_stores} "
+                        f"| {job.name} | {size} | sm_{arch} | {rows} | {static.describe(config)} | {resident} | {use.spill_stores} "
                         f"| {step.instructions / rows:.1f} | {step.shared / rows:.1f} | {step.products / rows:.1f} | {step.barriers} |"
                     )
                     print(lines[-1], file=sys.stderr, flush=True)
@@ -149,9 +150,8 @@ def loop_table(archs: list[int], sizes: list[int], text: str) -> list[str]:
                 for config in static.configurations(job) if text in job.name else ():
                     compiled, use = static.compile_for(job, arch, config)
                     code, loops = machine_code(compiled.asm["cubin"])
-                    merged = ", tiles merged" if config.kwargs.get("MERGE") == 2 else ""
                     lines.append(
-                        f"| **{job.name}{merged}**, {size}, sm_{arch}, {config.num_warps} warps, {config.num_stages} stages, "
+                        f"| **{job.name}**, {size}, sm_{arch}, warps and stages {static.describe(config)}, "
                         f"{use.spill_stores} bytes spilled | | | | | |"
                     )
                     # Of loops that share their first instruction, the longest; waits for barriers are loops of one.

@@ -14,14 +14,12 @@ from fla.utils import autotune_cache_kwargs
 
 from fla_mesa.ops.triton.kernels_solve import rows_left, solve_tile
 from fla_mesa.ops.triton.kernels_tile import attend, dot, locate
-from fla_mesa.ops.triton.plan import gradient_configs, solve_configs
+from fla_mesa.ops.triton.plan import GRADIENT_CONFIGS, SOLVE_CONFIGS, gradient_configs, solve_configs
 
 
 @triton.heuristics({"IS_VARLEN": lambda args: args["cu_seqlens"] is not None})
 @triton.autotune(
-    configs=[
-        triton.Config({"MERGE": m}, num_warps=w, num_stages=s) for s in (1, 2) for m, w in ((1, 8), (1, 4), (2, 4))
-    ],
+    configs=SOLVE_CONFIGS,
     key=["H", "K", "V", "BT", "BR", "RESIDENT", "REFINE", "PRECISION", "FINE", "AGAIN"],
     prune_configs_by={"early_config_prune": solve_configs},
     **autotune_cache_kwargs,
@@ -85,7 +83,7 @@ def solve_backward_kernel(
 
 @triton.heuristics({"IS_VARLEN": lambda args: args["cu_seqlens"] is not None})
 @triton.autotune(
-    configs=[triton.Config({}, num_warps=w, num_stages=s) for w, s in ((4, 1), (8, 1), (8, 2))],
+    configs=GRADIENT_CONFIGS,
     key=["H", "K", "V", "BT", "BR", "PRECISION"],
     prune_configs_by={"early_config_prune": gradient_configs},
     **autotune_cache_kwargs,

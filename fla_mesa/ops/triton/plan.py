@@ -11,6 +11,14 @@ from triton import knobs
 CHUNK = 64  # positions between stored states
 MAX_HEAD_SIZE = 256
 SMALL_SHARED_MEMORY = ((8, 6), (8, 9), (12, 0), (12, 1))  # compute capabilities with 99 KiB a block
+# Registers a thread with which three programs of four warps fit a multiprocessor, not two.
+THREE_PROGRAMS = 168
+SOLVE_CONFIGS = [
+    triton.Config({"MERGE": m}, num_warps=w, num_stages=s) for s in (1, 2) for m, w in ((1, 8), (1, 4), (2, 4))
+] + [triton.Config({"MERGE": 1}, num_warps=4, num_stages=1, maxnreg=THREE_PROGRAMS)]
+GRADIENT_CONFIGS = [triton.Config({}, num_warps=w, num_stages=s) for w, s in ((4, 1), (8, 1), (8, 2))] + [
+    triton.Config({}, num_warps=4, num_stages=1, maxnreg=THREE_PROGRAMS)
+]
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -80,18 +88,20 @@ def capability_of(device: torch.device) -> tuple[int, int]:
 def solve_configs(configs: list[triton.Config], named_args: dict, **constants) -> list[triton.Config]:
     """What autotuning may choose for a stage of the solve, the first being one that does not spill.
 
-    MERGE = 2 solves two tiles as one. At K = 128 on sm_90 that spills some registers, though not in the iteration, and halves what the
-    iteration reads: time decides.
+    Some of the others spill registers, though not in the iteration, and may be faster: time decides. MERGE = 2 solves two tiles as one
+    and halves what the iteration reads (K = 128); fewer registers leave room for a third program (K <= 64).
     """
     plan = named_args | constants
 
     def fits(config: triton.Config) -> bool:
         if plan["PRECISION"] == "fp16":
             small = plan["BK"] <= 64
+            if config.maxnreg and not small:
+                return False
             if config.kwargs["MERGE"] == 2:
                 return not small and config.num_warps == 4
             return config.num_warps == (4 if small else 8)
-        return config.kwargs["MERGE"] == 1 and (config.num_warps == 8 or plan["BK"] <= 64)
+        return not config.maxnreg and config.kwargs["MERGE"] == 1 and (config.num_warps == 8 or plan["BK"] <= 64)
 
     fitting = [c for c in configs if fits(c)]
     # Of a second stage there is next to nothing to time.
@@ -120,7 +130,7 @@ def gradient_blocks(K: int, V: int, dtype: torch.dtype, precise: str) -> dict[st
 def gradient_configs(configs: list[triton.Config], named_args: dict, **constants) -> list[triton.Config]:
     """What autotuning may choose for the gradients of keys and values, the first being one that does not spill."""
     few = (named_args | constants)["BR"] == CHUNK
-    return sorted((c for c in configs if few or c.num_warps == 8), key=lambda c: (c.num_warps, c.num_stages))
+    return [c for c in configs if few or c.num_warps == 8]
 
 
 def power_of_two(n: int) -> int:
