@@ -172,12 +172,16 @@ def our_jobs(size: int, dtype: str, arch: int) -> Iterator[Job]:
     inputs = {"q": given, "k": given, "v": given, "o": given, "do": given, "dk": given, "dv": given, "dq": given}
     floats = ["g", "beta", "lamb", "h_kk", "h_kv", "h_kk_init", "h_kv_init", "h_kk_final", "h_kv_final", "h_kk_new"]
     floats += ["h_kv_new", "x", "y", "dx", "da", "da_rows", "dbeta", "dlamb", "dh_kk", "dh_kv", "inner"]
-    floats += ["dh_kk_final", "dh_kv_final", "dh_kk_init", "dh_kv_init", "residual", "scratch", "r"]
-    types = inputs | dict.fromkeys(floats, f32) | {"iterations": i32}
+    floats += ["dh_kk_final", "dh_kv_final", "dh_kk_init", "dh_kv_init", "residual", "before", "scratch", "r"]
+    types = inputs | dict.fromkeys(floats, f32) | {"iterations": i32, "todo": i32, "left": i32}
     types |= {"T": "i32", "n_chunks": "i32", "max_steps": "i32", "tolerance": "fp32"}
     sizes = {"H": HEADS, "K": size, "V": size, "cu_seqlens": None, "chunk_indices": None, "chunk_offsets": None}
     sizes |= {"IS_VARLEN": False}
-    solves = [sizes | plan._asdict() | {"AGAIN": stage > 0} for stage, plan in enumerate(stages)]
+    solves = []
+    for stage, plan in enumerate(stages):
+        last = plan is stages[-1]
+        solve = sizes | plan._asdict() | {"AGAIN": stage > 0, "NEXT": 0 if last else stages[stage + 1].BR}
+        solves.append(solve | ({} if stage else {"todo": None, "before": None}))
     FINE = stages[0].FINE
     states = sizes | state_blocks(size, size) | {"BT": CHUNK, "BP": CHUNK, "PRECISION": FINE, "HAS_INIT": True}
     yield Job("chunk states", kernels_states.states_kernel, types, states)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fla_mesa.ops import chunk_mesa_net, mesa_net_decoding_one_step, triton
-from fla_mesa.ops.triton import kernels_backward, kernels_forward, kernels_rounds
+from fla_mesa.ops.triton import backward, forward, kernels_backward, kernels_forward, kernels_rounds
 from fla_mesa.ops.triton.plan import make_plan, make_stages
 from tests.interpreter import stub_driver
 from tests.ops.cases import (
@@ -195,6 +195,44 @@ def test_gradients_of_rows_that_float16_cannot_solve():
         assert relative_error(a, b) < 1e-3
     for name, a, b in zip(leaves, gradients, torch.autograd.grad(want, list(exact.values()), weights), strict=True):
         assert relative_error(a, b) < 1e-3, name
+
+
+class Thrice:
+    """A kernel as autotuning launches it: again and again on the same memory, but for what it sets to zero."""
+
+    def __init__(self, kernel):
+        self.kernel = kernel
+
+    def __getitem__(self, grid):
+        def launch(**arguments):
+            for _ in range(3):
+                arguments["left"].zero_()
+                self.kernel[grid](**arguments)
+
+        return launch
+
+
+def test_kernels_that_run_again_give_the_same(monkeypatch):
+    """With rows that the second stage solves, and some that it leaves as well."""
+    case = Case(T=70, H=2, K=32, V=16, gates=(0.97, 0.97))
+    x = {name: value.detach() for name, value in draw(case).items()}
+    x["lamb"] = torch.full_like(x["lamb"], 0.25)
+    x["h_kk_init"] = 2e3 * x["k"][:, 0, :, :, None] * x["k"][:, 0, :, None, :]
+    do, dh_kk, dh_kv = (w.float() for w in upstream(case))
+
+    def both_ways():
+        out = triton.chunk_forward(*x.values(), **OPTIONS)
+        return out, triton.chunk_backward(*list(x.values())[1:], out.x, do, dh_kk, dh_kv, **OPTIONS)
+
+    with stub_driver.rounded_dots():
+        once = both_ways()
+        assert (once[0].residual > 1e-4).any()
+        monkeypatch.setattr(forward, "solve_output_kernel", Thrice(kernels_forward.solve_output_kernel))
+        monkeypatch.setattr(backward, "solve_backward_kernel", Thrice(kernels_backward.solve_backward_kernel))
+        again = both_ways()
+    for part, want in zip(again, once, strict=True):
+        for name, a, b in zip(want._fields, part, want, strict=True):
+            assert torch.equal(a, b), name
 
 
 def test_no_row_depends_on_what_later_ones_need():

@@ -17,7 +17,15 @@ from fla_mesa.ops.triton.chunks import (
 )
 from fla_mesa.ops.triton.kernels_backward import keys_values_backward_kernel, solve_backward_kernel
 from fla_mesa.ops.triton.kernels_states import states_backward_kernel
-from fla_mesa.ops.triton.plan import Plan, capability_of, check_supported, gradient_blocks, make_stages, positions_block
+from fla_mesa.ops.triton.plan import (
+    Plan,
+    capability_of,
+    check_supported,
+    gradient_blocks,
+    lay_out,
+    make_stages,
+    positions_block,
+)
 from fla_mesa.ops.types import ChunkGradients
 
 
@@ -70,17 +78,18 @@ def chunk_backward(
 
     dx, y = torch.empty_like(x), torch.empty_like(x)
     da_rows, residual = k.new_empty(2, B, T, H, dtype=torch.float32)
-    dlamb = []
-    for stage, plan in enumerate(stages):
-        tiles = plan.BT // plan.BR
-        # Zero, because tiles of a later stage that find nothing to do write nothing.
-        dlamb.append(k.new_zeros(chunks.total * tiles, H, K, dtype=torch.float32))
-        tiles *= B * H * chunks.per_grid
-        solve_backward_kernel[lambda meta, tiles=tiles: (tiles // meta["MERGE"],)](
+    before, dlamb = None, []
+    for stage in lay_out(stages, B * H * chunks.per_grid, k):
+        if stage.todo is not None:
+            before, residual = residual, residual.clone()
+        # Zero, because a later stage writes those of its tiles that it has.
+        dlamb.append(k.new_zeros(chunks.total * (CHUNK // stage.plan.BR), H, K, dtype=torch.float32))
+        solve_backward_kernel[stage.grid](
             k=k, v=v, g=a, beta=beta, lamb=lamb, h_kk=states.h_kk, h_kv=states.h_kv, x=x, do=do, dx=dx, y=y,
             da_rows=da_rows, dlamb=dlamb[-1], residual=residual, r=torch.empty_like(x),
             cu_seqlens=chunks.cu_seqlens, chunk_indices=chunks.indices, T=T, n_chunks=chunks.per_grid,
-            max_steps=max_steps, tolerance=tolerance, H=H, K=K, V=V, BE=min(plan.BK, 64), AGAIN=stage > 0, **plan._asdict(),
+            max_steps=max_steps, tolerance=tolerance, H=H, K=K, V=V, BE=min(stage.plan.BK, 64), before=before,
+            **stage.arguments,
         )  # fmt: skip
 
     dh_kk_chunks, dh_kv_chunks = torch.empty_like(states.h_kk), torch.empty_like(states.h_kv)

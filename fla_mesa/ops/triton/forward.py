@@ -7,7 +7,7 @@ from fla.utils import input_guard
 
 from fla_mesa.ops.triton.chunks import compute_states, cumulative_gates, cut, marked_beta
 from fla_mesa.ops.triton.kernels_forward import solve_output_kernel
-from fla_mesa.ops.triton.plan import Plan, capability_of, check_supported, make_stages, power_of_two
+from fla_mesa.ops.triton.plan import Plan, capability_of, check_supported, lay_out, make_stages, power_of_two
 from fla_mesa.ops.types import ChunkForward
 
 
@@ -48,15 +48,16 @@ def chunk_forward(
     x = k.new_empty(B, T, H, K, dtype=torch.float32)
     o = torch.empty_like(v)
     iterations = k.new_empty(B, T, H, dtype=torch.int32)
-    residual = k.new_empty(B, T, H, dtype=torch.float32)
-    for stage, plan in enumerate(stages):
-        tiles = B * H * chunks.per_grid * (plan.BT // plan.BR)
-        solve_output_kernel[lambda meta, tiles=tiles: (tiles // meta["MERGE"],)](
+    before, residual = None, k.new_empty(B, T, H, dtype=torch.float32)
+    for stage in lay_out(stages, B * H * chunks.per_grid, k):
+        if stage.todo is not None:
+            before, residual = residual, residual.clone()
+        solve_output_kernel[stage.grid](
             q=q, k=k, v=v, g=a, beta=beta, lamb=lamb, h_kk=states.h_kk, h_kv=states.h_kv, x=x, o=o,
-            iterations=iterations, residual=residual, r=None if plan.RESIDENT else torch.empty_like(x),
+            iterations=iterations, residual=residual, r=None if stage.plan.RESIDENT else torch.empty_like(x),
             cu_seqlens=chunks.cu_seqlens, chunk_indices=chunks.indices, T=T, n_chunks=chunks.per_grid,
-            max_steps=max_steps, tolerance=tolerance, H=H, K=K, V=V, BV=output_block(V, stage > 0), AGAIN=stage > 0,
-            **plan._asdict(),
+            max_steps=max_steps, tolerance=tolerance, H=H, K=K, V=V, BV=output_block(V, stage.todo is not None),
+            before=before, **stage.arguments,
         )  # fmt: skip
     return ChunkForward(o, x, states.h_kk_final, states.h_kv_final, iterations, residual)
 

@@ -12,25 +12,19 @@ import triton.language as tl
 from fla.ops.utils.op import exp2
 from fla.utils import autotune_cache_kwargs
 
-from fla_mesa.ops.triton.kernels_solve import rows_left, solve_tile
+from fla_mesa.ops.triton.kernels_solve import list_left, rows_left, solve_tile
 from fla_mesa.ops.triton.kernels_tile import attend, dot, locate
 from fla_mesa.ops.triton.plan import GRADIENT_CONFIGS, SOLVE_CONFIGS, gradient_configs, solve_configs
 
 
-@triton.heuristics({"IS_VARLEN": lambda args: args["cu_seqlens"] is not None})
-@triton.autotune(
-    configs=SOLVE_CONFIGS,
-    key=["H", "K", "V", "BT", "BR", "RESIDENT", "REFINE", "PRECISION", "FINE", "AGAIN"],
-    prune_configs_by={"early_config_prune": solve_configs},
-    **autotune_cache_kwargs,
-)
-@triton.jit(do_not_specialize=["T", "n_chunks", "max_steps"])
-def solve_backward_kernel(
-    k, v, g, beta, lamb, h_kk, h_kv, x, do, dx, y, da_rows, dlamb, residual, r, cu_seqlens, chunk_indices,
+@triton.jit
+def solve_backward_tile(
+    i_p,
+    k, v, g, beta, lamb, h_kk, h_kv, x, do, dx, y, da_rows, dlamb, residual, r, before, left, cu_seqlens, chunk_indices,
     T, n_chunks, max_steps, tolerance,
     H: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BT: tl.constexpr, BR: tl.constexpr, BK: tl.constexpr,
     BS: tl.constexpr, BD: tl.constexpr, BE: tl.constexpr,
-    RESIDENT: tl.constexpr, REFINE: tl.constexpr, PRECISION: tl.constexpr, FINE: tl.constexpr,
+    RESIDENT: tl.constexpr, REFINE: tl.constexpr, PRECISION: tl.constexpr, FINE: tl.constexpr, NEXT: tl.constexpr,
     AGAIN: tl.constexpr, MERGE: tl.constexpr, IS_VARLEN: tl.constexpr,
 ):  # fmt: skip
     """dx_t = G_t do_t and the solve for y_t of one tile; its part of dlamb; and what the decay of each row receives,
@@ -38,14 +32,12 @@ def solve_backward_kernel(
     x_t.(G_t do_t) - x_t.(H_t y_t) = x_t.(lamb * y_t + r_t) ,    r_t the residual of the solve.
     """
     ROWS: tl.constexpr = BR * MERGE
-    i_r, i_s, i_h, first, T = locate(cu_seqlens, chunk_indices, T, n_chunks, H, BT, BT // ROWS, IS_VARLEN)
+    i_r, i_s, i_h, first, T = locate(i_p, cu_seqlens, chunk_indices, T, n_chunks, H, BT, BT // ROWS, IS_VARLEN)
     o_t = i_r * ROWS + tl.arange(0, ROWS)
     o_k = tl.arange(0, BK)
     i_row = first * H + i_h
     if AGAIN:
-        o_t = rows_left(o_t, residual + i_row, T, tolerance, H, BT)
-        if tl.min(o_t) >= T:
-            return
+        o_t = rows_left(o_t, before + i_row, T, tolerance, H, BT)
     b_dx = attend(do + i_row * V, H * V, v + i_row * V, H * V, k + i_row * K, H * K, h_kv + (i_s * H + i_h) * K * V, 1, V,
                   g + i_row, beta + i_row, o_t, o_k, T, K, 0, H, V, BT, ROWS, BK, BS, BD, FINE, False)  # fmt: skip
     tl.store(dx + i_row * K + o_t[:, None] * (H * K) + o_k[None, :], b_dx, mask=(o_t < T)[:, None] & (o_k < K)[None, :])
@@ -58,6 +50,8 @@ def solve_backward_kernel(
     i_row += i_zero
     o_t += i_zero
     m_t = o_t < T
+    if NEXT > 0:
+        list_left(left, i_p, m_t & ((b_relative <= tolerance) == 0), ROWS, NEXT)
     tl.store(residual + i_row + o_t * H, b_relative, mask=m_t)
     # Rows that a later stage solves again are summed there.
     m_done = (b_relative <= tolerance) if PRECISION == "fp16" else m_t
@@ -83,6 +77,39 @@ def solve_backward_kernel(
 
 @triton.heuristics({"IS_VARLEN": lambda args: args["cu_seqlens"] is not None})
 @triton.autotune(
+    configs=SOLVE_CONFIGS,
+    key=["H", "K", "V", "BT", "BR", "RESIDENT", "REFINE", "PRECISION", "FINE", "AGAIN"],
+    prune_configs_by={"early_config_prune": solve_configs},
+    reset_to_zero=["left"],
+    **autotune_cache_kwargs,
+)
+@triton.jit(do_not_specialize=["T", "n_chunks", "max_steps"])
+def solve_backward_kernel(
+    k, v, g, beta, lamb, h_kk, h_kv, x, do, dx, y, da_rows, dlamb, residual, r, todo, before, left, cu_seqlens, chunk_indices,
+    T, n_chunks, max_steps, tolerance,
+    H: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BT: tl.constexpr, BR: tl.constexpr, BK: tl.constexpr,
+    BS: tl.constexpr, BD: tl.constexpr, BE: tl.constexpr,
+    RESIDENT: tl.constexpr, REFINE: tl.constexpr, PRECISION: tl.constexpr, FINE: tl.constexpr, NEXT: tl.constexpr,
+    AGAIN: tl.constexpr, MERGE: tl.constexpr, IS_VARLEN: tl.constexpr,
+):  # fmt: skip
+    """As the forward kernel: a tile a program, or those listed in `todo`."""
+    if AGAIN:
+        for i in range(tl.program_id(0), tl.load(todo), tl.num_programs(0)):
+            solve_backward_tile(
+                tl.load(todo + 1 + i), k, v, g, beta, lamb, h_kk, h_kv, x, do, dx, y, da_rows, dlamb, residual, r, before, left,
+                cu_seqlens, chunk_indices, T, n_chunks, max_steps, tolerance, H, K, V, BT, BR, BK, BS, BD, BE,
+                RESIDENT, REFINE, PRECISION, FINE, NEXT, AGAIN, MERGE, IS_VARLEN,
+            )  # fmt: skip
+    else:
+        solve_backward_tile(
+            tl.program_id(0), k, v, g, beta, lamb, h_kk, h_kv, x, do, dx, y, da_rows, dlamb, residual, r, before, left,
+            cu_seqlens, chunk_indices, T, n_chunks, max_steps, tolerance, H, K, V, BT, BR, BK, BS, BD, BE,
+            RESIDENT, REFINE, PRECISION, FINE, NEXT, AGAIN, MERGE, IS_VARLEN,
+        )  # fmt: skip
+
+
+@triton.heuristics({"IS_VARLEN": lambda args: args["cu_seqlens"] is not None})
+@triton.autotune(
     configs=GRADIENT_CONFIGS,
     key=["H", "K", "V", "BT", "BR", "PRECISION"],
     prune_configs_by={"early_config_prune": gradient_configs},
@@ -102,7 +129,9 @@ def keys_values_backward_kernel(
     dv    = beta (U dO + e K dG)
     dbeta = sum_t U * (V dO' - K Y') + e sum_k K * (V dG' + K dH)
     """
-    i_r, i_s, i_h, first, T = locate(cu_seqlens, chunk_indices, T, n_chunks, H, BT, BT // BR, IS_VARLEN)
+    i_r, i_s, i_h, first, T = locate(
+        tl.program_id(0), cu_seqlens, chunk_indices, T, n_chunks, H, BT, BT // BR, IS_VARLEN
+    )
     o_s = i_r * BR + tl.arange(0, BR)
     o_t = tl.arange(0, BT)
     m_s, m_t = o_s < T, o_t < T

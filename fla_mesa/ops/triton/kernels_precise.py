@@ -94,6 +94,7 @@ def solve_precise(
         b_decay = exp2(b_gt)[:, None]
         b_h = tl.load(h + o_k[:, None] * K + o_k[None, :], mask=m_k[:, None] & m_k[None, :], other=0.0)
         b_h_high, b_h_low = split(b_h, PRECISION)
+        tl.debug_barrier()
         b_k = tl.load(k + o_s[:, None] * (H * K) + o_k[None, :], mask=(o_s < T)[:, None] & m_k[None, :], other=0.0)
         K_LOW: tl.constexpr = b_k.dtype != tl.bfloat16
         b_k = scrub(b_k)

@@ -8,7 +8,7 @@ With a_t the base-2 logarithm of the decay since the start of the chunk and H0 t
     (H_t + diag(lamb)) x_t = b_t ,    H_t p = exp2(a_t) H0 p + sum_{s<=t} exp2(a_t - a_s) beta_s k_s (k_s'p)
 
 It is launched in stages: rounds of float16 first (`kernels_rounds`), where the plan has them, and then the float32 iteration
-(`kernels_precise`) for the rows that these have not brought within the tolerance. Most tiles of the second stage find none and end.
+(`kernels_precise`) for the rows that these have not brought within the tolerance, of which a stage leaves a list to the next.
 """
 
 import triton
@@ -19,12 +19,24 @@ from fla_mesa.ops.triton.kernels_rounds import solve_rounds
 
 
 @triton.jit
-def rows_left(o_t, residual, T, tolerance, H: tl.constexpr, BT: tl.constexpr):
-    """The rows of a tile whose stored residual is above the tolerance or NaN; the others are moved past the end of the chunk,
-    where nothing is read or written.
+def rows_left(o_t, before, T, tolerance, H: tl.constexpr, BT: tl.constexpr):
+    """The rows of a tile that the stage before left with a residual above the tolerance or NaN; the others are moved past the end of
+    the chunk, where nothing is read or written. (What that stage left, not what is there now: autotuning runs a kernel many times.)
     """
-    b_residual = tl.load(residual + o_t * H, mask=o_t < T, other=0.0)
+    b_residual = tl.load(before + o_t * H, mask=o_t < T, other=0.0)
     return tl.where(b_residual <= tolerance, BT, o_t)
+
+
+@triton.jit
+def list_left(left, i_p, m_left, ROWS: tl.constexpr, NEXT: tl.constexpr):
+    """Add to the list those tiles of the next stage, of NEXT rows, in which rows m_left [ROWS] of tile i_p are left.
+
+    `left` holds their number, then theirs in any order: the tiles do not depend on each other.
+    """
+    o_r = tl.arange(0, ROWS)
+    for i_n in tl.static_range(ROWS // NEXT):
+        if tl.sum((m_left & (o_r // NEXT == i_n)).to(tl.int32)) > 0:
+            tl.store(left + 1 + tl.atomic_add(left, 1), i_p * (ROWS // NEXT) + i_n)
 
 
 @triton.jit

@@ -77,14 +77,14 @@ def dot_split(b_a, b_high, b_low, b_acc, PRECISION: tl.constexpr, LOW: tl.conste
 
 
 @triton.jit
-def locate(cu_seqlens, chunk_indices, T, n_chunks, H: tl.constexpr, BT: tl.constexpr, N_SUB: tl.constexpr,
+def locate(i_p, cu_seqlens, chunk_indices, T, n_chunks, H: tl.constexpr, BT: tl.constexpr, N_SUB: tl.constexpr,
            IS_VARLEN: tl.constexpr):  # fmt: skip
-    """Program -> (tile within its chunk, index of the chunk's stored state, head, first position of the chunk, its length).
+    """Number of a tile -> (tile within its chunk, index of the chunk's stored state, head, first position of the chunk, its length).
 
-    The grid is one-dimensional, [batch * head, chunk, tile] with the tile fastest: neighbours share a state in the cache.
+    They are numbered [batch * head, chunk, tile] with the tile fastest: neighbours share a state in the cache.
     Everything that follows counts positions from the start of the chunk, in 32 bits.
     """
-    i_p = tl.program_id(0).to(tl.int64)
+    i_p = i_p.to(tl.int64)
     i_r = (i_p % N_SUB).to(tl.int32)
     i_c = (i_p // N_SUB) % n_chunks
     i_bh = i_p // (N_SUB * n_chunks)
