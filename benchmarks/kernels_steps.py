@@ -172,12 +172,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--arch", type=int, nargs="+", default=[80, 90], choices=[80, 90])
     parser.add_argument("--size", type=int, nargs="+", default=[64, 128], choices=[64, 128], help="K = V")
-    parser.add_argument("--loops", metavar="TEXT", help="list the loops of the kernels whose names contain this")
+    parser.add_argument(
+        "--loops", metavar="TEXT", help='list the loops of the kernels whose names contain this, "" for all'
+    )
     parser.add_argument("--out", type=Path, help="Markdown file to write; standard output if left out")
     args = parser.parse_args()
     if os.environ.get("TRITON_INTERPRET") == "1":
         parser.error("unset TRITON_INTERPRET: the interpreter compiles nothing")
-    if args.loops:
+    if args.loops is not None:
         static.write(loop_table(args.arch, args.size, args.loops), args.out)
         return
     versions = ", ".join(f"{name} {version(name)}" for name in ("triton", "flash-linear-attention"))

@@ -92,6 +92,8 @@ def solve_rounds(
 
     Barriers order what threads write for each other, and keep the compiler from loading early what would then spill.
     """
+    # Room for the low parts of the keys and their weights in float32; otherwise every round computes them again.
+    KEEP: tl.constexpr = BK <= 64
     o_k = tl.arange(0, BK)
     o_s = tl.arange(0, BT)
     m_k = o_k < K
@@ -112,8 +114,8 @@ def solve_rounds(
     b_k_high, b_k_low, b_ck = keys(k + i_row * K, lamb, o_s, o_k, T, H, K)
     tl.debug_barrier()
     b_gt = tl.load(g + i_row + o_t * H, mask=o_t < T, other=0.0).to(tl.float32)
-    b_m = decay_mask(g + i_row, beta + i_row, b_gt, o_t, o_s, T, H) * tl.trans(b_ck * b_ck)
-    b_m = b_m.to(tl.float16)
+    b_fine = decay_mask(g + i_row, beta + i_row, b_gt, o_t, o_s, T, H) * tl.trans(b_ck * b_ck)
+    b_m = b_fine.to(tl.float16)
     b_ratio = exp2(b_gt)[:, None] / b_unit
     b_ratio_half = b_ratio.to(tl.float16)
     tl.debug_barrier()
@@ -159,10 +161,13 @@ def solve_rounds(
         m_tk = (o_t + i_zero < T)[:, None] & (o_k + i_zero < K)[None, :]
 
         # x += d , r -= (S_t + 1) d
-        b_gt = tl.load(g + i_here + (o_t + i_zero) * H, mask=o_t < T, other=0.0).to(tl.float32)
-        _, b_k_low, b_ck = keys(k + i_here * K, lamb, o_s + i_zero, o_k + i_zero, T, H, K)
-        tl.debug_barrier()
-        b_fine = decay_mask(g + i_here, beta + i_here, b_gt, o_t + i_zero, o_s + i_zero, T, H) * tl.trans(b_ck * b_ck)
+        if not KEEP:
+            b_gt = tl.load(g + i_here + (o_t + i_zero) * H, mask=o_t < T, other=0.0).to(tl.float32)
+            _, b_k_low, b_ck = keys(k + i_here * K, lamb, o_s + i_zero, o_k + i_zero, T, H, K)
+            tl.debug_barrier()
+            b_fine = decay_mask(g + i_here, beta + i_here, b_gt, o_t + i_zero, o_s + i_zero, T, H) * tl.trans(
+                b_ck * b_ck
+            )
         b_b = apply_halves(b_d, b_k_high, b_k_low, b_h_high, b_h_low, b_fine, b_ratio)
         tl.debug_barrier()
         b_b = tl.load(r + i_here * K + o_tk, mask=m_tk, other=0.0) - (b_b + b_d) * b_scale
