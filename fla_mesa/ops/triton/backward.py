@@ -22,10 +22,10 @@ from fla_mesa.ops.triton.plan import (
     capability_of,
     check_supported,
     gradient_blocks,
-    lay_out,
     make_stages,
     positions_block,
 )
+from fla_mesa.ops.triton.stages import lay_out
 from fla_mesa.ops.types import ChunkGradients
 
 

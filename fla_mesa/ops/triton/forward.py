@@ -7,7 +7,8 @@ from fla.utils import input_guard
 
 from fla_mesa.ops.triton.chunks import compute_states, cumulative_gates, cut, marked_beta
 from fla_mesa.ops.triton.kernels_forward import solve_output_kernel
-from fla_mesa.ops.triton.plan import Plan, capability_of, check_supported, lay_out, make_stages, power_of_two
+from fla_mesa.ops.triton.plan import Plan, capability_of, check_supported, make_stages, power_of_two
+from fla_mesa.ops.triton.stages import lay_out
 from fla_mesa.ops.types import ChunkForward
 
 
