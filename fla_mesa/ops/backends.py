@@ -25,6 +25,6 @@ def choose_backend(name: str | None, q: torch.Tensor) -> ModuleType:
     return importlib.import_module(BACKENDS[name])
 
 
-def l2_normalize(x: torch.Tensor, backend: str | None = None) -> torch.Tensor:
+def l2_normalize(x: torch.Tensor) -> torch.Tensor:
     """``x / sqrt(sum x^2 + 1e-6)`` over the last dimension, in the dtype of x; inside float32 or better. fla's definition."""
-    return choose_backend(backend, x).l2_normalize(x)
+    return choose_backend(None, x).l2_normalize(x)

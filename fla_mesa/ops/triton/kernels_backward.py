@@ -178,6 +178,7 @@ def keys_values_backward_kernel(
     b_w *= b_d
     b_end = tl.where(m_s[:, None], exp2(tl.load(g + (T - 1) * H).to(tl.float32) - b_gs), 0.0)
 
+    # Rows are counted from a zero that the compiler cannot foresee: it would keep addresses and masks across the loops, and spill.
     i_zero = 0
     for i_n in range(0, K, BN):
         i_zero = tl.multiple_of(tl.minimum(i_n + T, 0), 128)

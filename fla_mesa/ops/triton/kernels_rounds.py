@@ -19,12 +19,10 @@ from fla.ops.utils.op import exp2
 
 from fla_mesa.ops.triton.kernels_tile import decay_mask, inverse, scale_rows, scrub
 
-GAIN = tl.constexpr(
-    2.0**-8
-)  # how far the residual of a round falls at most: more than float16 gives would be steps for nothing
-LEAST = tl.constexpr(
-    2.0**-2
-)  # and at least, for another round to follow: fewer steps of the float32 iteration get there then
+# How far the residual of a round falls at most: more than float16 gives would be steps for nothing.
+GAIN = tl.constexpr(2.0**-8)
+# And at least, for another round to follow: fewer steps of the float32 iteration get there then.
+LEAST = tl.constexpr(2.0**-2)
 AIM = tl.constexpr(0.9)  # of the tolerance, before the residual is computed anew
 
 
