@@ -20,6 +20,8 @@ MAY_IMPORT = {
 }
 # These stand at the top and may import any room.
 TOP = {"__init__.py", "__main__.py", "cli.py"}
+# These lie beneath all rooms, which may import them.
+GROUND = {"fla_api.py"}
 
 
 def imported_rooms(path: Path) -> set[str]:
@@ -34,12 +36,12 @@ def imported_rooms(path: Path) -> set[str]:
                 f"{node.module}.{alias.name}" if node.module == "fla_mesa" else str(node.module) for alias in node.names
             }
     rooms = {name.split(".")[1] for name in names if name.startswith("fla_mesa.")}
-    return rooms - {"__version__"}
+    return rooms - {"__version__"} - {Path(name).stem for name in GROUND}
 
 
 def test_every_room_is_listed():
     assert {p.name for p in ROOT.iterdir() if p.is_dir() and p.name != "__pycache__"} == set(MAY_IMPORT)
-    assert {p.name for p in ROOT.glob("*.py")} == TOP
+    assert {p.name for p in ROOT.glob("*.py")} == TOP | GROUND
 
 
 @pytest.mark.parametrize("room", MAY_IMPORT)
@@ -49,3 +51,8 @@ def test_a_room_imports_only_lower_floors(room):
     for path in files:
         above = imported_rooms(path) - MAY_IMPORT[room] - {room}
         assert not above, f"{path.relative_to(ROOT)} imports {', '.join(sorted(above))}"
+
+
+@pytest.mark.parametrize("name", sorted(GROUND))
+def test_what_lies_beneath_imports_no_room(name):
+    assert not imported_rooms(ROOT / name)

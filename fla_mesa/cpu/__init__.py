@@ -14,7 +14,8 @@ import os
 import torch
 
 from fla_mesa.cpu.allocator import keep_freed_memory
-from fla_mesa.cpu.registry import covered, is_installed, require_supported_fla
+from fla_mesa.cpu.registry import covered, is_installed
+from fla_mesa.fla_api import require_supported_fla
 
 __all__ = ["accelerator_available", "covered", "enable", "is_enabled", "require_supported_fla"]
 
@@ -36,7 +37,7 @@ def enable() -> None:
     memory of freed tensors for the next ones (`fla_mesa.cpu.allocator`). Calling it again does nothing.
 
     Raises:
-        ImportError: flash-linear-attention is not the supported version, or one of its functions that has a stand-in
+        ImportError: flash-linear-attention is of another version than this package is for, or one of its functions that has a stand-in
             takes other arguments than the stand-in does.
         RuntimeError: FLA_DISABLE_BACKEND_DISPATCH=1 is set, which makes fla ignore every registered back end.
     """
