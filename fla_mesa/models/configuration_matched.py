@@ -6,16 +6,15 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from fla_mesa.layers.matched import RULES
 from fla_mesa.models.configuration_mesanet import MesaNetConfig
-
-RULES = ("mesa", "gated_delta", "delta", "gated_linear", "gated_linear_no_input_gate", "softmax", "rg_lru")
 
 
 class MatchedConfig(MesaNetConfig):
     """MesaNet in all but its recurrence rule (arXiv 2506.05233, appendix E.1).
 
     Args:
-        rule: One of ``RULES``, or several that take turns over the layers.
+        rule: A name in :data:`fla_mesa.layers.matched.RULES`, or several that take turns over the layers.
         recurrence_width: Width of the recurrence of ``rg_lru`` layers, a multiple of `num_heads`, which is the number of blocks in the
             matrices of its gates. None for the one that gives the layer 4 D² parameters.
         kwargs: As in :class:`MesaNetConfig`. Settings of the solver, lamb and the cap on gamma belong to Mesa layers, those of heads

@@ -2,28 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch.nn as nn
 from fla.models.configuration_utils import get_attention_spec
 
-from fla_mesa.layers import (
-    RGLRU,
-    DeltaRule,
-    GatedDeltaRule,
-    InputGatedLinearAttention,
-    LinearAttention,
-    SoftmaxAttention,
-)
+from fla_mesa.layers.matched import RULES
 from fla_mesa.models.configuration_matched import MatchedConfig, matching_width
 from fla_mesa.models.modeling_mesanet import MesaNetBlock, MesaNetForCausalLM, MesaNetModel
 from fla_mesa.models.modeling_mesanet import mixer as mesanet_mixer
-
-_RULES = {
-    "gated_delta": GatedDeltaRule,
-    "delta": DeltaRule,
-    "gated_linear": InputGatedLinearAttention,
-    "gated_linear_no_input_gate": LinearAttention,
-    "softmax": SoftmaxAttention,
-}
 
 
 def mixer(config: MatchedConfig, layer_idx: int) -> nn.Module:
@@ -32,10 +19,11 @@ def mixer(config: MatchedConfig, layer_idx: int) -> nn.Module:
     in_hybrid = get_attention_spec(config.attn, layer_idx=layer_idx) is not None
     if rule == "mesa" or in_hybrid:  # config.attn has the last word, as in MesaNet
         return mesanet_mixer(config, layer_idx)
+    cls: type[Any] = RULES[rule].mixer
     if rule == "rg_lru":
         width = config.recurrence_width or matching_width(config.hidden_size, config.num_heads)
-        return RGLRU(config.hidden_size, width, config.num_heads, config.conv_size, layer_idx)
-    return _RULES[rule](
+        return cls(config.hidden_size, width, config.num_heads, config.conv_size, layer_idx)
+    return cls(
         hidden_size=config.hidden_size,
         num_heads=config.num_heads,
         head_dim=config.head_dim,

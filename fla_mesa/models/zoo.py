@@ -30,6 +30,7 @@ from fla.models import (
 from fla.models import MesaNetConfig as FlaMesaNetConfig
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
+from fla_mesa.layers.matched import RULES
 from fla_mesa.models.configuration_matched import MatchedConfig
 from fla_mesa.models.configuration_mesanet import MesaNetConfig
 from fla_mesa.models.xlstm import TiedXLSTMConfig
@@ -200,16 +201,17 @@ RELEASED: dict[str, Builder] = {
 
 # One parametrisation for all, in which only the recurrence rule differs (arXiv 2506.05233, appendix E.1), by the paper's names.
 MATCHED_PREFIX = "matched-"
-MATCHED: dict[str, Builder] = {
-    "mesanet": _with_rule("mesa"),
-    "delta_net": _with_rule("delta"),
-    "gated_deltanet": _with_rule("gated_delta"),
-    "gla": _with_rule("gated_linear"),
-    "mamba2": _with_rule("gated_linear_no_input_gate"),
-    "hawk": _with_rule("rg_lru"),
-    "hawk_mesa": _with_rule("rg_lru", "mesa"),
-    "transformer": _with_rule("softmax"),
+MATCHED_RULES: dict[str, tuple[str, ...]] = {
+    "mesanet": ("mesa",),
+    "delta_net": ("delta",),
+    "gated_deltanet": ("gated_delta",),
+    "gla": ("gated_linear",),
+    "mamba2": ("gated_linear_no_input_gate",),
+    "hawk": ("rg_lru",),
+    "hawk_mesa": ("rg_lru", "mesa"),
+    "transformer": ("softmax",),
 }
+MATCHED: dict[str, Builder] = {name: _with_rule(*rules) for name, rules in MATCHED_RULES.items()}
 
 ARCHITECTURES: dict[str, Builder] = {
     **RELEASED,
@@ -229,14 +231,8 @@ NOTES = {
     "xlstm": "half as many heads, values twice as wide as keys; transformers' plain PyTorch code and initial weights; it ignores padding",
     "hawk": "RG-LRU; the width of its recurrence is what matches the parameters",
     "hawk_mesa": "RG-LRU and Mesa layers in turn",
-    "matched-gla": "linear attention with a scalar forget gate and a scalar input gate a head",
-    "matched-mamba2": "linear attention with a scalar forget gate a head",
-    "matched-delta_net": "delta rule with a scalar input gate a head",
-    "matched-gated_deltanet": "delta rule with a scalar forget gate and a scalar input gate a head",
-    "matched-transformer": "softmax attention with RoPE on the same normalised queries and keys",
-    "matched-mesanet": "Mesa, the released MesaNet",
-    "matched-hawk": "RG-LRU; the width of its recurrence is what matches the parameters",
     "matched-hawk_mesa": "RG-LRU and Mesa layers in turn",
+    **{MATCHED_PREFIX + name: RULES[rules[0]].description for name, rules in MATCHED_RULES.items() if len(rules) == 1},
 }
 
 

@@ -5,9 +5,9 @@ import torch
 from fla.models.utils import Cache
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
-from fla_mesa.layers import RGLRU, MesaNet, rules, softmax
+from fla_mesa.layers import RGLRU, DeltaRule, MesaNet, SoftmaxAttention
+from fla_mesa.layers.matched import RULES, rule
 from fla_mesa.models import MatchedConfig, MatchedForCausalLM, MatchedModel, MesaNetConfig, MesaNetForCausalLM
-from fla_mesa.models.configuration_matched import RULES
 from fla_mesa.ops.backends import l2_normalize
 
 TINY = {
@@ -212,7 +212,7 @@ def test_rules_that_take_turns_save_and_load(tmp_path):
     layers = ["rg_lru", "softmax", "delta"]
     model, x = build(layers, num_hidden_layers=4), tokens(1, 20)
     kinds = [type(layer.attn) for layer in model.model.layers]
-    assert kinds == [RGLRU, softmax.SoftmaxAttention, rules.DeltaRule, RGLRU]
+    assert kinds == [RGLRU, SoftmaxAttention, DeltaRule, RGLRU]
     with torch.no_grad():
         for p in model.parameters():
             p.add_(0.1 * torch.randn_like(p))  # away from what initialisation gives
@@ -228,6 +228,16 @@ def test_rules_that_take_turns_save_and_load(tmp_path):
 def test_softmax_layers_of_a_hybrid_stay():
     model = build("delta", attn={"layers": [1], "num_heads": 2, "num_kv_heads": 1, "window_size": 48})
     assert [type(layer.attn).__name__ for layer in model.model.layers] == ["DeltaRule", "Attention"]
+
+
+def test_a_rule_is_added_in_one_place():
+    with pytest.raises(ValueError, match="rule 'delta' is DeltaRule already; got MesaNet"):
+        rule("delta", "")(MesaNet)
+    try:
+        rule("newest", "")(type("Newest", (DeltaRule,), {}))
+        assert type(build("newest").model.layers[0].attn).__name__ == "Newest"
+    finally:
+        RULES.pop("newest")
 
 
 def test_packed_softmax_has_no_cache():

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from fla.layers.utils import get_layer_cache, update_layer_cache
 from fla.models.utils import Cache
 
+from fla_mesa.layers.matched.registry import rule
 from fla_mesa.layers.padding import find_packing, pack, unpack
 from fla_mesa.layers.recurrent import QKVMixer, put_rows, take_rows
 from fla_mesa.ops.backends import l2_normalize
@@ -16,6 +17,7 @@ from fla_mesa.ops.backends import l2_normalize
 Tensor = torch.Tensor
 
 
+@rule("softmax", "softmax attention with RoPE on the same normalised queries and keys")
 class SoftmaxAttention(QKVMixer):
     """``o_t = sum_s softmax_s(sqrt(d) q_t' k_s) v_s`` over s <= t, q and k of norm 1, turned by RoPE.
 

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from fla.modules import ShortConvolution
 from fla.ops.hgrn import fused_recurrent_hgrn
 
+from fla_mesa.layers.matched.registry import rule
 from fla_mesa.layers.recurrent import Call, RecurrentMixer, States
 
 # How strongly the gate r moves the decay a = exp(-C softplus(Lambda) r), and where a^(1 / r) starts.
@@ -36,6 +37,7 @@ class BlockDiagonal(nn.Module):
         return y.flatten(-2) + self.bias
 
 
+@rule("rg_lru", "RG-LRU; the width of its recurrence is what matches the parameters")
 class RGLRU(RecurrentMixer):
     r"""The recurrent block of "Griffin: Mixing Gated Linear Recurrences with Local Attention" (De et al., arXiv 2402.19427, 2.3-2.4).
 

@@ -1,0 +1,20 @@
+"""MesaNet and its rivals in one parametrisation, in which only the recurrence rule differs (arXiv 2506.05233, appendix E.1).
+
+To add a rule, write its file and name it in the list below, whose order is that of error messages and tests.
+"""
+
+# isort: off
+from fla_mesa.layers.matched import (  # noqa: F401
+    mesa,
+    gated_delta,
+    delta,
+    gated_linear,
+    gated_linear_no_input_gate,
+    softmax,
+    rg_lru,
+)
+
+# isort: on
+from fla_mesa.layers.matched.registry import RULES, Rule, rule
+
+__all__ = ["RULES", "Rule", "rule"]

@@ -1,0 +1,24 @@
+"""Linear attention with a forget gate: the paper's "Mamba2"."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from fla.ops.simple_gla import chunk_simple_gla, fused_recurrent_simple_gla
+
+from fla_mesa.layers.matched.one_state import OneState
+from fla_mesa.layers.matched.registry import rule
+
+Tensor = torch.Tensor
+
+
+@rule("gated_linear_no_input_gate", "linear attention with a scalar forget gate a head")
+class LinearAttention(OneState):
+    """``S <- gamma S + k v'``"""
+
+    input_gate = False
+
+    def _op(self, q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, beta: Tensor | None, decode: bool, **call):
+        op: Any = fused_recurrent_simple_gla if decode else chunk_simple_gla  # fla's decorators hide their types
+        return op(q, k, v, g, **call)

@@ -1,0 +1,42 @@
+"""What rules with a single state have in common: a head's S ``[K, V]``, which is read as ``o = S' q`` after its update."""
+
+from __future__ import annotations
+
+import torch
+
+from fla_mesa.layers.recurrent import Call, QKVMixer, States
+from fla_mesa.ops.backends import l2_normalize
+
+Tensor = torch.Tensor
+
+
+class OneState(QKVMixer):
+    """A rule with one state, on q and k of norm 1: fla's op for sequences, and its op for a few tokens."""
+
+    def _op(self, q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, beta: Tensor | None, decode: bool, **call):
+        """-> o `[B, T, H, V]` and the final state or None"""
+        raise NotImplementedError
+
+    def _recur(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        g: Tensor | None,
+        beta: Tensor | None,
+        states: States | None,
+        call: Call,
+    ) -> tuple[Tensor, States | None]:
+        o, state = self._op(
+            l2_normalize(q),
+            l2_normalize(k),
+            v,
+            g,
+            beta,
+            call.decode,
+            scale=1.0,
+            initial_state=None if states is None else states[0],
+            output_final_state=call.use_cache,
+            cu_seqlens=call.cu_seqlens,
+        )
+        return o, None if state is None else (state,)
