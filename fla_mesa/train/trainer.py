@@ -35,7 +35,6 @@ class RecipeTrainer(Trainer):
     """
 
     def __init__(self, model: PreTrainedModel, args: RecipeArguments, splits: Splits, eval_dataset: Dataset):
-        self._exempt = exempt_parameters(model)  # by name: wrapping the model makes new parameters
         self._end_of_text = splits.special_ids["eos_token_id"]
         self.throughput = Throughput()
         self.recipe = args
@@ -56,9 +55,9 @@ class RecipeTrainer(Trainer):
             self.label_smoother = _shifted(self.label_smoother)
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
-        """transformers' choice less the exempt parameters."""
-        names = super().get_decay_parameter_names(model)
-        return [name for name in names if name.replace("_fsdp_wrapped_module.", "") not in self._exempt]
+        """All but those that :mod:`fla_mesa.train.decay` exempts, whatever wraps the model; transformers looks at names alone."""
+        exempt = exempt_parameters(model)
+        return [name for name, _ in model.named_parameters() if name not in exempt]
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
         """One forward and backward pass; its tokens are counted."""
