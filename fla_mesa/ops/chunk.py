@@ -6,10 +6,12 @@ from types import ModuleType
 from typing import Any, cast
 
 import torch
+import torch.distributed as dist
 from torch.autograd.function import once_differentiable
 
 from fla_mesa.ops.backends import choose_backend
 from fla_mesa.ops.checks import check_chunk
+from fla_mesa.ops.context_parallel import ContextLike, check_call, states_before
 from fla_mesa.ops.types import SolverStats
 
 
@@ -64,6 +66,7 @@ def chunk_mesa_net(
     cg_tolerance: float = 1e-4,
     return_stats: bool = False,
     backend: str | None = None,
+    cp_context: ContextLike | None = None,
 ) -> tuple[Any, ...]:
     r"""The Mesa layer's recurrence over whole sequences (von Oswald et al., arXiv 2506.05233).
 
@@ -96,6 +99,10 @@ def chunk_mesa_net(
         cg_tolerance: A system stops when ``||r|| <= cg_tolerance ||q||``, both in the norm weighted by ``1 / lamb``.
         return_stats: Whether to return a :class:`~fla_mesa.ops.types.SolverStats` of the forward solve as well.
         backend: ``"pytorch"``, ``"triton"``, or None for the one that suits the device.
+        cp_context: For a row that is cut over the ranks of a process group, from :func:`~fla_mesa.ops.make_cp_context` or fla's own
+            ``FLACPContext``. The other arguments are then this rank's shard, B = 1; ``cu_seqlens`` is the context's, and states can
+            neither be given nor be asked for. Every rank must call the op. The gradient of lamb is that of this shard alone: it has to be
+            summed over the group, like those of all parameters.
 
     Returns:
         ``(o, h_kk, h_kv)`` or, with ``return_stats``, ``(o, h_kk, h_kv, stats)``: o ``[B, T, H, V]`` in the dtype of v; the states
@@ -107,12 +114,26 @@ def chunk_mesa_net(
     if isinstance(q, torch.Tensor) and torch.is_autocast_enabled(q.device.type):
         dtype = torch.get_autocast_dtype(q.device.type)
         q, k, v = (x.to(dtype) if isinstance(x, torch.Tensor) and x.is_floating_point() else x for x in (q, k, v))
+    if cp_context is not None:
+        check_call(
+            cp_context,
+            q,
+            "q",
+            cu_seqlens,
+            h_kk_init=h_kk_init,
+            h_kv_init=h_kv_init,
+            output_final_state=output_final_state,
+            cu_seqlens_cpu=cu_seqlens_cpu,
+        )
+        cu_seqlens, cu_seqlens_cpu = cp_context.cu_seqlens, cp_context.cu_seqlens_cpu
     check_chunk(
         q, k, v, g, beta, lamb, h_kk_init, h_kv_init, max_CG_iteration, cg_tolerance, cu_seqlens, cu_seqlens_cpu
     )
     chosen = choose_backend(backend, q)
     if use_qk_l2norm_in_kernel:
         q, k = chosen.l2_normalize(q), chosen.l2_normalize(k)
+    if cp_context is not None and dist.get_world_size(cp_context.group) > 1:
+        h_kk_init, h_kv_init = states_before(k, v, g, beta, cp_context)
     options = {
         "cu_seqlens": cu_seqlens,
         "cu_seqlens_cpu": cu_seqlens_cpu,

@@ -55,8 +55,8 @@ class Problem:
         self.k = self.split_scaled(k)
         self.v = self.split(v)
         self.beta = self.split(beta).unsqueeze(-1)
-        # exp(-1e4) is zero in every dtype; -inf itself would give inf - inf.
-        self.a = tiles.split(g[place].double().clamp(min=-1e4)).cumsum(-1)
+        # exp(-800) is zero in every dtype, and small enough for float64 to keep what is added to it to 1e-13; -inf would give inf - inf.
+        self.a = tiles.split(g[place].double().clamp(min=-800)).cumsum(-1)
         self.entry_decay = self.a.exp().to(self.dtype).unsqueeze(-1)
         self.exit_decay = (self.a[:, -1:] - self.a).exp().to(self.dtype).unsqueeze(-1)
         self.tile_decay = self.entry_decay[:, -1, 0]
