@@ -9,6 +9,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
+from fla_mesa.layers.initialization import fill
 from fla_mesa.layers.recurrent import Call, QKVMixer, States
 from fla_mesa.ops import SolverStats, chunk_mesa_net, mesa_net_decoding_one_step
 from fla_mesa.ops.backends import l2_normalize
@@ -19,11 +20,12 @@ class MesaNet(QKVMixer):
 
     ::
 
-        q, k = L2norm(SiLU(conv(W x)))     v = W x     beta = sigmoid(W x + b)     gamma = sigmoid(W x + b)
+        q, k = L2norm(SiLU(conv(W x)))     v = SiLU(conv(W x))     beta = sigmoid(W x + b)     gamma = sigmoid(W x + b)
         gamma <- gamma (1 - (1 - gamma_cap) beta^2)             lamb = lambda_lower_bound + softplus(parameter)
         y = W_o RMSNorm(mesa(q, k, v, log gamma, beta, lamb))
 
-    Parameters have the names and shapes of ``fla.layers.MesaNet``. With ``gamma_cap=None`` it computes the same function.
+    Parameters have the names and shapes of ``fla.layers.MesaNet``, which has no convolution of values and no cap: with
+    ``use_v_conv=False, gamma_cap=None`` it computes the same function.
 
     Args:
         hidden_size: Width of the input, D.
@@ -32,11 +34,14 @@ class MesaNet(QKVMixer):
         mode: Only ``"chunk"``; there for fla's configurations.
         use_output_gate: Whether the norm on the output is gated by ``SiLU(W x)``.
         use_short_conv: Whether q and k pass a causal depthwise convolution (then SiLU).
-        conv_size: Its width.
-        conv_bias: Whether it has a bias.
+        use_v_conv: Whether v does.
+        conv_size: Width of the convolutions.
+        conv_bias: Whether they have a bias.
         layer_idx: Index of the layer in its model; needed with a cache.
         norm_eps: Epsilon of the norm on the output.
-        lambda_lower_bound: What lamb cannot fall below; in (0, 1), as lamb starts at 1.
+        lambda_lower_bound: What lamb cannot fall below, > 0.
+        lambda_init: Where lamb starts, above its lower bound.
+        train_lambda: Whether lamb is learnt; otherwise it stays where it starts.
         max_cg_step_training: Most conjugate-gradient steps over sequences (training and prefill).
         max_cg_step_decoding: Most steps per decoded token.
         gamma_cap: Most that the forget gate can be where beta is 1; in (0, 1], or None for no cap. Without it, long runs of one token
@@ -53,6 +58,8 @@ class MesaNet(QKVMixer):
         ValueError: An argument is out of range.
     """
 
+    no_weight_decay = ("lambda_params",)
+
     def __init__(
         self,
         hidden_size: int = 1024,
@@ -61,6 +68,7 @@ class MesaNet(QKVMixer):
         mode: str = "chunk",
         use_output_gate: bool = False,
         use_short_conv: bool = True,
+        use_v_conv: bool = True,
         conv_size: int = 4,
         conv_bias: bool = False,
         layer_idx: int | None = None,
@@ -72,11 +80,15 @@ class MesaNet(QKVMixer):
         gamma_cap: float | None = 0.9975,
         cg_tolerance: float = 1e-4,
         gamma_init: Sequence[float] = (0.5, 0.5),
+        lambda_init: float = 1.0,
+        train_lambda: bool = True,
     ):
         if mode != "chunk":
             raise ValueError(f"mode must be 'chunk'; got {mode!r}")
-        if not 0 < lambda_lower_bound < 1:
-            raise ValueError(f"lambda_lower_bound must be in (0, 1), as lamb starts at 1; got {lambda_lower_bound!r}")
+        if not 0 < lambda_lower_bound < lambda_init < math.inf:
+            raise ValueError(
+                f"lambda_lower_bound must be above 0 and below lambda_init = {lambda_init!r}; got {lambda_lower_bound!r}"
+            )
         if gamma_cap is not None and not 0 < gamma_cap <= 1:
             raise ValueError(f"gamma_cap must be in (0, 1] or None; got {gamma_cap!r}")
         super().__init__(
@@ -85,6 +97,7 @@ class MesaNet(QKVMixer):
             head_dim=head_dim,
             use_output_gate=use_output_gate,
             use_short_conv=use_short_conv,
+            use_v_conv=use_v_conv,
             conv_size=conv_size,
             conv_bias=conv_bias,
             layer_idx=layer_idx,
@@ -92,20 +105,23 @@ class MesaNet(QKVMixer):
             gamma_init=gamma_init,
         )
         self.mode = mode
-        self.lambda_lower_bound, self.gamma_cap = lambda_lower_bound, gamma_cap
+        self.lambda_lower_bound, self.lambda_init, self.train_lambda = lambda_lower_bound, lambda_init, train_lambda
+        self.gamma_cap = gamma_cap
         self.max_cg_step_training, self.max_cg_step_decoding = max_cg_step_training, max_cg_step_decoding
         self.cg_tolerance = cg_tolerance
         self.record_stats, self.last_stats = False, None
 
-        self.lambda_params = nn.Parameter(torch.empty(num_heads * head_dim, dtype=torch.float32))
+        self.lambda_params = nn.Parameter(
+            torch.empty(num_heads * head_dim, dtype=torch.float32), requires_grad=train_lambda
+        )
         self.lambda_params._no_weight_decay = True  # pyright: ignore[reportAttributeAccessIssue] (fla's mark)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """The biases of the forget gates, and lamb, which starts at 1."""
+        """The biases of the forget gates, and lamb."""
         super().reset_parameters()
-        with torch.no_grad():
-            self.lambda_params.fill_(math.log(math.expm1(1 - self.lambda_lower_bound)))
+        above = self.lambda_init - self.lambda_lower_bound
+        fill(self.lambda_params, above + math.log(-math.expm1(-above)))  # the inverse of softplus, for any difference
 
     def _gates(self, x: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         """log gamma and beta, ``[B, T, H]`` in float32."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
+import inspect
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn as nn
@@ -13,6 +13,7 @@ from fla.layers.utils import get_layer_cache, update_layer_cache
 from fla.models.utils import Cache
 from fla.modules import FusedRMSNormGated, RMSNorm, ShortConvolution
 
+from fla_mesa.layers.initialization import fill, gate_biases
 from fla_mesa.layers.padding import find_packing, pack, unpack
 
 States = tuple[torch.Tensor, ...]
@@ -103,8 +104,11 @@ class QKVMixer(RecurrentMixer):
 
     ::
 
-        q, k = SiLU(conv(W x))     v = W x     beta = sigmoid(W x + b)     gamma = sigmoid(W x + b)
+        q, k, v = SiLU(conv(W x))     beta = sigmoid(W x + b)     gamma = sigmoid(W x + b)
         y = W_o RMSNorm(rule(q, k, v, log gamma, beta))
+
+    The paper's figure 1C and appendix E convolve the values as well, its lists of design choices (E.1, G.2) name queries and keys only:
+    ``use_v_conv``. docs/log.md has what was measured.
 
     Args:
         hidden_size: Width of input and output, D.
@@ -112,8 +116,9 @@ class QKVMixer(RecurrentMixer):
         head_dim: Size of keys and of values of a head.
         use_output_gate: Whether the norm on the output is gated by ``SiLU(W x)``.
         use_short_conv: Whether q and k pass a causal depthwise convolution (then SiLU).
-        conv_size: Its width.
-        conv_bias: Whether it has a bias.
+        use_v_conv: Whether v does.
+        conv_size: Width of the convolutions.
+        conv_bias: Whether they have a bias.
         layer_idx: Index of the layer in its model; needed with a cache.
         norm_eps: Epsilon of the norm on the output.
         gamma_init: Forget gates of the first and of the last head at the start, where the input is zero; those between are spread evenly
@@ -135,6 +140,7 @@ class QKVMixer(RecurrentMixer):
         head_dim: int,
         use_output_gate: bool = False,
         use_short_conv: bool = True,
+        use_v_conv: bool = True,
         conv_size: int = 4,
         conv_bias: bool = False,
         layer_idx: int | None = None,
@@ -146,7 +152,7 @@ class QKVMixer(RecurrentMixer):
             raise ValueError(f"gamma_init must be two numbers in (0, 1); got {gamma_init!r}")
         self.gamma_init = gamma_init
         self.num_heads, self.head_dim = num_heads, head_dim
-        self.use_output_gate, self.use_short_conv = use_output_gate, use_short_conv
+        self.use_output_gate, self.use_short_conv, self.use_v_conv = use_output_gate, use_short_conv, use_v_conv
 
         inner = num_heads * head_dim
         self.q_proj = nn.Linear(hidden_size, inner, bias=False)
@@ -159,41 +165,29 @@ class QKVMixer(RecurrentMixer):
         if use_short_conv:
             self.q_conv1d = ShortConvolution(inner, conv_size, bias=conv_bias, activation="silu")
             self.k_conv1d = ShortConvolution(inner, conv_size, bias=conv_bias, activation="silu")
+        if use_v_conv:
+            self.v_conv1d = ShortConvolution(inner, conv_size, bias=conv_bias, activation="silu")
         if use_output_gate:
             self.g_proj = nn.Linear(hidden_size, inner, bias=False)
             self.o_norm = FusedRMSNormGated(head_dim, eps=norm_eps)
         else:
             self.o_norm = RMSNorm(head_dim, eps=norm_eps, dtype=torch.float32)
         self.o_proj = nn.Linear(inner, hidden_size, bias=False)
-        self._reset_gates()
+        QKVMixer.reset_parameters(self)  # a subclass resets its own once they exist
+
+    @classmethod
+    def from_config(cls, config: Any, layer_idx: int) -> QKVMixer:
+        """The mixer of a layer: every argument is the configuration's setting of that name."""
+        names = inspect.signature(cls).parameters.keys() - {"layer_idx", "mode"}
+        return cls(**{name: getattr(config, name) for name in names}, layer_idx=layer_idx)
 
     def reset_parameters(self) -> None:
         """What the layer initialises itself; the other parameters belong to modules that do so."""
-        self._reset_gates()
-
-    def _reset_gates(self) -> None:
         if self.forget_gate:
-            first, last = (math.log(gamma / (1 - gamma)) for gamma in self.gamma_init)
-            middle = (first + last) / 2
-            with torch.no_grad():
-                self.a_proj.bias.copy_(
-                    torch.linspace(first, last, self.num_heads) if self.num_heads > 1 else torch.full((1,), middle)
-                )
+            fill(self.a_proj.bias, gate_biases(self.gamma_init, self.num_heads))
 
     def _heads(self, x: torch.Tensor) -> torch.Tensor:
         return x.unflatten(-1, (self.num_heads, self.head_dim))
-
-    def _mix_neighbours(
-        self, x: torch.Tensor, cached: States | None, use_cache: bool, cu_seqlens: torch.Tensor | None
-    ) -> tuple[torch.Tensor, torch.Tensor, States | None]:
-        """q and k ``[B, T, inner]`` after the short convolutions, and the state of those."""
-        q, k = self.q_proj(x), self.k_proj(x)
-        if not self.use_short_conv:
-            return q, k, None
-        state_q, state_k = (None, None) if cached is None else cached
-        q, state_q = self.q_conv1d(q, cache=state_q, output_final_state=use_cache, cu_seqlens=cu_seqlens)
-        k, state_k = self.k_conv1d(k, cache=state_k, output_final_state=use_cache, cu_seqlens=cu_seqlens)
-        return q, k, (state_q, state_k)
 
     def _gates(self, x: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         """log gamma and beta, ``[B, T, H]`` in float32; None for a gate that the rule has not."""
@@ -205,10 +199,16 @@ class QKVMixer(RecurrentMixer):
         self, x: torch.Tensor, conv: States | None, use_cache: bool, cu_seqlens: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, States | None]:
         """q, k, v ``[B, T, H, head_dim]`` of one dtype, and the state of the convolutions."""
-        q, k, conv = self._mix_neighbours(x, conv, use_cache, cu_seqlens)
-        v = self.v_proj(x)
-        q, k = q.to(v.dtype), k.to(v.dtype)
-        return self._heads(q), self._heads(k), self._heads(v), conv
+        mixed, states = [], []
+        for name in "qkv":
+            y, convolution = getattr(self, f"{name}_proj")(x), getattr(self, f"{name}_conv1d", None)
+            if convolution is not None:
+                before = None if conv is None else conv[len(states)]
+                y, after = convolution(y, cache=before, output_final_state=use_cache, cu_seqlens=cu_seqlens)
+                states.append(after)
+            mixed.append(y)
+        q, k, v = (self._heads(y.to(mixed[-1].dtype)) for y in mixed)
+        return q, k, v, tuple(states) or None
 
     def _output(self, o: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """``o [B, T, H, head_dim] -> [B, T, D]``; x is the input of the layer, for the gate."""

@@ -4,22 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 from fla_mesa.layers.matched import RULES
 from fla_mesa.models.configuration_mesanet import MesaNetConfig
+from fla_mesa.models.settings_table import COUNT, setting
 
 
 class MatchedConfig(MesaNetConfig):
     """MesaNet in all but its recurrence rule (arXiv 2506.05233, appendix E.1).
 
-    Args:
-        rule: A name in :data:`fla_mesa.layers.matched.RULES`, or several that take turns over the layers.
-        recurrence_width: Width of the recurrence of ``rg_lru`` layers, a multiple of `num_heads`, which is the number of blocks in the
-            matrices of its gates. None for the one that gives the layer 4 D² parameters.
-        kwargs: As in :class:`MesaNetConfig`. Settings of the solver, lamb and the cap on gamma belong to Mesa layers, those of heads
-            and of the output gate to all but ``rg_lru`` layers, `gamma_init` to all but ``delta``, ``softmax`` and ``rg_lru``
-            layers.
+    Settings of the solver, lamb and the cap on gamma belong to Mesa layers, those of heads and of the output gate to all but ``rg_lru``
+    layers, `gamma_init` to all but ``delta``, ``softmax`` and ``rg_lru`` layers.
 
     Raises:
         ValueError: A value is out of range.
@@ -28,9 +23,17 @@ class MatchedConfig(MesaNetConfig):
 
     model_type = "mesanet_matched"
 
-    def __init__(self, rule: str | Sequence[str] = "mesa", recurrence_width: int | None = None, **kwargs: Any):
-        super().__init__(**kwargs)
-        rules = [rule] if isinstance(rule, str) else list(rule)
+    rule: str | Sequence[str] = setting(
+        "mesa", None, "A name in fla_mesa.layers.matched.RULES, or several that take turns over the layers."
+    )
+    recurrence_width: int | None = setting(
+        None, COUNT.or_none(), "Width of the recurrence of rg_lru layers, a multiple of num_heads, which is the number of blocks in the "
+        "matrices of its gates. None for the one that gives the layer 4 D^2 parameters.",
+    )  # fmt: skip
+
+    def _check_together(self) -> None:
+        super()._check_together()
+        rules = [self.rule] if isinstance(self.rule, str) else list(self.rule)
         unknown = sorted({str(name) for name in rules} - set(RULES))
         if unknown:
             raise ValueError(f"rule must be among {', '.join(RULES)}; got {', '.join(unknown)}")
@@ -40,15 +43,11 @@ class MatchedConfig(MesaNetConfig):
             )
         if "softmax" in rules and self.head_dim % 2:
             raise ValueError(f"head_dim must be even for RoPE; got {self.head_dim}")
-        if recurrence_width is not None:
-            if isinstance(recurrence_width, bool) or not isinstance(recurrence_width, int) or recurrence_width < 1:
-                raise ValueError(f"recurrence_width must be an integer >= 1 or None; got {recurrence_width!r}")
-            if recurrence_width % self.num_heads:
-                raise ValueError(
-                    f"recurrence_width must be a multiple of num_heads = {self.num_heads}; got {recurrence_width}"
-                )
+        if self.recurrence_width is not None and self.recurrence_width % self.num_heads:
+            raise ValueError(
+                f"recurrence_width must be a multiple of num_heads = {self.num_heads}; got {self.recurrence_width}"
+            )
         self.rule = rules
-        self.recurrence_width = recurrence_width
 
     def rule_of(self, layer_idx: int) -> str:
         """The rule of a layer."""

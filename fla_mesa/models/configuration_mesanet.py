@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
-import math
+import difflib
+import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
-from fla.models.configuration_utils import AttentionConfig, AttentionConfigBase
+from fla.models.configuration_utils import parse_attention_config
 from fla.models.mesa_net.configuration_mesa_net import MesaNetConfig as FlaMesaNetConfig
 from transformers.configuration_utils import PreTrainedConfig
+
+from fla_mesa.models.settings_table import (
+    COUNT,
+    FLAG,
+    PAIR_OF_SHARES,
+    POSITIVE,
+    SHARE,
+    Rule,
+    check,
+    one_of,
+    setting,
+)
 
 # What transformers itself writes to a config.json or passes on, beyond the fields of its base class.
 _FROM_TRANSFORMERS = {f.name for f in dataclasses.fields(PreTrainedConfig)} | {
@@ -30,219 +43,150 @@ _FROM_TRANSFORMERS = {f.name for f in dataclasses.fields(PreTrainedConfig)} | {
     "transformers_version",
 }
 
-
-def _require(condition: bool, name: str, value: object, allowed: str) -> None:
-    if not condition:
-        raise ValueError(f"{name} must be {allowed}; got {value!r}")
-
-
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+# Settings that came with the paper's initialisation, with the values of what was trained before them, by this package or by fla.
+BEFORE_PAPER_START = {
+    "use_v_conv": False,
+    "scale_embeddings": False,
+    "rescale_residual": False,
+    "decay_embeddings": True,
+    "lambda_init": 1.0,
+    "train_lambda": True,
+}
 
 
-class MesaNetConfig(AttentionConfigBase, PreTrainedConfig):
-    """Configuration of :class:`MesaNetModel` and :class:`MesaNetForCausalLM`.
+class MesaNetConfig(PreTrainedConfig):
+    """Configuration of :class:`MesaNetModel` and :class:`MesaNetForCausalLM`: one line a setting, below.
 
     The defaults are the 440M model of von Oswald et al., arXiv 2506.05233, appendix E and G. A directory saved by fla's ``mesa_net``
-    is read with fla's defaults instead: no gamma cap, no soft cap, its MLP rule, untied embeddings (and a tolerance of 1e-6, as fla
-    takes all of its steps).
+    is read with fla's values instead: no gamma cap, no soft cap, its MLP rule, untied embeddings, its initialisation, no convolution of
+    values (and a tolerance of 1e-6, as fla takes all of its steps). One that this package saved before a setting existed is read with
+    the value it was trained with.
 
-    Args:
-        attn_mode: Only ``"chunk"``.
-        hidden_size: Width D of the residual stream.
-        num_hidden_layers: Blocks.
-        num_heads: Heads of the token mixer.
-        head_dim: Size of keys and values of a head.
-        use_output_gate: Whether the mixer's output is gated.
-        use_short_conv: Whether q and k pass a causal convolution.
-        conv_size: Its width.
-        conv_bias: Whether it has a bias.
-        lambda_lower_bound: Lower bound of lamb, in (0, 1).
-        gamma_cap: Cap on the forget gate where beta is 1, in (0, 1]; None for none.
-        gamma_init: Forget gates of the first and the last head at the start, two numbers in (0, 1); those between are spread evenly in
-            their logits. The paper does not say how they start; the default is fla's. With (0.5, 0.98) recall is learnt several times
-            sooner, and text a little later.
-        max_cg_step_training: Most conjugate-gradient steps over sequences.
-        max_cg_step_decoding: Most steps per decoded token.
-        cg_tolerance: Relative residual at which a solve stops.
-        hidden_ratio: fla's rule for the MLP: width ``hidden_ratio * 2/3 * D`` rounded up to 256. None for the paper's, ``3 D``.
-        intermediate_size: Width of the MLP if it is none of these two.
-        hidden_act: ``"swish"``, or ``"powlu"`` of fla's MLP.
-        logit_soft_cap: Logits become ``cap * tanh(logits / cap)``; None for none.
-        vocab_size: Size of the vocabulary.
-        max_position_embeddings: Length that the model is meant for; attention layers of a hybrid size their tables by it.
-        norm_eps: Epsilon of every RMSNorm.
-        attn: fla's settings of softmax-attention layers in a hybrid, such as ``{"layers": [1], "num_heads": 8}``.
-        use_cache: Whether to return states when not training.
-        initializer_range: Standard deviation of initial weights.
-        fuse_norm, fuse_swiglu, fuse_cross_entropy, fuse_linear_cross_entropy: Use fla's fused modules.
-        use_l2warp: RWKV's penalty on the largest logit.
-        pad_token_id, bos_token_id, eos_token_id, tie_word_embeddings: As in transformers.
-        kwargs: What ``PreTrainedConfig`` knows. Any other key is an error.
+    Other keys are those of transformers' ``PreTrainedConfig``; the usual names ``num_attention_heads``, ``rms_norm_eps`` and
+    ``final_logit_softcapping`` stand for ``num_heads``, ``norm_eps`` and ``logit_soft_cap``.
 
     Raises:
-        ValueError: A value is out of range.
-        TypeError: A key is unknown.
+        ValueError: A value is out of range, or settings contradict each other.
+        TypeError: A key is unknown. (A file that transformers saved may hold attributes that its user added: those are kept.)
     """
 
     model_type = "mesanet"
     keys_to_ignore_at_inference = ["past_key_values"]  # noqa: RUF012 (transformers' own form)
+    attribute_map: ClassVar[dict[str, str]] = {
+        "num_attention_heads": "num_heads",
+        "rms_norm_eps": "norm_eps",
+        "final_logit_softcapping": "logit_soft_cap",
+    }
 
-    def __init__(
-        self,
-        attn_mode: str = "chunk",
-        hidden_size: int = 1024,
-        num_hidden_layers: int = 28,
-        num_heads: int = 8,
-        head_dim: int = 128,
-        use_output_gate: bool = False,
-        use_short_conv: bool = True,
-        conv_size: int = 4,
-        conv_bias: bool = False,
-        lambda_lower_bound: float = 0.25,
-        gamma_cap: float | None = 0.9975,
-        gamma_init: Sequence[float] = (0.5, 0.5),
-        max_cg_step_training: int = 30,
-        max_cg_step_decoding: int = 30,
-        cg_tolerance: float = 1e-4,
-        hidden_ratio: int | None = None,
-        intermediate_size: int | None = None,
-        hidden_act: str = "swish",
-        logit_soft_cap: float | None = 30.0,
-        vocab_size: int = 50257,
-        max_position_embeddings: int = 2048,
-        norm_eps: float = 1e-6,
-        attn: AttentionConfig = None,
-        use_cache: bool = True,
-        initializer_range: float = 0.02,
-        fuse_norm: bool = True,
-        fuse_swiglu: bool = True,
-        fuse_cross_entropy: bool = True,
-        fuse_linear_cross_entropy: bool = False,
-        use_l2warp: bool = False,
-        pad_token_id: int | None = None,
-        bos_token_id: int | None = 50256,
-        eos_token_id: int | list[int] | None = 50256,
-        tie_word_embeddings: bool = True,
-        **kwargs: Any,
-    ):
-        unknown = sorted(set(kwargs) - _FROM_TRANSFORMERS)
+    # Sizes
+    vocab_size: int = setting(50257, COUNT, "Size of the vocabulary.")
+    hidden_size: int = setting(1024, COUNT, "Width D of the residual stream.")
+    num_hidden_layers: int = setting(28, COUNT, "Blocks, N.")
+    num_heads: int = setting(8, COUNT, "Heads of the token mixer, H.")
+    head_dim: int = setting(
+        128,
+        Rule("an integer from 1 to 256", lambda value: COUNT.holds(value) and value <= 256),
+        "Size of keys and values of a head.",
+    )
+    hidden_ratio: int | None = setting(
+        None, COUNT.or_none(), "fla's rule for the MLP: width hidden_ratio * 2/3 * D rounded up to 256. None for the paper's, 3 D."
+    )  # fmt: skip
+    intermediate_size: int | None = setting(None, COUNT.or_none(), "Width of the MLP if it is none of these two.")
+    max_position_embeddings: int = setting(
+        2048, COUNT, "Length that the model is meant for; attention layers of a hybrid size their tables by it."
+    )
+
+    # The token mixer
+    attn_mode: str = setting("chunk", one_of("chunk"), "Only 'chunk'; there for fla's configurations.")
+    use_output_gate: bool = setting(False, FLAG, "Whether the mixer's output is gated.")
+    use_short_conv: bool = setting(True, FLAG, "Whether q and k pass a causal convolution.")
+    use_v_conv: bool = setting(True, FLAG, "Whether v passes a causal convolution, then SiLU.")
+    conv_size: int = setting(4, COUNT, "Width of these convolutions.")
+    conv_bias: bool = setting(False, FLAG, "Whether they have a bias.")
+    gamma_init: Sequence[float] = setting(
+        (0.5, 0.5), PAIR_OF_SHARES, "Forget gates of the first and the last head at the start; those between are spread evenly in their "
+        "logits. The paper does not say how they start; the default is fla's. With (0.5, 0.98) recall is learnt several times sooner.",
+    )  # fmt: skip
+    gamma_cap: float | None = setting(0.9975, SHARE.or_none(), "Cap on the forget gate where beta is 1; None for none.")
+    lambda_lower_bound: float = setting(0.25, POSITIVE, "Lower bound of lamb.")
+    lambda_init: float = setting(1.0, POSITIVE, "Where lamb starts; above its lower bound.")
+    train_lambda: bool = setting(True, FLAG, "Whether lamb is learnt; otherwise it stays where it starts.")
+    max_cg_step_training: int = setting(30, COUNT, "Most conjugate-gradient steps over sequences.")
+    max_cg_step_decoding: int = setting(30, COUNT, "Most steps per decoded token.")
+    cg_tolerance: float = setting(1e-4, POSITIVE, "Relative residual at which a solve stops.")
+    attn: Any = setting(
+        None, None, "fla's settings of softmax-attention layers in a hybrid, such as {'layers': [1], 'num_heads': 8}."
+    )
+
+    # The rest of the block and of the model
+    hidden_act: str = setting("swish", one_of("swish", "powlu"), "Activation of the MLP: 'swish', or 'powlu' of fla's.")
+    norm_eps: float = setting(1e-6, POSITIVE, "Epsilon of every RMSNorm.")
+    logit_soft_cap: float | None = setting(
+        30.0, POSITIVE.or_none(), "Logits become cap * tanh(logits / cap); None for none."
+    )
+    tie_word_embeddings: bool = setting(True, FLAG, "Whether the output projection is the embedding.")
+    pad_token_id: int | None = setting(None, None, "As in transformers.")
+    bos_token_id: int | None = setting(50256, None, "As in transformers.")
+    eos_token_id: int | list[int] | None = setting(50256, None, "As in transformers.")
+    use_cache: bool = setting(True, FLAG, "Whether to return states when not training.")
+
+    # Initialisation (appendix E.1 and G.2) and what decays
+    initializer_range: float | None = setting(
+        None, POSITIVE.or_none(), "Standard deviation of all initial weights; None for fan-in: 1 / sqrt(a weight's inputs), each its own."
+    )  # fmt: skip
+    scale_embeddings: bool = setting(
+        True, FLAG, "Whether input embeddings are multiplied by sqrt(D), so that the residual stream starts at variance 1."
+    )  # fmt: skip
+    rescale_residual: bool = setting(
+        True, FLAG, "Whether what projects back to the residual stream starts with 2 / N of that variance."
+    )
+    decay_embeddings: bool = setting(False, FLAG, "Whether weight decay applies to the embedding.")
+
+    # Kernels
+    fuse_norm: bool = setting(True, FLAG, "Use fla's fused norm.")
+    fuse_swiglu: bool = setting(True, FLAG, "Use fla's fused SwiGLU.")
+    fuse_cross_entropy: bool = setting(True, FLAG, "Use fla's fused cross-entropy.")
+    fuse_linear_cross_entropy: bool = setting(
+        False, FLAG, "Use fla's cross-entropy fused with the output projection; needs fuse_cross_entropy=False."
+    )
+    use_l2warp: bool = setting(False, FLAG, "RWKV's penalty on the largest logit.")
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        name = self.attribute_map.get(name, name)
+        check(type(self), name, value)
+        if name == "attn":
+            value = parse_attention_config(value, num_hidden_layers=self.num_hidden_layers)
+        super().__setattr__(name, list(value) if isinstance(value, tuple) else value)
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        self._check_names(kwargs)
+        for usual, ours in self.attribute_map.items():
+            if usual in kwargs:
+                setattr(self, ours, kwargs.pop(usual))
+        super().__post_init__(**kwargs)
+        self._check_together()
+        if self.intermediate_size is None and self.hidden_ratio is None:
+            self.intermediate_size = 3 * self.hidden_size
+
+    @classmethod
+    def _check_names(cls, keys: Any) -> None:
+        unknown = sorted(set(keys) - _FROM_TRANSFORMERS - set(cls.attribute_map))
         if unknown:
-            own = ", ".join(
-                sorted(name for name in MesaNetConfig.__init__.__annotations__ if name not in ("kwargs", "return"))
-            )
-            raise TypeError(f"unknown keys of MesaNetConfig: {', '.join(unknown)}; its own are {own}")
-        for name, value in (
-            ("hidden_size", hidden_size),
-            ("num_hidden_layers", num_hidden_layers),
-            ("num_heads", num_heads),
-            ("head_dim", head_dim),
-            ("conv_size", conv_size),
-            ("max_cg_step_training", max_cg_step_training),
-            ("max_cg_step_decoding", max_cg_step_decoding),
-            ("vocab_size", vocab_size),
-            ("max_position_embeddings", max_position_embeddings),
-        ):
-            _require(_is_count(value), name, value, "an integer >= 1")
-        for name, value in (("hidden_ratio", hidden_ratio), ("intermediate_size", intermediate_size)):
-            _require(value is None or _is_count(value), name, value, "an integer >= 1 or None")
-        _require(
-            hidden_ratio is None or intermediate_size is None,
-            "hidden_ratio",
-            hidden_ratio,
-            "None if intermediate_size is given",
-        )
-        _require(head_dim <= 256, "head_dim", head_dim, "at most 256")
-        _require(attn_mode == "chunk", "attn_mode", attn_mode, "'chunk'")
-        _require(hidden_act in ("swish", "powlu"), "hidden_act", hidden_act, "'swish' or 'powlu'")
-        _require(
-            _is_number(lambda_lower_bound) and 0 < lambda_lower_bound < 1,
-            "lambda_lower_bound",
-            lambda_lower_bound,
-            "a number in (0, 1), as lamb starts at 1",
-        )
-        _require(
-            gamma_cap is None or (_is_number(gamma_cap) and 0 < gamma_cap <= 1),
-            "gamma_cap",
-            gamma_cap,
-            "a number in (0, 1] or None",
-        )
-        _require(
-            isinstance(gamma_init, (tuple, list))
-            and len(gamma_init) == 2
-            and all(_is_number(gamma) and 0 < gamma < 1 for gamma in gamma_init),
-            "gamma_init",
-            gamma_init,
-            "two numbers in (0, 1)",
-        )
-        _require(
-            logit_soft_cap is None or (_is_number(logit_soft_cap) and logit_soft_cap > 0),
-            "logit_soft_cap",
-            logit_soft_cap,
-            "a number > 0 or None",
-        )
-        for name, value in (
-            ("cg_tolerance", cg_tolerance),
-            ("norm_eps", norm_eps),
-            ("initializer_range", initializer_range),
-        ):
-            _require(_is_number(value) and value > 0, name, value, "a number > 0")
-        for name, value in (
-            ("use_output_gate", use_output_gate),
-            ("use_short_conv", use_short_conv),
-            ("conv_bias", conv_bias),
-            ("fuse_norm", fuse_norm),
-            ("fuse_swiglu", fuse_swiglu),
-            ("fuse_cross_entropy", fuse_cross_entropy),
-            ("fuse_linear_cross_entropy", fuse_linear_cross_entropy),
-            ("use_l2warp", use_l2warp),
-        ):
-            _require(isinstance(value, bool), name, value, "True or False")
-        _require(
-            not (fuse_cross_entropy and fuse_linear_cross_entropy),
-            "fuse_linear_cross_entropy",
-            fuse_linear_cross_entropy,
-            "False unless fuse_cross_entropy is",
-        )
+            own = sorted(field.name for field in dataclasses.fields(cls) if field.metadata)
+            near = difflib.get_close_matches(unknown[0], own, n=1)
+            hint = f" Did you mean {near[0]}?" if near else ""
+            raise TypeError(f"unknown keys of {cls.__name__}: {', '.join(unknown)}.{hint} Its own are {', '.join(own)}")
 
-        self.attn_mode = attn_mode
-        self.hidden_size = hidden_size
-        self.num_hidden_layers = num_hidden_layers
-        self.num_heads = num_heads
-        self.head_dim = head_dim
-        self.use_output_gate = use_output_gate
-        self.use_short_conv = use_short_conv
-        self.conv_size = conv_size
-        self.conv_bias = conv_bias
-        self.lambda_lower_bound = lambda_lower_bound
-        self.gamma_cap = gamma_cap
-        self.gamma_init = list(gamma_init)
-        self.max_cg_step_training = max_cg_step_training
-        self.max_cg_step_decoding = max_cg_step_decoding
-        self.cg_tolerance = cg_tolerance
-        self.hidden_ratio = hidden_ratio
-        self.intermediate_size = (
-            3 * hidden_size if hidden_ratio is None and intermediate_size is None else intermediate_size
-        )
-        self.hidden_act = hidden_act
-        self.logit_soft_cap = logit_soft_cap
-        self.vocab_size = vocab_size
-        self.max_position_embeddings = max_position_embeddings
-        self.norm_eps = norm_eps
-        self.attn = attn
-        self.use_cache = use_cache
-        self.initializer_range = initializer_range
-        self.fuse_norm = fuse_norm
-        self.fuse_swiglu = fuse_swiglu
-        self.fuse_cross_entropy = fuse_cross_entropy
-        self.fuse_linear_cross_entropy = fuse_linear_cross_entropy
-        self.use_l2warp = use_l2warp
-        kwargs |= {"pad_token_id": pad_token_id, "bos_token_id": bos_token_id, "eos_token_id": eos_token_id}
-        super().__init__(tie_word_embeddings=tie_word_embeddings, **kwargs)  # pyright: ignore[reportCallIssue]
+    def _check_together(self) -> None:
+        """What no setting shows alone."""
+        if self.hidden_ratio is not None and self.intermediate_size is not None:
+            raise ValueError(f"hidden_ratio must be None if intermediate_size is given; got {self.hidden_ratio!r}")
+        if self.fuse_cross_entropy and self.fuse_linear_cross_entropy:
+            raise ValueError("fuse_linear_cross_entropy must be False unless fuse_cross_entropy is; got True")
+        if self.lambda_init <= self.lambda_lower_bound:
+            raise ValueError(
+                f"lambda_init must be above lambda_lower_bound = {self.lambda_lower_bound!r}; got {self.lambda_init!r}"
+            )
 
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -251,6 +195,28 @@ class MesaNetConfig(AttentionConfigBase, PreTrainedConfig):
         return (
             _from_fla(config_dict) if config_dict.get("model_type") == FlaMesaNetConfig.model_type else config_dict
         ), kwargs
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """As in transformers, for a dictionary written by hand or read from a file that ``save_pretrained`` wrote.
+
+        In such a file, settings that it does not have yet are what they were when it was written, and attributes that its user added to
+        the configuration are kept, with a warning.
+        """
+        if "transformers_version" not in config_dict:
+            return super().from_dict(config_dict, **kwargs)
+        known = _FROM_TRANSFORMERS | set(cls.attribute_map) | {field.name for field in dataclasses.fields(cls)}
+        added = {name: value for name, value in config_dict.items() if name not in known}
+        saved = {name: value for name, value in config_dict.items() if name in known}
+        if "scale_embeddings" not in saved:
+            saved = {**BEFORE_PAPER_START, **saved}
+        loaded = super().from_dict(saved, **kwargs)
+        config = loaded[0] if isinstance(loaded, tuple) else loaded
+        if added:
+            warnings.warn(f"no settings of {cls.__name__}, kept as attributes: {', '.join(added)}", stacklevel=2)
+            for name, value in added.items():
+                setattr(config, name, value)
+        return loaded
 
 
 def _from_fla(config_dict: dict[str, Any]) -> dict[str, Any]:
@@ -265,4 +231,4 @@ def _from_fla(config_dict: dict[str, Any]) -> dict[str, Any]:
     theirs["use_short_conv"] = True  # fla ignores it: its layer always has the convolutions
     # fla takes all of its steps, whatever the residual: a tolerance near float32's own error gives what it means to compute.
     ours = {"model_type": MesaNetConfig.model_type, "gamma_cap": None, "logit_soft_cap": None, "cg_tolerance": 1e-6}
-    return {**theirs, **ours, "architectures": None}
+    return {**theirs, **BEFORE_PAPER_START, **ours, "architectures": None}

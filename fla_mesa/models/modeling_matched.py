@@ -23,18 +23,7 @@ def mixer(config: MatchedConfig, layer_idx: int) -> nn.Module:
     if rule == "rg_lru":
         width = config.recurrence_width or matching_width(config.hidden_size, config.num_heads)
         return cls(config.hidden_size, width, config.num_heads, config.conv_size, layer_idx)
-    return cls(
-        hidden_size=config.hidden_size,
-        num_heads=config.num_heads,
-        head_dim=config.head_dim,
-        use_output_gate=config.use_output_gate,
-        use_short_conv=config.use_short_conv,
-        conv_size=config.conv_size,
-        conv_bias=config.conv_bias,
-        layer_idx=layer_idx,
-        norm_eps=config.norm_eps,
-        gamma_init=config.gamma_init,
-    )
+    return cls.from_config(config, layer_idx)
 
 
 class MatchedBlock(MesaNetBlock):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn as nn
 from fla.models.configuration_utils import get_attention_spec
@@ -12,7 +14,11 @@ from fla.modules import FusedCrossEntropyLoss, FusedLinearCrossEntropyLoss, Gate
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from fla_mesa.layers import Attention, MesaNet
+from fla_mesa.layers.initialization import fan_in
 from fla_mesa.models.configuration_mesanet import MesaNetConfig
+
+# Marks the linear maps whose output is added to the residual stream.
+TO_RESIDUAL = "projects_to_residual"
 
 
 def _norm(config: MesaNetConfig) -> nn.Module:
@@ -33,24 +39,7 @@ def mixer(config: MesaNetConfig, layer_idx: int) -> nn.Module:
             max_position_embeddings=config.max_position_embeddings,
             layer_idx=layer_idx,
         )
-    return MesaNet(
-        hidden_size=config.hidden_size,
-        num_heads=config.num_heads,
-        head_dim=config.head_dim,
-        mode=config.attn_mode,
-        use_output_gate=config.use_output_gate,
-        use_short_conv=config.use_short_conv,
-        conv_size=config.conv_size,
-        conv_bias=config.conv_bias,
-        layer_idx=layer_idx,
-        norm_eps=config.norm_eps,
-        lambda_lower_bound=config.lambda_lower_bound,
-        max_cg_step_training=config.max_cg_step_training,
-        max_cg_step_decoding=config.max_cg_step_decoding,
-        gamma_cap=config.gamma_cap,
-        cg_tolerance=config.cg_tolerance,
-        gamma_init=config.gamma_init,
-    )
+    return MesaNet.from_config(config, layer_idx)
 
 
 class MesaNetBlock(GradientCheckpointingLayer):
@@ -70,6 +59,8 @@ class MesaNetBlock(GradientCheckpointingLayer):
             hidden_act=config.hidden_act,
             fuse_swiglu=config.fuse_swiglu,
         )
+        for projection in (self.attn.o_proj, self.mlp.down_proj):
+            setattr(projection, TO_RESIDUAL, True)
 
     def forward(
         self,
@@ -104,6 +95,53 @@ class MesaNetPreTrainedModel(FLAPreTrainedModel):
     _no_split_modules = ["MesaNetBlock"]  # noqa: RUF012 (transformers' own form)
     _supports_cache_class = True
 
+    @classmethod
+    def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
+        """As in transformers.
+
+        Raises:
+            ValueError: ``use_v_conv`` is set for a checkpoint whose values are not convolved, which would then be, at random.
+        """
+        loaded: Any = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        model, info = loaded
+        missing = sorted(name for name in info["missing_keys"] if "v_conv1d" in name)
+        if missing:
+            raise ValueError(
+                f"use_v_conv must be False for this checkpoint, which has no convolution of values (it lacks {missing[0]}); got True"
+            )
+        for module in model.modules():  # loading made its parameters anew
+            if isinstance(module, MesaNet):
+                module.lambda_params.requires_grad_(module.train_lambda)
+        return (model, info) if output_loading_info else model
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Normal weights of variance 1 / fan-in, or 2 / N of that where they project back to the residual stream of N blocks."""
+        config = self.config
+        if isinstance(module, nn.Embedding):
+            nn.init.normal_(module.weight, std=config.initializer_range or config.hidden_size**-0.5)
+        elif isinstance(module, (nn.Linear, nn.Conv1d)):
+            std = config.initializer_range or fan_in(module) ** -0.5
+            if config.rescale_residual and getattr(module, TO_RESIDUAL, False):
+                std *= (2 / config.num_hidden_layers) ** 0.5
+            nn.init.normal_(module.weight, std=std)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif hasattr(module, "reset_parameters"):
+            module.reset_parameters()  # pyright: ignore[reportCallIssue]
+
+
+class ScaledEmbedding(nn.Embedding):
+    """An embedding whose output is multiplied by a number, ``scale``; its weight may be shared with the output projection, which is not."""
+
+    def __init__(self, rows: int, width: int, padding_idx: int | None, *, scale: float, decays: bool):
+        super().__init__(rows, width, padding_idx)
+        self.scale = scale
+        self.no_weight_decay = () if decays else ("weight",)
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """``[...]`` token ids to ``[..., D]``."""
+        return super().forward(input) * self.scale
+
 
 class MesaNetModel(MesaNetPreTrainedModel, FLAModel):
     """Embedding, blocks and final norm. ``forward`` is fla's: input_ids ``[B, T]`` to hidden states ``[B, T, D]`` and a cache."""
@@ -115,7 +153,13 @@ class MesaNetModel(MesaNetPreTrainedModel, FLAModel):
         super().__init__(config)
         self.padding_idx = config.pad_token_id
         self.vocab_size = config.vocab_size
-        self.embeddings = nn.Embedding(config.vocab_size, config.hidden_size, self.padding_idx)
+        self.embeddings = ScaledEmbedding(
+            config.vocab_size,
+            config.hidden_size,
+            self.padding_idx,
+            scale=config.hidden_size**0.5 if config.scale_embeddings else 1.0,
+            decays=config.decay_embeddings,
+        )
         self.layers = nn.ModuleList([self.block(config, layer_idx) for layer_idx in range(config.num_hidden_layers)])
         self.norm = _norm(config)
         self.gradient_checkpointing = False

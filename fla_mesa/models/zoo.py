@@ -64,7 +64,7 @@ SIZES = {
     # For machines without a GPU.
     "tiny": _paper(4, 128, num_heads=2, head_dim=64),
     "small": _paper(6, 256, num_heads=4, head_dim=64),
-    # Table 5 of arXiv 2506.05233.
+    # Appendix G.4 of arXiv 2506.05233.
     "140M": _paper(14, 768, num_heads=6),
     "440M": _paper(28, 1024, num_heads=8),
     "940M": _paper(28, 1536, num_heads=12),
@@ -104,15 +104,20 @@ def _common(shape: Shape, tokens: Tokens) -> dict[str, Any]:
         "num_hidden_layers": shape.num_hidden_layers,
         "intermediate_size": shape.intermediate_size,
         "tie_word_embeddings": True,
-        # "Fan in", as in the paper (appendix G.2). fla's 0.02 is that of a width of 2,500: at 128 it costs half a bit per byte in
-        # the first 240 steps (docs/log.md).
+        # Fan-in of the residual stream, for families that have one number for all. fla's 0.02 is that of a width of 2,500: at 128 it
+        # costs half a bit per byte in the first 240 steps (docs/log.md).
         "initializer_range": shape.hidden_size**-0.5,
         **tokens,
     }
 
 
+def _own(shape: Shape, tokens: Tokens) -> dict[str, Any]:
+    """What the configurations of this package call alike: they initialise each weight by its own fan-in themselves."""
+    return {name: value for name, value in _common(shape, tokens).items() if name != "initializer_range"}
+
+
 def _mesanet(shape: Shape, tokens: Tokens) -> PreTrainedConfig:
-    return MesaNetConfig(num_heads=shape.num_heads, head_dim=shape.head_dim, **_common(shape, tokens))
+    return MesaNetConfig(num_heads=shape.num_heads, head_dim=shape.head_dim, **_own(shape, tokens))
 
 
 def _mesa_net(shape: Shape, tokens: Tokens) -> PreTrainedConfig:
@@ -178,7 +183,7 @@ def _with_rule(*rules: str) -> Builder:
     """A builder of the matched family: the rules take turns over the layers."""
 
     def build(shape: Shape, tokens: Tokens) -> PreTrainedConfig:
-        return MatchedConfig(rule=rules, num_heads=shape.num_heads, head_dim=shape.head_dim, **_common(shape, tokens))
+        return MatchedConfig(rule=rules, num_heads=shape.num_heads, head_dim=shape.head_dim, **_own(shape, tokens))
 
     return build
 

@@ -95,7 +95,8 @@ def test_lambda_of_mesanet():
     marked = {name for name, parameter in model.named_parameters() if getattr(parameter, "_no_weight_decay", False)}
     assert marked and marked <= exempt
     assert all(name in exempt for name, _ in model.named_parameters() if "norm" in name or name.endswith("bias"))
-    assert not any(name in exempt for name, _ in model.named_parameters() if "proj.weight" in name or "embed" in name)
+    assert not any(name in exempt for name, _ in model.named_parameters() if "proj.weight" in name or "conv" in name)
+    assert "model.embeddings.weight" in exempt  # appendix E.1 and G.2
 
 
 def test_groups_of_the_optimizer(flags, text, tmp_path):

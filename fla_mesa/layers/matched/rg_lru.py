@@ -57,6 +57,8 @@ class RGLRU(RecurrentMixer):
         ValueError: `blocks` does not divide `width`.
     """
 
+    no_weight_decay = ("decay_params",)
+
     def __init__(self, hidden_size: int, width: int, blocks: int, conv_size: int = 4, layer_idx: int | None = None):
         super().__init__(hidden_size, layer_idx)
         if width % blocks:

@@ -1,0 +1,42 @@
+"""Starting values of parameters, also of those that a trainer has sharded or taken away."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn as nn
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+
+def fill(parameter: torch.Tensor, values: torch.Tensor | float) -> None:
+    """Write starting values into a parameter; the same on a meta device, under FSDP2 and under ZeRO-3 as on a single process.
+
+    Args:
+        parameter: A plain tensor, a DTensor of FSDP2, or an empty remnant of ZeRO-3 (DeepSpeed has taken the values away; transformers
+            gathers them and initialises again). One that was loaded from a checkpoint is left as it is.
+        values: The same on every rank, of the whole parameter's shape, or one number.
+    """
+    if getattr(parameter, "_is_hf_initialized", False) or parameter.numel() == 0:
+        return
+    with torch.no_grad():
+        if not isinstance(values, torch.Tensor):
+            parameter.fill_(values)
+        elif isinstance(parameter, DTensor):
+            parameter.copy_(distribute_tensor(values.to(parameter.device), parameter.device_mesh, parameter.placements))
+        else:
+            parameter.copy_(values)
+
+
+def fan_in(module: nn.Linear | nn.Conv1d) -> int:
+    """Inputs that one output of a linear map or of a (depthwise) convolution sums over."""
+    if isinstance(module, nn.Linear):
+        return module.in_features
+    return module.in_channels // module.groups * module.kernel_size[0]
+
+
+def gate_biases(init: Sequence[float], num_heads: int) -> torch.Tensor:
+    """Biases ``[H]`` with which ``sigmoid(bias)`` goes from the first number to the last, evenly in the logits; in between for one head."""
+    first, last = (math.log(share / (1 - share)) for share in init)
+    return torch.linspace(first, last, num_heads) if num_heads > 1 else torch.full((1,), (first + last) / 2)
