@@ -62,7 +62,7 @@ def test_the_sizes_that_are_not_drawn_here_ask_for_the_same(size, monkeypatch):
     for module in model.modules():
         model._init_weights(module)
     drawn = {key: asked[id(p)] for key, p in model.named_parameters() if id(p) in asked}
-    assert len(drawn) == 1 + 11 * config.num_hidden_layers
+    assert len(drawn) == 1 + 12 * config.num_hidden_layers  # q, k, v, a, b, o, three convolutions, three of the MLP
     for key, std in drawn.items():
         shape = tuple(model.get_parameter(key).shape)
         assert std**2 == pytest.approx(expected_variance(key, shape, config)), key

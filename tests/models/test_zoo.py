@@ -84,8 +84,9 @@ def test_it_trains_a_step_loads_again_and_generates(name, tmp_path):
     model = zoo.build(name, "tiny", **TOKENS)
     x = torch.randint(0, 256, (2, 40))
     out = model.train()(x, labels=x)
-    # At least ln 257 = 5.55; more, as logits have a variance, and as the embedding that a token leaves in the stream asks for it again.
-    assert 5.5 < out.loss.item() < 7.5
+    # More than ln 257 = 5.55, as logits have a variance and as the embedding that a token leaves in the stream asks for it again: its
+    # logit is the larger the more of the stream it still is, sqrt(D) = 11.3 at most.
+    assert 5.5 < out.loss.item() < 11.4
     out.loss.backward()
     missing = [n for n, p in model.named_parameters() if p.grad is None or not bool(torch.isfinite(p.grad).all())]
     assert not missing
