@@ -146,13 +146,16 @@ class TokenBlocks(Dataset):
     """`ids` cut to blocks of `seq_len` tokens: rows `{"input_ids", "labels"}`, both int64 `[seq_len]` and equal.
 
     The model shifts the labels, so the first token of a block is read but not predicted. What is left over at the end
-    is dropped, or, with `keep_tail`, filled up with `pad_id` under the label -100.
+    is dropped, or, with `keep_tail`, filled up with `pad_id` under the label -100. `unscored` is a token that is read
+    but never a target: its label is -100.
     """
 
-    def __init__(self, ids: np.ndarray, seq_len: int, *, keep_tail: bool = False, pad_id: int = 0):
+    def __init__(
+        self, ids: np.ndarray, seq_len: int, *, keep_tail: bool = False, pad_id: int = 0, unscored: int | None = None
+    ):
         if seq_len < 2:
             raise ValueError(f"seq_len: a block needs at least 2 tokens, one to read and one to predict, got {seq_len}")
-        self.ids, self.seq_len, self.pad_id = ids, seq_len, pad_id
+        self.ids, self.seq_len, self.pad_id, self.unscored = ids, seq_len, pad_id, unscored
         whole, rest = divmod(len(ids), seq_len)
         self._length = whole + (keep_tail and rest >= 2)  # a lone last token would predict nothing
 
@@ -163,12 +166,11 @@ class TokenBlocks(Dataset):
         if not 0 <= index < self._length:
             raise IndexError(f"block {index} of {self._length}")
         block = torch.from_numpy(self.ids[index * self.seq_len : (index + 1) * self.seq_len].astype(np.int64))
+        labels = block.clone() if self.unscored is None else block.masked_fill(block == self.unscored, IGNORED)
         missing = self.seq_len - len(block)
-        if not missing:
-            return {"input_ids": block, "labels": block.clone()}
         return {
             "input_ids": torch.cat([block, block.new_full((missing,), self.pad_id)]),
-            "labels": torch.cat([block, block.new_full((missing,), IGNORED)]),
+            "labels": torch.cat([labels, labels.new_full((missing,), IGNORED)]),
         }
 
 

@@ -19,7 +19,11 @@ BYTE_TOKENIZER = "bytes"
 
 @dataclass(frozen=True)
 class DataRequest:
-    """What the user asked for. None means: not said; a source then takes its own value."""
+    """What the user asked for. None means: not said; a source then takes its own value.
+
+    `predict_end_of_text`: whether the token between two documents is a target. By default it is not, as in arXiv 2506.05233,
+    G.3; sources other than text have no such token.
+    """
 
     spec: str = "stdlib"
     validation: str | None = None
@@ -27,6 +31,7 @@ class DataRequest:
     text_column: str | None = None
     tokenizer: str | None = None
     seq_len: int | None = None
+    predict_end_of_text: bool = False
     seed: int = 42
     say: Callable[[str], None] = print
 
@@ -147,9 +152,10 @@ def _text(request: DataRequest) -> Splits:
 
     cache = _token_cache()
     train_tokens, validation_tokens = tokenize(train, tokenizer, cache), tokenize(validation, tokenizer, cache)
-    train_blocks = TokenBlocks(train_tokens.ids, seq_len)
+    unscored = None if request.predict_end_of_text else tokenizer.eos_token_id
+    train_blocks = TokenBlocks(train_tokens.ids, seq_len, unscored=unscored)
     # The model looks back only, so what fills up the last block is never seen by what is scored in it.
-    validation_blocks = TokenBlocks(validation_tokens.ids, seq_len, keep_tail=True)
+    validation_blocks = TokenBlocks(validation_tokens.ids, seq_len, keep_tail=True, unscored=unscored)
     for part, blocks in (("training", train_blocks), ("validation", validation_blocks)):
         if not len(blocks):
             raise ValueError(

@@ -25,7 +25,8 @@ def bigram_bits_per_byte(train: TokenBlocks, validation: TokenBlocks) -> float:
     """Bits per byte of a byte-bigram model counted on `train`, on the very tokens of `validation` that models predict.
 
     p(next | previous) = (n(previous, next) + 1) / (n(previous) + 257), for the 256 bytes and the end-of-text token. As
-    with any model here, the first token of a block is not predicted, and end-of-text tokens cost bits but are no byte.
+    with any model here, the first token of a block is not predicted, and end-of-text tokens, where they are predicted at all,
+    cost bits but are no byte.
     """
     ids = train.ids.astype(np.int64)
     pairs = np.bincount(ids[:-1] * VOCAB_SIZE + ids[1:], minlength=VOCAB_SIZE**2).reshape(VOCAB_SIZE, VOCAB_SIZE)
@@ -33,6 +34,6 @@ def bigram_bits_per_byte(train: TokenBlocks, validation: TokenBlocks) -> float:
 
     held_out = validation.ids.astype(np.int64)
     target = np.arange(1, len(held_out))
-    target = target[target % validation.seq_len != 0]
+    target = target[(target % validation.seq_len != 0) & (held_out[target] != validation.unscored)]
     text_bytes = np.count_nonzero(held_out[target] != END_OF_TEXT_ID)
     return float(bits[held_out[target - 1], held_out[target]].sum() / text_bytes)

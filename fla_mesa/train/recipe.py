@@ -58,6 +58,7 @@ def data_request(settings: RecipeSettings, seed: int, say: Callable[[str], None]
         text_column=settings.text_column,
         tokenizer=settings.tokenizer,
         seq_len=settings.seq_len,
+        predict_end_of_text=settings.predict_end_of_text,
         seed=seed,
         say=say,
     )
@@ -114,7 +115,10 @@ class Run:
         """What must be the same for a run to go on. The data is what it holds, wherever that lies today."""
         settings, arguments = asdict(self.settings), self.arguments.to_dict()
         return {
-            **{name: settings[name] for name in ("model", "size", "config_overrides", "tokenizer")},
+            **{
+                name: settings[name]
+                for name in ("model", "size", "config_overrides", "tokenizer", "predict_end_of_text")
+            },
             "data": f"sha256 {self.splits.sha256}",
             "seq_len": self.splits.seq_len,
             "sequences_per_step": self.arguments.sequences_per_step,

@@ -64,6 +64,13 @@ class RecipeSettings:
     seq_len: int | None = field(
         default=None, metadata={"help": "Tokens in a block (default: 256 for text; other sources have their own)."}
     )
+    predict_end_of_text: bool = field(
+        default=False,
+        metadata={
+            "help": "Whether the end-of-text token between documents is itself a target, in training and in validation "
+            "(default: it is only read, as in arXiv 2506.05233, G.3; set it for a model that is to end its answers)."
+        },
+    )
     eval_tokens: int = field(
         default=131_072,
         metadata={

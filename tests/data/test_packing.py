@@ -103,6 +103,12 @@ def test_blocks_hold_every_token_once(count, seq_len):
         assert (block["input_ids"][kept] == block["labels"][kept]).all() and (block["input_ids"][~kept] == 0).all()
 
 
+def test_a_token_that_is_not_scored_is_still_read():
+    blocks = TokenBlocks(np.array([1, 9, 2, 3, 9], dtype=np.uint16), 4, keep_tail=True, unscored=9)
+    first = blocks[0]
+    assert first["input_ids"].tolist() == [1, 9, 2, 3] and first["labels"].tolist() == [1, IGNORED, 2, 3]
+
+
 def test_block_that_predicts_nothing_is_refused():
     with pytest.raises(ValueError, match=r"seq_len: a block needs at least 2 tokens.*got 1"):
         TokenBlocks(np.arange(4), 1)

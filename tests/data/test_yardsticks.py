@@ -35,6 +35,20 @@ def test_first_tokens_of_blocks_are_not_scored_and_end_of_text_is_no_byte():
     assert bigram_bits_per_byte(train, validation) == pytest.approx(bits / text_bytes, rel=1e-12)
 
 
+@pytest.mark.parametrize("predicted", [False, True])
+def test_what_is_not_predicted_costs_no_bits(tmp_path, predicted):
+    (tmp_path / "a.txt").write_text("mesa " * 100)
+    (tmp_path / "b.txt").write_text("net " * 100)
+    request = DataRequest(spec=str(tmp_path), seq_len=7, predict_end_of_text=predicted, say=lambda _: None)
+    splits = load_data(request)
+    for blocks in (splits.train, splits.validation):
+        targets = {int(label) for block in blocks for label in block["labels"][1:]}
+        assert (256 in targets) == (predicted and 256 in blocks.ids[:-1])
+    free = bigram_bits_per_byte(splits.train, TokenBlocks(splits.validation.ids, 7, keep_tail=True))
+    got = bigram_bits_per_byte(splits.train, splits.validation)
+    assert got == free if predicted else got <= free
+
+
 def test_uniform_bytes_are_eight_bits():
     assert UNIFORM_BITS_PER_BYTE == 8.0
 
