@@ -9,9 +9,13 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
 from fla_mesa.data import synthetic
 from fla_mesa.models import zoo
 from fla_mesa.train import overrides
+from fla_mesa.train.optimization import check_optimization, needs_model
 from fla_mesa.train.recipe import make_config
 from fla_mesa.train.settings import RecipeSettings
 from fla_mesa.train.settings import parse as parse_training
@@ -235,6 +239,7 @@ def parse(argv: list[str]) -> Plan:
     for model, text in changes.items():  # an unknown size, or an override that only some of them know
         name = zoo.resolve(model, own["parametrization"])
         make_config(replace(settings, model=name, config_overrides=text), None)
+    check_optimization(arguments, _without_weights(settings) if needs_model(arguments) else None)
     fixed = {
         "parametrization": own["parametrization"],
         "position_tokens": _integer("position_tokens", own["position_tokens"], 1),
@@ -254,6 +259,11 @@ def parse(argv: list[str]) -> Plan:
         settings=settings,
         fixed=fixed,
     )
+
+
+def _without_weights(settings: RecipeSettings) -> PreTrainedModel:
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(make_config(settings, None))
 
 
 def _overrides(text: str | None, models: list[str]) -> dict[str, str | None]:

@@ -15,6 +15,7 @@ from fla_mesa.models import zoo
 from fla_mesa.train import folder, overrides
 from fla_mesa.train.interrupt import SignalStop, signals_to
 from fla_mesa.train.metrics import collect, parameter_counts
+from fla_mesa.train.optimization import check_optimization, needs_model
 from fla_mesa.train.plot import loss_curve
 from fla_mesa.train.settings import RecipeArguments, RecipeSettings
 from fla_mesa.train.stub import write_stub
@@ -93,10 +94,16 @@ class Run:
         stored = self._open_folder()
         self.splits = self._load_data()
         self.description = self._describe()
-        if stored is not None:
-            folder.check_same(self.folder, stored, self.description)
         self.checkpoint = self._find_checkpoint(stored)
+        # Where nothing has been reached yet, a run begins anew, with other settings if they were corrected.
+        if stored is not None and (self.checkpoint is not None or (self.folder / folder.METRICS_FILE).exists()):
+            folder.check_same(self.folder, stored, self.description)
+        self._check_best_metric()
+        if not (wanted := needs_model(arguments)):
+            check_optimization(arguments)
         self.trainer = self._make_trainer()
+        if wanted:
+            check_optimization(arguments, self.trainer.model)
         self.metrics: dict[str, Any] = {}  # what metrics.json holds, once trained
 
     def _open_folder(self) -> dict | None:
@@ -133,6 +140,13 @@ class Run:
                 raise ValueError(f"resume_from_checkpoint: {checkpoint} is not of the run in {self.folder}")
             folder.check_resumable(checkpoint)
         return checkpoint
+
+    def _check_best_metric(self) -> None:
+        """Raises ValueError for a --metric_for_best_model that no evaluation gives; the Trainer would find out at the first."""
+        name = self.arguments.metric_for_best_model
+        figures = ["loss", "accuracy"] + (["bits_per_byte"] if self.splits.bytes_per_token is not None else [])
+        if name is not None and name.removeprefix("eval_") not in figures:
+            raise ValueError(f"metric_for_best_model: allowed are {', '.join(figures)}; got {name!r}")
 
     def _make_trainer(self) -> RecipeTrainer:
         set_seed(self.arguments.seed)

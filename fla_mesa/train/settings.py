@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from transformers import HfArgumentParser, TrainingArguments
 from transformers.trainer_utils import SchedulerType
+from transformers.utils.import_utils import is_liger_kernel_available
 
 from fla_mesa.data import source_names
 from fla_mesa.models import zoo
@@ -151,6 +152,15 @@ class RecipeArguments(TrainingArguments):
             _check(0 <= getattr(self, name) < 1, name, getattr(self, name), "in [0, 1)")
         for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
             _check(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
+        _check(self.dataloader_num_workers >= 0, "dataloader_num_workers", self.dataloader_num_workers, "0 or more")
+        noise = self.neftune_noise_alpha
+        _check(noise is None or noise >= 0, "neftune_noise_alpha", noise, "0 or more")
+        smoothing = self.label_smoothing_factor
+        _check(0 <= smoothing < 1, "label_smoothing_factor", smoothing, "in [0, 1)")
+        if (
+            self.use_liger_kernel and not is_liger_kernel_available()
+        ):  # transformers would say so after run.json was written
+            raise ValueError("use_liger_kernel: needs a package: pip install liger-kernel")
         _check(self.max_steps != 0, "max_steps", self.max_steps, "1 or more, or -1 to count epochs")
         _check(self.max_steps > 0 or self.num_train_epochs > 0, "num_train_epochs", self.num_train_epochs, "> 0")
 

@@ -427,6 +427,8 @@ def test_a_real_child(tmp_path):
         (["--learning_rate=3"], "learning_rate: a comparison sets it for each of its runs; use --lr"),
         (["--position_tokens", "0"], "position_tokens: allowed are integers >= 1"),
         (["--config_overrides", "nonsense=1"], "config_overrides: "),
+        (["--lr_scheduler_type", "warmup_stable_decay"], "lr_scheduler_type: warmup_stable_decay cannot be made"),
+        (["--optim", "galore_adamw", "--optim_target_modules", "nothing"], "optim: galore_adamw cannot be used here"),
         (["--models", "gla", "--config_overrides", '{"mesanet": {"gamma_int": 1}}'], "did you mean gamma_init?"),
         (
             ["--models", "gla", "--config_overrides", "gla=1"],

@@ -346,12 +346,55 @@ def test_resume_from_a_chosen_checkpoint(flags, undisturbed, text, tmp_path):
         (("--seq_len", "1"), "seq_len: allowed is at least 2, got 1"),
         (("--do_predict",), "do_train, do_predict: allowed is training alone"),
         (("--resume_from_checkpoint", "runs/nothing"), "is not of the run in"),
+        (("--lr_scheduler_type", "warmup_stable_decay"), "with lr_scheduler_kwargs=None: get_wsd_schedule() missing"),
+        (("--lr_scheduler_type", "cosine_warmup_with_min_lr"), "One of min_lr or min_lr_rate should be set"),
+        (
+            ("--lr_scheduler_type", "cosine", "--lr_scheduler_kwargs", '{"cycles": 1}'),
+            "unexpected keyword argument 'cycles'",
+        ),
+        (("--optim", "sgd", "--optim_args", "momentum"), "optim: sgd with optim_args='momentum' cannot be used here"),
+        (("--optim", "schedule_free_adamw"), "optim: schedule_free_adamw cannot be used here: You need to install"),
+        (
+            ("--metric_for_best_model", "f1"),
+            "metric_for_best_model: allowed are loss, accuracy, bits_per_byte; got 'f1'",
+        ),
+        (("--dataloader_num_workers", "-1"), "dataloader_num_workers: allowed is 0 or more"),
+        (("--neftune_noise_alpha", "-1"), "neftune_noise_alpha: allowed is 0 or more"),
+        (("--label_smoothing_factor", "2"), "label_smoothing_factor: allowed is in [0, 1)"),
+        (("--use_liger_kernel",), "use_liger_kernel: needs a package: pip install liger-kernel"),
     ],
 )
-def test_wrong_settings_before_any_work(flags, text, tmp_path, capsys, change, message):
+def test_wrong_settings_before_any_work(flags, text, tmp_path, capsys, monkeypatch, change, message):
+    monkeypatch.setattr("transformers.trainer_optimizer.is_schedulefree_available", lambda: False)
+    monkeypatch.setattr("fla_mesa.train.settings.is_liger_kernel_available", lambda: False)
     run = tmp_path / "run"
     assert message in refused(flags(text, run, *change), capsys)
     assert not run.exists()
+
+
+def test_an_optimizer_that_looks_at_the_model_is_tried_on_it(flags, text, tmp_path, capsys, monkeypatch):
+    seen = []
+
+    def handler(arguments, model=None):
+        seen.append(type(model).__name__)
+        raise ValueError("None of the target modules were found")
+
+    monkeypatch.setattr("transformers.Trainer.get_optimizer_cls_and_kwargs", staticmethod(handler))
+    flags = flags(text, tmp_path / "run", "--optim", "galore_adamw", "--optim_target_modules", "nothing")
+    assert "optim: galore_adamw cannot be used here: None of the target modules" in refused(flags, capsys)
+    assert seen == ["MesaNetForCausalLM"] and not listing(tmp_path / "run")
+
+
+def test_a_run_that_reached_nothing_goes_on_with_corrected_settings(flags, text, tmp_path, monkeypatch):
+    def killed(self, **kwargs):
+        raise Interrupted(signal.SIGTERM)
+
+    with monkeypatch.context() as patches:
+        patches.setattr("fla_mesa.train.trainer.RecipeTrainer.train", killed)
+        assert main(flags(text, tmp_path / "run")) == 143
+    assert (tmp_path / "run" / "run.json").exists()
+    assert main(flags(text, tmp_path / "run", "--resume", "--learning_rate", "1e-3", "--max_steps", 2)) == 0
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["learning_rate"] == 1e-3
 
 
 def test_diverged_run_says_so_and_keeps_what_was_good(flags, text, tmp_path, capsys):
