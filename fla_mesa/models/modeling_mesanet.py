@@ -10,12 +10,13 @@ from fla.models.configuration_utils import get_attention_spec
 from fla.models.generation_utils import FLAUnsupportedCacheGenerationMixin
 from fla.models.modeling_utils import FLAForCausalLM, FLAModel, FLAPreTrainedModel
 from fla.models.utils import Cache
-from fla.modules import FusedCrossEntropyLoss, FusedLinearCrossEntropyLoss, GatedMLP, RMSNorm
+from fla.modules import GatedMLP, RMSNorm
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from fla_mesa.layers import Attention, MesaNet
 from fla_mesa.layers.initialization import fan_in
 from fla_mesa.models.configuration_mesanet import MesaNetConfig
+from fla_mesa.models.losses import capped, make_criterion, soft_cap
 
 # Marks the linear maps whose output is added to the residual stream.
 TO_RESIDUAL = "projects_to_residual"
@@ -180,35 +181,13 @@ class MesaNetForCausalLM(MesaNetPreTrainedModel, FLAForCausalLM, FLAUnsupportedC
         self.model = self.decoder(config)
         self.vocab_size = config.vocab_size
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        self.criterion = _criterion(config)
+        self.criterion = make_criterion(config)
         self.post_init()
 
     def _compute_logits_and_loss(self, *args, **kwargs):
-        # The criterion caps the raw logits itself, where fla's kernels fuse that; who reads the logits wants them capped too.
+        criterion = capped(self.criterion, self.config)
+        if criterion is not self.criterion:
+            self.criterion = criterion
+        # It caps the raw logits itself, where fla's kernels fuse that; who reads the logits wants them capped too.
         loss, logits = super()._compute_logits_and_loss(*args, **kwargs)
         return loss, None if logits is None else soft_cap(logits, self.config.logit_soft_cap)
-
-
-def soft_cap(logits: torch.Tensor, cap: float | None) -> torch.Tensor:
-    """``cap * tanh(logits / cap)``, or the logits themselves if there is no cap."""
-    return logits if cap is None else cap * torch.tanh(logits / cap)
-
-
-class SoftCappedCrossEntropyLoss(nn.CrossEntropyLoss):
-    """PyTorch's cross-entropy on capped logits."""
-
-    def __init__(self, cap: float | None):
-        super().__init__()
-        self.cap = cap
-
-    def forward(self, input: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        """``input [N, vocabulary]``, ``target [N]``."""
-        return super().forward(soft_cap(input, self.cap), target)
-
-
-def _criterion(config: MesaNetConfig) -> nn.Module:
-    if config.fuse_linear_cross_entropy:
-        return FusedLinearCrossEntropyLoss(logit_softcapping=config.logit_soft_cap, use_l2warp=config.use_l2warp)
-    if config.fuse_cross_entropy:
-        return FusedCrossEntropyLoss(inplace_backward=True, logit_softcapping=config.logit_soft_cap)
-    return SoftCappedCrossEntropyLoss(config.logit_soft_cap)

@@ -1,0 +1,69 @@
+"""The loss of the family's language models: cross-entropy on logits with a soft cap."""
+
+from __future__ import annotations
+
+from copy import copy
+
+import torch
+import torch.nn as nn
+from fla.modules import FusedCrossEntropyLoss, FusedLinearCrossEntropyLoss
+
+from fla_mesa.models.configuration_mesanet import MesaNetConfig
+
+
+def soft_cap(logits: torch.Tensor, cap: float | None) -> torch.Tensor:
+    """``cap * tanh(logits / cap)``, or the logits themselves if there is no cap."""
+    return logits if cap is None else cap * torch.tanh(logits / cap)
+
+
+class SoftCappedLoss(nn.Module):
+    """Another loss, on capped logits.
+
+    Args:
+        criterion: Takes logits ``[N, vocabulary]`` and targets ``[N]``.
+        cap: The cap.
+    """
+
+    def __init__(self, criterion: nn.Module, cap: float):
+        super().__init__()
+        self.criterion, self.cap = criterion, cap
+        # What fla's models read and set.
+        self.ignore_index = getattr(criterion, "ignore_index", -100)
+        self.reduction = getattr(criterion, "reduction", "mean")
+
+    def forward(self, input: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """``input [N, vocabulary]``, ``target [N]``."""
+        criterion = copy(self.criterion)
+        criterion.reduction = self.reduction
+        return criterion(soft_cap(input, self.cap), target)
+
+
+def make_criterion(config: MesaNetConfig) -> nn.Module:
+    """The loss that a configuration asks for, on raw logits ``[N, vocabulary]``, or on hidden states where it is fused with the projection."""
+    if config.fuse_linear_cross_entropy:
+        criterion = FusedLinearCrossEntropyLoss()
+    elif config.fuse_cross_entropy:
+        criterion = FusedCrossEntropyLoss(inplace_backward=True)
+    else:
+        criterion = nn.CrossEntropyLoss()
+    return capped(criterion, config)
+
+
+def capped(criterion: nn.Module | None, config: MesaNetConfig) -> nn.Module:
+    """The model's criterion with its cap (and penalty), whoever put it there; the same object if it has them.
+
+    Trainers replace it: flame, by fla's fused linear loss without any setting.
+    """
+    if criterion is None:
+        return make_criterion(config)
+    settings = {"logit_softcapping": config.logit_soft_cap, "use_l2warp": config.use_l2warp}
+    if hasattr(criterion, "logit_softcapping"):  # fla's own: the cap is fused
+        differing = {name for name in settings if hasattr(criterion, name) and getattr(criterion, name) != settings[name]}
+        if differing:
+            criterion = copy(criterion)
+            for name in differing:
+                setattr(criterion, name, settings[name])
+        return criterion
+    if config.logit_soft_cap is None or (isinstance(criterion, SoftCappedLoss) and criterion.cap == config.logit_soft_cap):
+        return criterion
+    return SoftCappedLoss(criterion, config.logit_soft_cap)
