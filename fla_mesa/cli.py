@@ -44,6 +44,7 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     module, _ = COMMANDS[given.command]
     try:
+        importlib.import_module("fla_mesa.registration")  # `import fla_mesa` has not done so in this process
         return importlib.import_module(module).main(given.arguments)
     except KeyboardInterrupt:  # a command says more where there is more to say
         print("\nfla-mesa: stopped", file=sys.stderr)

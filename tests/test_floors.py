@@ -19,7 +19,7 @@ MAY_IMPORT = {
     "eval": {"ops", "layers", "models", "data", "train", "cpu"},
 }
 # These stand at the top and may import any room.
-TOP = {"__init__.py", "__main__.py", "cli.py"}
+TOP = {"__init__.py", "__main__.py", "cli.py", "registration.py"}
 # These lie beneath all rooms, which may import them.
 GROUND = {"fla_api.py"}
 

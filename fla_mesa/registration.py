@@ -1,0 +1,15 @@
+"""Imported for its effect, that of ``import fla_mesa``: stand-ins where there is no accelerator, and models known to transformers."""
+
+from fla_mesa import cpu
+from fla_mesa.fla_api import require_supported_fla
+
+if not cpu.accelerator_available():
+    cpu.enable()
+else:
+    require_supported_fla()
+
+# The stand-ins come first: other modules bind fla's functions when they are imported.
+from fla_mesa import models
+from fla_mesa.ops.drop_in import replace_fla_op
+
+__all__ = ["cpu", "models", "replace_fla_op"]
