@@ -67,6 +67,7 @@ USED: dict[str, str | None] = {
     "fla.modules.GatedMLP.forward": "self x kwargs",
     "fla.modules.RMSNorm": "hidden_size eps dtype",
     "fla.modules.RMSNorm.forward": "self x",
+    "fla.modules.RotaryEmbedding.forward": "self q k seqlen_offset cu_seqlens max_seqlen",
     "fla.modules.ShortConvolution": "hidden_size kernel_size bias activation",
     "fla.modules.ShortConvolution.forward": "self x cache output_final_state cu_seqlens",
     "fla.modules.activations.ops.logsigmoid_bwd": STAND_IN,
@@ -110,9 +111,6 @@ USED: dict[str, str | None] = {
     "fla.layers.attn.Attention": (
         "hidden_size num_heads num_kv_heads qkv_bias window_size rope_theta max_position_embeddings layer_idx"
     ),
-    "fla.layers.attn.Attention.forward": (
-        "self hidden_states attention_mask past_key_values output_attentions use_cache kwargs"
-    ),
     "fla.layers.attn.flash_attn_func": EXISTS,
     "fla.layers.attn.flash_attn_varlen_func": EXISTS,
     "fla.layers.mamba2.Mamba2": EXISTS,
@@ -142,18 +140,13 @@ USED: dict[str, str | None] = {
     "fla.models.modeling_utils.FLAForCausalLM._compute_logits_and_loss": (
         "self hidden_states labels logits_to_keep shift_labels num_items_in_batch fuse_linear_cross_entropy use_l2warp"
     ),
-    "fla.models.modeling_utils.FLAForCausalLM.forward": (
-        "self input_ids attention_mask inputs_embeds past_key_values labels use_cache"
-    ),
     "fla.models.modeling_utils.FLAModel": "config",
-    "fla.models.modeling_utils.FLAModel.forward": (
-        "self input_ids attention_mask inputs_embeds past_key_values use_cache kwargs"
-    ),
     "fla.models.modeling_utils.FLAPreTrainedModel": "config",
     "fla.models.modeling_utils.FLAPreTrainedModel._init_weights": "self module",
     "fla.models.utils.Cache": EXISTS,
+    "fla.models.utils.Cache.from_legacy_cache": EXISTS,
     "fla.models.utils.Cache.get_seq_length": "self layer_idx",
-    "fla.models.utils.Cache.update": "self recurrent_state attn_state conv_state layer_idx offset",
+    "fla.models.utils.Cache.update": "self recurrent_state attn_state conv_state layer_idx offset cache_kwargs",
 }
 
 

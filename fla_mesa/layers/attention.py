@@ -1,45 +1,103 @@
-"""Softmax attention of hybrid models: fla's layer, with one gap closed."""
+"""Softmax attention of hybrid models: fla's layer, going through a batch as this package's mixers do."""
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any
 
 import torch
-from fla.layers.attn import Attention as FlaAttention
+import torch.nn.functional as F
+from fla.layers import attn
 from fla.models.utils import Cache
 
+from fla_mesa.layers.kept_keys import Kept, extend, positions_after, refuse_packed, tokens_before
+from fla_mesa.layers.layout import Layout, find_layout
+from fla_mesa.layers.recurrent import refuse_attentions
 
-class Attention(FlaAttention):
-    """fla's attention, which takes a cached call under a padding mask only one position at a time: a longer one is fed to it so."""
+Tensor = torch.Tensor
+
+
+class Attention(attn.Attention):
+    """fla's attention: its parameters, its rotary embedding, its kernels.
+
+    Its own ``forward`` takes padding on the left only where there is a cache, takes a cached call under a mask one position at a time,
+    and writes to a cache that it is to read only.
+    """
 
     def forward(
         self,
-        hidden_states: torch.Tensor,
-        attention_mask: torch.LongTensor | None = None,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
         past_key_values: Cache | None = None,
-        output_attentions: bool = False,
-        use_cache: bool = False,
-        **kwargs,
-    ) -> tuple[torch.Tensor, torch.Tensor | None, Cache | None]:
-        """As fla's: ``hidden_states [B, T, D]``, ``attention_mask [B, cached + T]``; returns ``[B, T, D]``, None, and the cache."""
-        length = hidden_states.shape[1]
-        cached = past_key_values is not None and past_key_values.get_seq_length(self.layer_idx) > 0
-        options = {
-            "past_key_values": past_key_values,
-            "output_attentions": output_attentions,
-            "use_cache": use_cache,
-            **kwargs,
-        }
-        if attention_mask is None or not cached or length == 1:
-            output, attentions, _ = super().forward(hidden_states, attention_mask=attention_mask, **options)
-            return output, attentions, past_key_values
-        before = attention_mask.shape[1] - length
-        outputs = [
-            super(Attention, self).forward(
-                hidden_states[:, t : t + 1],
-                attention_mask=cast("torch.LongTensor", attention_mask[:, : before + t + 1]),
-                **options,
-            )[0]
-            for t in range(length)
-        ]
-        return torch.cat(outputs, 1), None, past_key_values
+        output_attentions: bool | None = False,
+        use_cache: bool | None = False,
+        *,
+        cu_seqlens: Tensor | None = None,
+        layout: Layout | None = None,
+    ) -> tuple[Tensor, None, Cache | None]:
+        """As :meth:`~fla_mesa.layers.recurrent.RecurrentMixer.forward`; the cache holds keys and values.
+
+        Raises:
+            ValueError: An argument has a wrong shape or value, or packed sequences come with a cache.
+        """
+        refuse_attentions(output_attentions)
+        if layout is None:
+            batch, length = hidden_states.shape[:2]
+            layout = find_layout(batch, length, attention_mask, cu_seqlens=cu_seqlens)
+        use_cache = bool(use_cache) and past_key_values is not None
+        if layout.packed:
+            refuse_packed(self, past_key_values, use_cache)
+        before = 0 if layout.packed else tokens_before(self, past_key_values, layout)
+        x = layout.pack(hidden_states)  # [1, tokens, D], or [B, T, D] if nothing is padding
+        q, k, v = (y.unflatten(-1, (-1, self.head_dim)) for y in (self.q_proj(x), self.k_proj(x), self.v_proj(x)))
+        q, k = self._turn(q, k, before, layout)
+        if layout.packed and layout.cu_seqlens is not None:
+            o = self._attend(q, k, v, layout.cu_seqlens, layout.cu_seqlens)
+            return layout.unpack(self.o_proj(o.flatten(-2))), None, past_key_values
+
+        padded = isinstance(before, torch.Tensor)
+        positions = positions_after(before, layout, x.device) if padded else None
+        new = Kept(layout.unpack(k.flatten(-2)), layout.unpack(v.flatten(-2)), positions)
+        k, v, positions = extend(self, past_key_values, new, use_cache, self.window_size)
+        k, v = (y.unflatten(-1, (-1, self.head_dim)) for y in (k, v))
+        if positions is None:
+            kernel: Any = attn.flash_attn_func
+            o = kernel(q, k, v, causal=True, window_size=self._window())
+        else:
+            here = slice(None) if layout.rows is None else layout.rows  # rows that have a token now
+            tokens = positions[here] >= 0
+            lengths = tokens.sum(1)
+            bounds = layout.cu_seqlens
+            if bounds is None:
+                bounds = torch.arange(0, layout.batch * layout.length + 1, layout.length, device=x.device)
+            k, v = (y[here][tokens][None] for y in (k, v))
+            o = self._attend(q.flatten(0, 1)[None], k, v, bounds, F.pad(lengths.cumsum(0), (1, 0))).view_as(q)
+        return layout.unpack(self.o_proj(o.flatten(-2))), None, past_key_values
+
+    def _window(self) -> tuple[int, int]:
+        return (-1, -1) if self.window_size is None else (self.window_size - 1, 0)
+
+    def _turn(self, q: Tensor, k: Tensor, before: int | Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
+        """The rotary embedding of tokens that come after so many others of their row, or, packed, from 0 in each sequence."""
+        if isinstance(before, torch.Tensor):
+            longest = layout.length + int(before.max())
+            before = before if layout.rows is None else before[layout.rows]
+        else:
+            longest = layout.length + before
+        longest = max(longest, self.max_position_embeddings or 0)
+        return self.rotary(q, k, seqlen_offset=before, max_seqlen=longest, cu_seqlens=layout.cu_seqlens)
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, bounds_q: Tensor, bounds_k: Tensor) -> Tensor:
+        """Queries ``[1, tokens, H, d]``, the last ones of their sequences' keys and values ``[1, more tokens, H, d]``."""
+        bounds_q, bounds_k = bounds_q.to(torch.int32), bounds_k.to(torch.int32)
+        kernel: Any = attn.flash_attn_varlen_func
+        return kernel(
+            q[0],
+            k[0],
+            v[0],
+            cu_seqlens_q=bounds_q,
+            cu_seqlens_k=bounds_k,
+            max_seqlen_q=int(bounds_q.diff().max()),
+            max_seqlen_k=int(bounds_k.diff().max()),
+            causal=True,
+            window_size=self._window(),
+        )[None]

@@ -14,7 +14,7 @@ from fla.models.utils import Cache
 from fla.modules import FusedRMSNormGated, RMSNorm, ShortConvolution
 
 from fla_mesa.layers.initialization import fill, gate_biases
-from fla_mesa.layers.padding import find_packing, pack, unpack
+from fla_mesa.layers.layout import Layout, find_layout
 
 States = tuple[torch.Tensor, ...]
 
@@ -59,7 +59,8 @@ class RecurrentMixer(nn.Module):
         use_cache: bool | None = False,
         output_attentions: bool | None = False,
         cu_seqlens: torch.Tensor | None = None,
-        **kwargs,
+        *,
+        layout: Layout | None = None,
     ) -> tuple[torch.Tensor, None, Cache | None]:
         """Mix tokens.
 
@@ -69,34 +70,48 @@ class RecurrentMixer(nn.Module):
             past_key_values: fla's cache. A call of any length goes on from what it holds.
             use_cache: Whether to update it.
             output_attentions: There for fla's blocks; there are none to give.
-            cu_seqlens: Boundaries of packed sequences ``[N + 1]``, B = 1; takes precedence over the mask.
-            kwargs: What fla's models hand to all their layers; not used here.
+            cu_seqlens: Boundaries of packed sequences ``[N + 1]``, B = 1.
+            layout: What the model found out about mask and boundaries, in place of these.
 
         Returns:
             ``(output [B, T, D], None, past_key_values)``.
+
+        Raises:
+            ValueError: An argument has a wrong shape or value, or cannot be had.
         """
+        refuse_attentions(output_attentions)
         batch, length, _ = hidden_states.shape
+        if layout is None:
+            layout = find_layout(batch, length, attention_mask, cu_seqlens=cu_seqlens)
         use_cache = bool(use_cache) and past_key_values is not None
-        packing = None if attention_mask is None or cu_seqlens is not None else find_packing(attention_mask, length)
-        if packing is not None:
-            hidden_states, cu_seqlens = pack(hidden_states, packing), packing.cu_seqlens
-        rows = None if packing is None else packing.rows
-
         cache = get_layer_cache(self, past_key_values)
+        if layout.packed and batch > 1 and (use_cache or cache is not None):
+            raise ValueError(
+                f"past_key_values: rows that hold several sequences cannot be cached; got a batch of {batch} rows"
+            )
         kept_conv, kept_states = (None, None) if cache is None else (cache["conv_state"], cache["recurrent_state"])
-        conv, states = take_rows(kept_conv, rows), take_rows(kept_states, rows)
-        decode = states is not None and length == 1 and cu_seqlens is None and not torch.is_grad_enabled()
+        conv, states = take_rows(kept_conv, layout.rows), take_rows(kept_states, layout.rows)
+        decode = states is not None and length == 1 and layout.cu_seqlens is None and not torch.is_grad_enabled()
 
-        output, conv, states = self._mix(hidden_states, conv, states, Call(use_cache, cu_seqlens, decode))
+        call = Call(use_cache, layout.cu_seqlens, decode)
+        output, conv, states = self._mix(layout.pack(hidden_states), conv, states, call)
         if use_cache:
             update_layer_cache(
                 self,
                 past_key_values,
-                recurrent_state=put_rows(kept_states, states, rows, batch),
-                conv_state=put_rows(kept_conv, conv, rows, batch),
+                recurrent_state=put_rows(kept_states, states, layout.rows, batch),
+                conv_state=put_rows(kept_conv, conv, layout.rows, batch),
                 offset=length,
             )
-        return (output if packing is None else unpack(output, packing, batch, length)), None, past_key_values
+        return layout.unpack(output), None, past_key_values
+
+
+def refuse_attentions(output_attentions: bool | None) -> None:
+    """Raises ValueError if attention weights are asked for."""
+    if output_attentions:
+        raise ValueError(
+            "output_attentions must be False: no layer of this family has attention weights to give; got True"
+        )
 
 
 class QKVMixer(RecurrentMixer):

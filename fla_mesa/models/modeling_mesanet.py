@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,9 +13,13 @@ from fla.models.modeling_utils import FLAForCausalLM, FLAModel, FLAPreTrainedMod
 from fla.models.utils import Cache
 from fla.modules import GatedMLP, RMSNorm
 from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from typing_extensions import Unpack
 
 from fla_mesa.layers import Attention, MesaNet
 from fla_mesa.layers.initialization import fan_in
+from fla_mesa.layers.layout import Layout, SequenceKeywords, describes_sequences, find_layout
+from fla_mesa.layers.recurrent import refuse_attentions
 from fla_mesa.models.configuration_mesanet import MesaNetConfig
 from fla_mesa.models.losses import capped, make_criterion, soft_cap
 
@@ -66,25 +71,16 @@ class MesaNetBlock(GradientCheckpointingLayer):
     def forward(
         self,
         hidden_states: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
+        layout: Layout,
         past_key_values: Cache | None = None,
-        use_cache: bool | None = False,
-        output_attentions: bool | None = False,
-        attnres_states: None = None,
-        **kwargs,
-    ) -> tuple[torch.Tensor, torch.Tensor | None, Cache | None, None]:
-        """``[B, T, D] -> [B, T, D]``; the other elements of the tuple are what fla's model loop expects of a block."""
-        mixed, attentions, past_key_values = self.attn(
-            self.attn_norm(hidden_states),
-            attention_mask=attention_mask,
-            past_key_values=past_key_values,
-            use_cache=use_cache,
-            output_attentions=output_attentions,
-            **kwargs,
+        use_cache: bool = False,
+    ) -> torch.Tensor:
+        """``[B, T, D] -> [B, T, D]``; the cache, if there is one, is updated in place if `use_cache`."""
+        mixed, _, _ = self.attn(
+            self.attn_norm(hidden_states), layout=layout, past_key_values=past_key_values, use_cache=use_cache
         )
         hidden_states = hidden_states + mixed
-        hidden_states = hidden_states + self.mlp(self.mlp_norm(hidden_states), **kwargs)
-        return hidden_states, attentions, past_key_values, attnres_states
+        return hidden_states + self.mlp(self.mlp_norm(hidden_states))
 
 
 class MesaNetPreTrainedModel(FLAPreTrainedModel):
@@ -145,10 +141,9 @@ class ScaledEmbedding(nn.Embedding):
 
 
 class MesaNetModel(MesaNetPreTrainedModel, FLAModel):
-    """Embedding, blocks and final norm. ``forward`` is fla's: input_ids ``[B, T]`` to hidden states ``[B, T, D]`` and a cache."""
+    """Embedding, blocks and final norm."""
 
     block = MesaNetBlock
-    use_attnres = False  # read by fla's forward
 
     def __init__(self, config: MesaNetConfig):
         super().__init__(config)
@@ -166,15 +161,84 @@ class MesaNetModel(MesaNetPreTrainedModel, FLAModel):
         self.gradient_checkpointing = False
         self.post_init()
 
+    @describes_sequences()
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        past_key_values: Cache | Sequence[dict[str, Any]] | None = None,
+        use_cache: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        **sequences: Unpack[SequenceKeywords],
+    ) -> tuple | BaseModelOutputWithPast:
+        """Hidden states of a batch.
+
+        Args:
+            input_ids: ``[B, T]``.
+            attention_mask: ``[B, >= T]``, 1 for tokens and 0 for padding on any side; its last T columns are those of the input.
+            inputs_embeds: ``[B, T, D]``, in place of `input_ids`.
+            past_key_values: fla's cache. A call of any length goes on from what it holds.
+            use_cache: Whether to fill it. None for the configuration's, but not in training, nor for packed sequences.
+            output_attentions: Only False: there are none to give.
+            output_hidden_states: Whether to return the input of each block, and the output.
+            return_dict: Whether to return an object, or a tuple.
+            sequences: What else says which tokens are one sequence: :class:`~fla_mesa.layers.layout.SequenceKeywords`.
+
+        Returns:
+            ``last_hidden_state [B, T, D]`` (of no meaning at padding), the cache, and ``hidden_states`` if asked for.
+
+        Raises:
+            ValueError: An argument has a wrong shape or value, or contradicts another.
+            TypeError: An argument has a wrong type, or its name is unknown.
+        """
+        refuse_attentions(output_attentions or self.config.output_attentions)
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError(
+                "pass either input_ids or inputs_embeds; got " + ("neither" if input_ids is None else "both")
+            )
+        given = input_ids if inputs_embeds is None else inputs_embeds
+        assert given is not None
+        if given.ndim != (2 if inputs_embeds is None else 3):
+            name, shape = ("input_ids", "[B, T]") if inputs_embeds is None else ("inputs_embeds", "[B, T, D]")
+            raise ValueError(f"{name} must have shape {shape}; got {list(given.shape)}")
+        layout = find_layout(given.shape[0], given.shape[1], attention_mask, **sequences)
+        if use_cache is None:
+            use_cache = self.config.use_cache and not self.training and not layout.packed
+        use_cache = bool(use_cache)
+        cache = _cache(past_key_values, use_cache)
+        with_states = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+
+        x = self.embeddings(given) if inputs_embeds is None else inputs_embeds  # [B, T, D]
+        states = (x,)
+        for layer in self.layers:
+            x = layer(x, layout=layout, past_key_values=cache, use_cache=use_cache)
+            states += (x,)
+        x = self.norm(x)
+        output = BaseModelOutputWithPast(
+            last_hidden_state=x,
+            past_key_values=cache,
+            hidden_states=(*states[:-1], x) if with_states else None,
+        )
+        return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
+
+
+def _cache(given: Cache | Sequence[dict[str, Any]] | None, use_cache: bool) -> Cache | None:
+    """What the layers read and fill. Raises TypeError for another library's cache."""
+    if isinstance(given, Cache) or (given is None and not use_cache):
+        return given
+    from_states: Any = Cache.from_legacy_cache  # pyright: ignore[reportAttributeAccessIssue] (fla's decorator hides it)
+    return from_states(given)
+
 
 class MesaNetForCausalLM(MesaNetPreTrainedModel, FLAForCausalLM, FLAUnsupportedCacheGenerationMixin):
-    """MesaNet as a language model. ``forward`` is fla's: input_ids and labels ``[B, T]`` to logits ``[B, T, vocabulary]`` and a loss.
-
-    The loss is the mean over targets that are not -100, or, as transformers' Trainer asks, their sum over ``num_items_in_batch``.
-    """
+    """MesaNet as a language model."""
 
     _tied_weights_keys = {"lm_head.weight": "model.embeddings.weight"}  # noqa: RUF012 (transformers' own form)
     decoder = MesaNetModel
+    accepts_loss_kwargs = True  # the Trainer passes num_items_in_batch
 
     def __init__(self, config: MesaNetConfig):
         super().__init__(config)
@@ -183,6 +247,69 @@ class MesaNetForCausalLM(MesaNetPreTrainedModel, FLAForCausalLM, FLAUnsupportedC
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.criterion = make_criterion(config)
         self.post_init()
+
+    @describes_sequences(unlisted=("shift_labels",))  # what has "label" in its name, the Trainer awaits in every batch
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        past_key_values: Cache | Sequence[dict[str, Any]] | None = None,
+        labels: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        logits_to_keep: int | torch.Tensor | None = 0,
+        num_items_in_batch: int | torch.Tensor | None = None,
+        shift_labels: torch.Tensor | None = None,
+        **sequences: Unpack[SequenceKeywords],
+    ) -> tuple | CausalLMOutputWithPast:
+        """Logits, and a loss if there are labels. Beyond :meth:`MesaNetModel.forward`:
+
+        Args:
+            labels: ``[B, T]``; the target of a position is the label of the next. -100 is none.
+            logits_to_keep: How many of the last positions' logits are wanted, or which; 0 or None for all. The loss takes all.
+            num_items_in_batch: What the summed loss is divided by, as the Trainer asks; None for the number of targets.
+            shift_labels: ``[B, T]``, the target of each position itself; takes the place of `labels`, as in transformers.
+
+        Returns:
+            ``loss``, ``logits [B, T, vocabulary]`` (None with a loss that is fused with the projection), the cache and hidden states.
+
+        Raises:
+            ValueError, TypeError: As :meth:`MesaNetModel.forward`.
+        """
+        outputs = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            inputs_embeds=inputs_embeds,
+            past_key_values=past_key_values,
+            use_cache=use_cache,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+            return_dict=True,
+            **sequences,
+        )
+        hidden_states = outputs.last_hidden_state
+        for name, targets in (("labels", labels), ("shift_labels", shift_labels)):
+            if targets is not None and targets.shape != hidden_states.shape[:2]:
+                raise ValueError(
+                    f"{name} must have the shape of the input, {list(hidden_states.shape[:2])}; got {list(targets.shape)}"
+                )
+        loss, logits = self._compute_logits_and_loss(
+            hidden_states,
+            labels=labels,
+            shift_labels=shift_labels,
+            logits_to_keep=logits_to_keep,
+            num_items_in_batch=num_items_in_batch,
+        )
+        output = CausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+        )
+        return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
 
     def _compute_logits_and_loss(self, *args, **kwargs):
         criterion = capped(self.criterion, self.config)

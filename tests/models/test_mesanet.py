@@ -303,7 +303,7 @@ def test_bad_configurations(changes, error, message):
 def test_bad_masks():
     model, x = build(), tokens(2, 6)
     with pytest.raises(
-        ValueError, match=r"attention_mask must be a 0-1 matrix \[batch, length >= 6\].*got shape \[2, 1, 6, 6\]"
+        ValueError, match=r"attention_mask must be a 0-1 matrix \[batch = 2, length >= 6\].*got shape \[2, 1, 6, 6\]"
     ):
         model(x, attention_mask=torch.ones(2, 1, 6, 6))
     with pytest.raises(ValueError, match="leaves no token"):

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
-
 import torch
 import torch.nn.functional as F
-from fla.layers.utils import get_layer_cache, update_layer_cache
+from fla.layers.utils import get_layer_cache
 from fla.models.utils import Cache
 
+from fla_mesa.layers.kept_keys import Kept, extend, positions_after, refuse_packed, tokens_before
+from fla_mesa.layers.layout import Layout, find_layout
 from fla_mesa.layers.matched.registry import rule
-from fla_mesa.layers.padding import find_packing, pack, unpack
-from fla_mesa.layers.recurrent import QKVMixer, put_rows, take_rows
+from fla_mesa.layers.recurrent import QKVMixer, put_rows, refuse_attentions, take_rows
 from fla_mesa.ops.backends import l2_normalize
 
 Tensor = torch.Tensor
@@ -45,80 +44,65 @@ class SoftmaxAttention(QKVMixer):
         use_cache: bool | None = False,
         output_attentions: bool | None = False,
         cu_seqlens: Tensor | None = None,
-        **kwargs,
+        *,
+        layout: Layout | None = None,
     ) -> tuple[Tensor, None, Cache | None]:
         """As :meth:`RecurrentMixer.forward`; the cache holds keys and values of all positions.
 
         Raises:
-            ValueError: Packed sequences with a cache.
+            ValueError: An argument has a wrong shape or value, or packed sequences come with a cache.
         """
+        refuse_attentions(output_attentions)
         batch, length, _ = hidden_states.shape
+        if layout is None:
+            layout = find_layout(batch, length, attention_mask, cu_seqlens=cu_seqlens)
         use_cache = bool(use_cache) and past_key_values is not None
+        x = layout.pack(hidden_states)  # [1, tokens, D], or [B, T, D] if nothing is padding
+        if layout.packed:
+            refuse_packed(self, past_key_values, use_cache)
+            q, k, v, _ = self._normalised(x, None, False, layout.cu_seqlens)
+            return layout.unpack(self._output(self._attend_packed(q, k, v, layout), x)), None, past_key_values
+
         cache = get_layer_cache(self, past_key_values)
-        if cu_seqlens is not None:
-            if use_cache:
-                raise ValueError(
-                    "cu_seqlens: packed sequences cannot be cached by softmax attention; got use_cache=True"
-                )
-            q, k, v, _ = self._normalised(hidden_states, None, False, cu_seqlens)
-            bounds = cu_seqlens.tolist()
-            lengths = [end - start for start, end in pairwise(bounds)]
-            positions = torch.cat([torch.arange(n, device=q.device) for n in lengths])[None]
-            q, k = self._turn(q, positions), self._turn(k, positions)
-            parts = zip(q.split(lengths, 1), k.split(lengths, 1), v.split(lengths, 1), strict=True)
-            o = torch.cat([self._attend(q_n, k_n, v_n, None) for q_n, k_n, v_n in parts], 1)
-            return self._output(o, hidden_states), None, past_key_values
-
-        packing = None if attention_mask is None else find_packing(attention_mask, length)
-        rows = None if packing is None else packing.rows
         kept_conv = None if cache is None else cache["conv_state"]
-        conv = take_rows(kept_conv, rows)
-        if packing is None:
-            q, k, v, conv = self._normalised(hidden_states, conv, use_cache, None)
-        else:
-            packed = self._normalised(pack(hidden_states, packing), conv, use_cache, packing.cu_seqlens)
-            q, k, v = (self._heads(unpack(x.flatten(-2), packing, batch, length)) for x in packed[:3])
-            conv = packed[3]
-
-        before = (
-            past_key_values.get_seq_length(self.layer_idx) if past_key_values is not None and cache is not None else 0
-        )
-        seen = None if attention_mask is None else attention_mask[:, -(before + length) :] != 0  # [B, before + T]
-        if seen is None or bool(seen.all()):
-            seen, positions = None, torch.arange(before, before + length, device=q.device)[None]
-        else:
-            positions = (seen.cumsum(1) - 1)[:, before:].clamp(min=0)
+        q, k, v, conv = self._normalised(x, take_rows(kept_conv, layout.rows), use_cache, layout.cu_seqlens)
+        q, k, v = (self._heads(layout.unpack(y.flatten(-2))) for y in (q, k, v))
+        before = tokens_before(self, past_key_values, layout)
+        positions = positions_after(before, layout, x.device)
         q, k = self._turn(q, positions), self._turn(k, positions)
-        if use_cache:
-            kept = update_layer_cache(
-                self,
-                past_key_values,
-                attn_state=(k.flatten(-2), v.flatten(-2)),
-                conv_state=put_rows(kept_conv, conv, rows, batch),
-                offset=length,
-            )
-            assert kept is not None
-            k, v = (self._heads(x) for x in kept["attn_state"])
-        elif cache is not None:
-            k, v = (torch.cat([self._heads(old), new], 1) for old, new in zip(cache["attn_state"], (k, v), strict=True))
-        o = self._attend(q, k, v, seen)
+        new = Kept(k.flatten(-2), v.flatten(-2), positions if isinstance(before, torch.Tensor) else None)
+        conv = put_rows(kept_conv, conv, layout.rows, batch)
+        k, v, key_positions = extend(self, past_key_values, new, use_cache, conv_state=conv)
+        o = self._attend(
+            q, self._heads(k), self._heads(v), None if key_positions is None else (positions, key_positions)
+        )
         return self._output(o, hidden_states), None, past_key_values
+
+    def _attend_packed(self, q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> Tensor:
+        """``[1, tokens, H, d]``, each sequence to itself."""
+        assert layout.cu_seqlens is not None
+        lengths = layout.cu_seqlens.diff().tolist()
+        positions = torch.cat([torch.arange(n, device=q.device) for n in lengths])[None]
+        q, k = self._turn(q, positions), self._turn(k, positions)
+        parts = zip(q.split(lengths, 1), k.split(lengths, 1), v.split(lengths, 1), strict=True)
+        return torch.cat([self._attend(q_n, k_n, v_n, None) for q_n, k_n, v_n in parts], 1)
 
     def _normalised(self, x: Tensor, conv, use_cache: bool, cu_seqlens: Tensor | None):
         q, k, v, conv = self._qkv(x, conv, use_cache, cu_seqlens)
         return l2_normalize(q), l2_normalize(k), v, conv
 
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None) -> Tensor:
-        """q ``[B, Tq, H, d]``, the last queries of k and v ``[B, Tk, H, d]``; seen ``[B, Tk]``, true for tokens; None for all."""
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, positions: tuple[Tensor, Tensor] | None) -> Tensor:
+        """Queries ``[B, Tq, H, d]``, the last of keys and values ``[B, Tk, H, d]``; positions of both, or None without padding."""
         queries, keys = q.shape[1], k.shape[1]
         mask = None
-        if seen is not None or (1 < queries < keys):
+        if positions is not None:
+            of_queries, of_keys = (x[:, None, :] for x in positions)
+            of_queries = of_queries.mT  # [B, Tq, 1]
+            # A query at padding sees all, so that its (unused) output is a number.
+            mask = ((of_keys >= 0) & (of_keys <= of_queries) | (of_queries < 0))[:, None]  # [B, 1, Tq, Tk]
+        elif 1 < queries < keys:
             at = torch.arange(keys, device=q.device)
             mask = at <= at[keys - queries :, None]  # [Tq, Tk]
-            if seen is not None:
-                # A query at padding sees itself, so that its (unused) output is a number.
-                mask = (mask & seen[:, None]) | (at == at[keys - queries :, None])
-                mask = mask[:, None]  # [B, 1, Tq, Tk]
         o = F.scaled_dot_product_attention(
             *(x.transpose(1, 2) for x in (q, k, v)),
             attn_mask=mask,
