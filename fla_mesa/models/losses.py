@@ -39,7 +39,7 @@ class SoftCappedLoss(nn.Module):
 
 
 def make_criterion(config: MesaNetConfig) -> nn.Module:
-    """The loss that a configuration asks for, on raw logits ``[N, vocabulary]``, or on hidden states where it is fused with the projection."""
+    """The loss that a configuration asks for, on raw logits ``[N, vocabulary]``, or on hidden states where fused with the projection."""
     if config.fuse_linear_cross_entropy:
         criterion = FusedLinearCrossEntropyLoss()
     elif config.fuse_cross_entropy:
@@ -58,12 +58,16 @@ def capped(criterion: nn.Module | None, config: MesaNetConfig) -> nn.Module:
         return make_criterion(config)
     settings = {"logit_softcapping": config.logit_soft_cap, "use_l2warp": config.use_l2warp}
     if hasattr(criterion, "logit_softcapping"):  # fla's own: the cap is fused
-        differing = {name for name in settings if hasattr(criterion, name) and getattr(criterion, name) != settings[name]}
+        differing = {
+            name for name in settings if hasattr(criterion, name) and getattr(criterion, name) != settings[name]
+        }
         if differing:
             criterion = copy(criterion)
             for name in differing:
                 setattr(criterion, name, settings[name])
         return criterion
-    if config.logit_soft_cap is None or (isinstance(criterion, SoftCappedLoss) and criterion.cap == config.logit_soft_cap):
+    if config.logit_soft_cap is None or (
+        isinstance(criterion, SoftCappedLoss) and criterion.cap == config.logit_soft_cap
+    ):
         return criterion
     return SoftCappedLoss(criterion, config.logit_soft_cap)
