@@ -4,7 +4,14 @@ BIN := .venv/bin
 # Tests run one process per core; waiting threads must not spin against each other.
 QUIET := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive HF_HUB_OFFLINE=1
 
-.PHONY: demo test lint clean
+# As another processor would round, in float32 sums above all: PyTorch's own kernels, MKL, oneDNN, numpy's OpenBLAS without wide vectors.
+OTHER_ROUNDING := ATEN_CPU_CAPABILITY=default MKL_CBWR=COMPATIBLE ONEDNN_MAX_CPU_ISA=SSE41 OPENBLAS_CORETYPE=Nehalem
+# The tests that compute; the kernels' static tables, in tests/ops, only compile.
+NUMERICAL := tests/ops tests/cpu tests/models tests/train/test_recall.py tests/train/test_figures.py tests/eval/test_scores.py
+# What the CUDA build of the torch in constraints.txt asks for, where `make test` beside a CPU build takes the newest.
+TRITON_OF_TORCH := 3.7.1
+
+.PHONY: demo test test-rounding test-triton lint clean
 
 demo: .venv/demo
 	$(BIN)/fla-mesa demo --output_dir runs/demo
@@ -12,6 +19,14 @@ demo: .venv/demo
 test: .venv/test
 	$(QUIET) $(BIN)/python -m pytest -n auto tests
 	$(QUIET) TRITON_INTERPRET=1 $(BIN)/python -m pytest -n auto tests/interpreter
+
+test-rounding: .venv/test
+	$(QUIET) $(OTHER_ROUNDING) $(BIN)/python -m pytest -n auto --ignore tests/ops/test_kernels_static.py $(NUMERICAL)
+
+# PYTHONPATH comes before what is installed in .venv.
+test-triton: .venv/test .venv/triton-$(TRITON_OF_TORCH)
+	$(QUIET) PYTHONPATH=.venv/triton-$(TRITON_OF_TORCH) $(BIN)/python -m pytest -n auto tests/ops/test_kernels_static.py
+	$(QUIET) PYTHONPATH=.venv/triton-$(TRITON_OF_TORCH) TRITON_INTERPRET=1 $(BIN)/python -m pytest -n auto tests/interpreter
 
 lint: .venv/lint
 	$(BIN)/ruff check .
@@ -34,6 +49,10 @@ lint: .venv/lint
 # The type checker reads what the package imports, lm-eval among it.
 .venv/lint: .venv/demo
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[eval,lint]'
+	touch $@
+
+.venv/triton-$(TRITON_OF_TORCH): .venv/test
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $@ triton==$(TRITON_OF_TORCH)
 	touch $@
 
 clean:

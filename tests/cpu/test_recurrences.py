@@ -462,8 +462,8 @@ def test_state_layouts(family):
     inputs, h0 = tensors(names), torch.randn(B, H, K, V)
     o, h = call(*inputs, initial_state=h0)
     o_v, h_v = call(*inputs, initial_state=h0.mT.contiguous(), state_v_first=True)
-    assert torch.equal(o, o_v)
-    assert torch.equal(h, h_v.mT)
+    close(o_v, o)
+    close(h_v.mT, h)
     if family not in ("gla", "simple_gla"):
         with pytest.warns(DeprecationWarning, match="state_v_first"):
             assert torch.equal(call(*inputs, transpose_state_layout=True)[1], call(*inputs, state_v_first=True)[1])
