@@ -212,15 +212,16 @@ class MesaNetModel(MesaNetPreTrainedModel, FLAModel):
         with_states = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
 
         x = self.embeddings(given) if inputs_embeds is None else inputs_embeds  # [B, T, D]
-        states = (x,)
+        states = []
         for layer in self.layers:
+            if with_states:  # otherwise each may go as soon as the next is there
+                states.append(x)
             x = layer(x, layout=layout, past_key_values=cache, use_cache=use_cache)
-            states += (x,)
         x = self.norm(x)
         output = BaseModelOutputWithPast(
             last_hidden_state=x,
             past_key_values=cache,
-            hidden_states=(*states[:-1], x) if with_states else None,
+            hidden_states=(*states, x) if with_states else None,
         )
         return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
 
