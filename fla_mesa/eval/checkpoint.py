@@ -1,12 +1,18 @@
-"""Is this directory a checkpoint, and what is it? Asked before anything is loaded, so that the answer is one clear sentence."""
+"""Is this directory a checkpoint, and what is it? Asked before anything is loaded, so that the answer is one clear sentence.
+
+A checkpoint is a folder of a model, or one of a PEFT adapter, which names the model that it changes.
+"""
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
+from typing import Any
 
-from transformers import CONFIG_MAPPING
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
+ADAPTER_FILE = "adapter_config.json"
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin", "*.safetensors.index.json", "pytorch_model.bin.index.json", "*.gguf")
 
 
@@ -26,6 +32,9 @@ def check_checkpoint(path: str) -> None:
     directory = Path(path).expanduser()
     if not directory.is_dir():
         raise ValueError(f"checkpoint {path!r}: there is no such directory")
+    if (directory / ADAPTER_FILE).is_file():
+        _check_adapter(path)
+        return
     config_file = directory / "config.json"
     if not config_file.is_file():
         inside = sorted(entry.name for entry in directory.iterdir())
@@ -46,11 +55,69 @@ def check_checkpoint(path: str) -> None:
         raise ValueError(f"{path!r} is no checkpoint: it has no weights (*.safetensors or pytorch_model*.bin)")
 
 
+def _check_adapter(path: str) -> None:
+    if importlib.util.find_spec("peft") is None:
+        raise ValueError(f"{path!r} is the folder of a PEFT adapter, and peft is not installed; run: pip install peft")
+    if not any(Path(path).expanduser().glob("adapter_model.*")):
+        raise ValueError(f"{path!r} is no adapter: it has no weights (adapter_model.safetensors)")
+    try:
+        check_checkpoint(adapted_model(path) or "")
+    except ValueError as error:
+        raise ValueError(f"the model that the adapter {path!r} changes: {error}") from error
+
+
+def adapted_model(path: str) -> str | None:
+    """The model that the adapter in a folder changes, as a path or a hub's name; None if the folder holds no adapter.
+
+    Raises:
+        ValueError: The adapter does not say, or its file cannot be read.
+    """
+    file = Path(path).expanduser() / ADAPTER_FILE
+    if not file.is_file():
+        return None
+    try:
+        base = json.loads(file.read_text(encoding="utf-8")).get("base_model_name_or_path")
+    except (json.JSONDecodeError, AttributeError) as error:
+        raise ValueError(f"{str(file)!r} is no adapter's configuration ({error})") from error
+    if not isinstance(base, str) or not base:
+        raise ValueError(f"{str(file)!r} does not name the model that the adapter changes (base_model_name_or_path)")
+    return base
+
+
+def tokenizer_of(path: str) -> str:
+    """Where the tokenizer of a checkpoint lies: with it, or for an adapter saved without one with the model that it changes."""
+    base = adapted_model(path)
+    return path if base is None or (Path(path).expanduser() / "tokenizer_config.json").is_file() else base
+
+
+def load_model(path: str, dtype: Any = "auto") -> PreTrainedModel:
+    """The model of a checkpoint, with an adapter merged into its weights; on the CPU, ready to be evaluated."""
+    base = adapted_model(path)
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(path if base is None else base, dtype=dtype)
+    if base is not None:
+        from peft import PeftModel  # pyright: ignore[reportMissingImports] (optional)
+
+        model = merged(PeftModel.from_pretrained(model, path))
+    return model.eval()
+
+
+def merged(model: Any) -> Any:
+    """A PEFT model as a plain one where its adapter can be added to the weights: fused modules read these and no adapter."""
+    return model.merge_and_unload() if hasattr(model.base_model, "merge_and_unload") else model
+
+
+def most_positions(config: PreTrainedConfig) -> int | None:
+    """How many positions a model has learnt or holds a table of; None for one that reads any length, be it well or ill."""
+    if hasattr(config, "n_positions") or config.model_type in ("opt", "gpt_neo", "biogpt", "xglm"):
+        return config.max_position_embeddings  # pyright: ignore[reportAttributeAccessIssue]
+    return None
+
+
 def recorded_suite(path: object) -> str | None:
     """The spec of the synthetic suite that a checkpoint's number tokenizer records, or None."""
     if not isinstance(path, str) or not path:
         return None
-    file = Path(path).expanduser() / "tokenizer_config.json"
+    file = Path(tokenizer_of(path)).expanduser() / "tokenizer_config.json"
     if not file.is_file():
         return None
     return json.loads(file.read_text(encoding="utf-8")).get("synthetic_suite")

@@ -6,9 +6,12 @@
 
 All flags are lm-eval's, but for:
 
-    --checkpoint DIR [DIR ...]   evaluate each of these and print one table; the same as --model_args pretrained=DIR for one
+    --checkpoint DIR [DIR ...]   evaluate each of these and print one table; the same as --model_args pretrained=DIR for one.
+                                 The folder of a PEFT adapter is evaluated with the model that it names
+    --use_cache FILE             keeps answers in FILE_<fingerprint>_rank0.db, a file for each model, solver setting, dtype, ...
     --suite NAME                 tasks of a suite (paper-zeroshot, paper-recall, synthetic), added to those of --tasks
 
+The context is one for all rows of a table: 2,048 tokens, or --model_args max_length=N; what is longer is cut on the left, and counted.
 `--model` is `fla_mesa` unless given. Tasks that cannot be run (no network for their data, say) are named and the others' results kept.
 """
 
@@ -104,7 +107,7 @@ def _run(checkpoints: list[str], suites: list[str], rest: list[str]) -> int:
     from fla_mesa.eval.one_by_one import OneByOne
 
     register()
-    evaluate = OneByOne()
+    evaluate = OneByOne(TASKS)
     # lm-eval reads sys.argv; a flag with no subcommand before it means `run`.
     commands = ("run", "ls", "validate")
     arguments = rest if rest and rest[0] in commands else ["run", *rest]
@@ -129,6 +132,7 @@ def _run(checkpoints: list[str], suites: list[str], rest: list[str]) -> int:
     if checkpoints and "pretrained" in (parsed.model_args or {}):
         raise ValueError("pass the model either as --checkpoint or as pretrained= in --model_args, not both")
 
+    _check_all(checkpoints, parsed)
     from fla_mesa.eval.table import compare, short_names
 
     results: dict[str, dict[str, Any] | None] = {}
@@ -142,13 +146,43 @@ def _run(checkpoints: list[str], suites: list[str], rest: list[str]) -> int:
             cli.execute(each)
             results[name] = evaluate.results
     comparison = compare(results)
-    if len(results) > 1 or comparison.skipped:
+    if len(results) > 1 or comparison.skipped or comparison.cut:
         print(comparison.markdown())
     if len(results) > 1 and parsed.output_path:
         output = Path(parsed.output_path)
         for path in comparison.save(output.parent if output.suffix == ".json" else output):
             print(f"wrote {path}")
     return 0
+
+
+def _check_all(checkpoints: list[str], parsed: argparse.Namespace) -> None:
+    """Raise ValueError for what would end the evaluation of a later checkpoint, before the first is evaluated."""
+    if parsed.output_path and (file := _no_folder(Path(parsed.output_path))):
+        raise ValueError(f"output_path: {str(file)!r} is a file, so nothing can be written below it")
+    if parsed.model != "fla_mesa":
+        return
+    from transformers import AutoConfig
+
+    from fla_mesa.eval.checkpoint import adapted_model, check_checkpoint, looks_local
+    from fla_mesa.eval.devices import check_device
+    from fla_mesa.eval.lm import check_context, check_positions
+
+    arguments = parsed.model_args or {}
+    check_context(arguments.get("max_length"))
+    if parsed.device is not None:
+        check_device(parsed.device)
+    for path in checkpoints:
+        check_checkpoint(path)
+        model = adapted_model(path) or path
+        if looks_local(model):
+            trusted = bool(arguments.get("trust_remote_code") or getattr(parsed, "trust_remote_code", False))
+            check_positions(AutoConfig.from_pretrained(model, trust_remote_code=trusted), arguments.get("max_length"))
+
+
+def _no_folder(path: Path) -> Path | None:
+    """The file that keeps a path from being a folder or in one; a results file by that name may exist."""
+    places = [path, *path.parents] if path.suffix != ".json" else list(path.parents)
+    return next((place for place in places if place.is_file()), None)
 
 
 def register() -> None:

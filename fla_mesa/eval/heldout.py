@@ -12,6 +12,7 @@ from typing import Any
 import datasets
 
 from fla_mesa.data import text_files
+from fla_mesa.eval.checkpoint import tokenizer_of
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +81,7 @@ def token_blocks(settings: dict[str, Any], length: int) -> list[list[int]]:
         raise ValueError(
             "loss by position needs a tokenizer: pass --model_args pretrained=PATH or --metadata tokenizer=PATH"
         )
-    tokenizer = AutoTokenizer.from_pretrained(name)
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_of(name))
     blocks = []
     for document in read_documents(settings.get("text", STDLIB)):
         ids = tokenizer(document, add_special_tokens=False)["input_ids"]

@@ -13,12 +13,18 @@ import torch.nn.functional as F
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM as _HFLM  # its registration decorator hides its type from type checkers
 from tqdm import tqdm
+from transformers import PreTrainedConfig
 
 import fla_mesa  # noqa: F401 (registers this package's family, and the CPU back end where there is no accelerator)
-from fla_mesa.eval.checkpoint import check_checkpoint
+from fla_mesa.eval.checkpoint import adapted_model, check_checkpoint, merged, most_positions, tokenizer_of
+from fla_mesa.eval.cut import new_tokens, tokens
 from fla_mesa.eval.solver import set_solver
 
 HFLM: Any = _HFLM
+
+# The context where none is asked for: lm-eval's own default, the same for every model. A configuration is not asked, as those of some
+# architectures say what the model was trained on and others say nothing.
+CONTEXT = 2048
 
 # What HFLM hands on to `from_pretrained`, as far as it is of use for causal language models.
 _FOR_FROM_PRETRAINED = ("attn_implementation", "device_map", "load_in_4bit", "load_in_8bit", "bnb_4bit_compute_dtype")
@@ -30,7 +36,10 @@ class FlaMesaLM(HFLM):
     Args (``--model_args name=value,...``), besides all of HFLM's:
         cg_tolerance: For MesaNet: relative residual at which a position's solve stops, in place of the checkpoint's.
         max_cg_steps: For MesaNet: most conjugate-gradient steps, in prefill and in decoding, in place of the checkpoint's.
-        max_length: As in HFLM. If it is given, an input longer than it is an error; pass ``truncation=True`` to cut on the left.
+        max_length: Tokens that an input and its answer may have together (2048). Longer inputs are cut on the left, and counted in the
+            results; if it is given, they are an error, unless ``truncation=True`` is given as well.
+
+    `pretrained` may be the folder of a PEFT adapter, which is merged into the model that it names.
 
     Raises:
         ValueError: `pretrained` is no checkpoint, an argument is unknown or out of range, or solver settings meet another architecture.
@@ -52,16 +61,28 @@ class FlaMesaLM(HFLM):
                 raise ValueError(f"unknown model argument {name!r}.{hint} Allowed: {', '.join(known)}")
         if isinstance(pretrained, str):
             check_checkpoint(pretrained)
-        super().__init__(pretrained, **{"backend": "causal", **arguments})
+            pretrained, arguments = _with_adapter(pretrained, arguments)
+        check_dtype(arguments.get("dtype"))
+        wanted, truncation = arguments.pop("max_length", None), bool(arguments.pop("truncation", False))
+        check_context(wanted)
+        # HFLM's own truncation would have the tokenizer cut at its own length, and on the right.
+        super().__init__(pretrained, **{"backend": "causal", **arguments, "max_length": wanted or CONTEXT})
+        self._refuses_longer = wanted is not None and not truncation
+        check_positions(self.config, self.max_length)
         set_solver(self.model, max_cg_steps=max_cg_steps, cg_tolerance=cg_tolerance)
+
+    def _create_model(self, *args: Any, peft: str | None = None, **kwargs: Any) -> None:
+        super()._create_model(*args, peft=peft, **kwargs)
+        if peft:
+            self._model = merged(self._model)
 
     # Too long
 
-    def _check_length(self, tokens: int, what: str) -> None:
-        if self._max_length and not self.truncation and tokens > self._max_length:
+    def _check_length(self, tokens: int, what: str, *, may_be_cut: bool = True) -> None:
+        if self._refuses_longer and tokens > self.max_length:
+            cut = ", or pass truncation=True to cut it on the left" if may_be_cut else ""
             raise ValueError(
-                f"{what} of {tokens} tokens is longer than max_length={self._max_length}; raise max_length, or pass truncation=True "
-                f"to cut it on the left"
+                f"{what} of {tokens} tokens is longer than max_length={self.max_length}; raise max_length{cut}"
             )
 
     def _loglikelihood_tokens(self, requests: list, *args: Any, **kwargs: Any) -> list[tuple[float, bool]]:
@@ -70,11 +91,18 @@ class FlaMesaLM(HFLM):
         return super()._loglikelihood_tokens(requests, *args, **kwargs)
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        if self._max_length and not self.truncation:
-            for request in requests:
-                context, settings = cast("tuple[str, dict]", request.args)
-                new = settings.get("max_gen_toks", self.max_gen_toks)
-                self._check_length(len(self.tok_encode(context)) + new, "an input and its answer")
+        for request in requests:
+            context, settings = cast("tuple[str, dict]", request.args)
+            new = new_tokens(self, settings)
+            if self._refuses_longer:
+                self._check_length(
+                    tokens(self, context, at_most=self.max_length - new) + new, "an input and its answer"
+                )
+            if new >= self.max_length:
+                raise ValueError(
+                    f"an answer of {new} tokens (max_gen_toks) leaves no room for an input in max_length={self.max_length}; "
+                    f"raise max_length, or pass --gen_kwargs max_gen_toks=N"
+                )
         return super().generate_until(requests, disable_tqdm)
 
     # Requests of this package's tasks: over sequences of token ids, written as text ('17 4 250') to fit lm-eval's records
@@ -103,7 +131,7 @@ class FlaMesaLM(HFLM):
         sequences = [[int(token) for token in request.args[0].split()] for request in requests]
         rows = self.model.config.vocab_size
         for ids in sequences:
-            self._check_length(len(ids), "a sequence")
+            self._check_length(len(ids), "a sequence", may_be_cut=False)
             if max(ids) >= rows:
                 raise ValueError(
                     f"the task needs token id {max(ids)}, but the model has {rows} of them (0 to {rows - 1}): it was trained on another "
@@ -129,3 +157,35 @@ class FlaMesaLM(HFLM):
         order = sorted(range(len(sequences)), key=lambda i: -len(sequences[i]))
         for start in range(0, len(order), size):
             yield order[start : start + size]
+
+
+def check_context(max_length: Any) -> None:
+    """Raise ValueError for a context length that is none; None stands for the default."""
+    if max_length is not None and (isinstance(max_length, bool) or not isinstance(max_length, int) or max_length < 2):
+        raise ValueError(f"max_length must be an integer >= 2; got {max_length!r}")
+
+
+def check_positions(config: PreTrainedConfig, max_length: int | None) -> None:
+    """Raise ValueError if a model has fewer positions than the context (by default :data:`CONTEXT`)."""
+    positions, length = most_positions(config), max_length or CONTEXT
+    if positions is not None and positions < length:
+        raise ValueError(
+            f"a {config.model_type!r} with {positions} positions cannot read {length} tokens; the context is one for all models of a "
+            f"table: pass --model_args max_length={positions},truncation=True"
+        )
+
+
+def check_dtype(dtype: Any) -> None:
+    """Raise ValueError for a name that is no type of PyTorch's numbers."""
+    if isinstance(dtype, str) and dtype != "auto" and not isinstance(getattr(torch, dtype, None), torch.dtype):
+        raise ValueError(f"dtype: allowed are auto, float32, bfloat16, float16, float64; got {dtype!r}")
+
+
+def _with_adapter(pretrained: str, arguments: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """A checkpoint and its model's arguments as HFLM takes them: an adapter apart from what it changes."""
+    base = adapted_model(pretrained)
+    if base is None:
+        return pretrained, arguments
+    if arguments.get("peft"):
+        raise ValueError(f"peft: {pretrained!r} is an adapter itself; got {arguments['peft']!r} as well")
+    return base, {"tokenizer": tokenizer_of(pretrained), **arguments, "peft": pretrained}

@@ -9,6 +9,7 @@ import datasets
 import numpy as np
 
 from fla_mesa.data.synthetic.own_haystack_niah import OwnHaystackNIAH
+from fla_mesa.eval.checkpoint import tokenizer_of
 
 SHORTEST = 320  # characters that hold any variant's needle, question and answer, and a haystack worth the name
 
@@ -35,7 +36,7 @@ def documents(variant: int, **settings: Any) -> dict[str, datasets.Dataset]:
         raise ValueError(
             "own_haystack_niah needs a tokenizer: pass --model_args pretrained=PATH or --metadata tokenizer=PATH"
         )
-    tokenizer = AutoTokenizer.from_pretrained(source)
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_of(source))
     task = OwnHaystackNIAH(variant)
     rng = np.random.default_rng([seed, variant])
     rows = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any, cast
 from unittest.mock import patch
 
@@ -11,6 +12,9 @@ import lm_eval.api.registry
 from lm_eval.evaluator import simple_evaluate
 from lm_eval.tasks import TaskManager
 from lm_eval.tasks._index import Kind
+
+from fla_mesa.eval.cut import cut_inputs
+from fla_mesa.eval.fingerprint import fingerprint
 
 logger = logging.getLogger(__name__)
 
@@ -25,18 +29,23 @@ _PER_TASK = (
     "higher_is_better",
     "n-samples",
     "samples",
+    "cut",
 )
 
 
 class OneByOne:
     """Stands in for lm-eval's `simple_evaluate` under its command line and takes the same keyword arguments.
 
+    Args:
+        own_tasks: The folder of this package's task files.
+
     Attributes:
         results: What the last call returned.
         skipped: Task names of the last call that could not be run, with the reason.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, own_tasks: Path) -> None:
+        self._own_tasks = own_tasks
         self.results: dict[str, Any] | None = None
         self.skipped: dict[str, str] = {}
 
@@ -47,6 +56,9 @@ class OneByOne:
         lm = lm_eval.api.registry.get_model(model).create_from_arg_obj(
             dict(model_args), {name: arguments[name] for name in ("batch_size", "max_batch_size", "device")}
         )
+        if arguments.get("use_cache"):  # lm-eval looks answers up by the question alone
+            arguments["use_cache"] += f"_{fingerprint(lm, model, model_args)}"
+        keep_samples = arguments.pop("log_samples", True) or arguments.get("predict_only", False)
         merged: dict[str, Any] | None = None
         for task in _expand_tags(tasks, arguments["task_manager"]):
             try:
@@ -54,7 +66,13 @@ class OneByOne:
                 with nullcontext() if merged is None else patch("lm_eval.evaluator.add_env_info"):
                     one = cast(
                         "dict[str, Any] | None",
-                        simple_evaluate(model=lm, model_args=model_args, tasks=[task], **arguments),
+                        simple_evaluate(
+                            model=lm,
+                            model_args=model_args,
+                            tasks=[task],
+                            log_samples=True,
+                            **self._without_stored_requests(task, arguments),
+                        ),
                     )
             except Exception as error:  # whatever a task's data or code can raise
                 if lm.world_size > 1:
@@ -65,6 +83,9 @@ class OneByOne:
                 logger.debug("task %s", name, exc_info=True)
                 continue
             if one is not None:
+                one["cut"] = cut_inputs(lm, one["samples"], one["configs"])
+                if not keep_samples:
+                    del one["samples"]
                 merged = one if merged is None else _merge(merged, one)
         if merged is None and self.skipped:
             reasons = "; ".join(f"{name}: {reason}" for name, reason in self.skipped.items())
@@ -72,10 +93,21 @@ class OneByOne:
         if merged is not None:
             merged["config"].update(model=model, model_args=model_args)
             merged["skipped"] = dict(self.skipped)
+            merged["max_length"] = getattr(lm, "max_length", None)
             if tracker is not None:
                 tracker.general_config_tracker.model_source = model
         self.results = merged
         return merged
+
+    def _without_stored_requests(self, task: Any, arguments: dict[str, Any]) -> dict[str, Any]:
+        """What `simple_evaluate` is given for a task: --cache_requests is not for those of this package.
+
+        lm-eval stores requests by the name of the task, but --metadata and the checkpoint decide what these tasks ask.
+        """
+        entry = arguments["task_manager"].task_index.get(task) if isinstance(task, str) else None
+        if entry is None or entry.yaml_path is None or Path(entry.yaml_path).parent != self._own_tasks:
+            return arguments
+        return {**arguments, "cache_requests": False, "rewrite_requests_cache": False, "delete_requests_cache": False}
 
 
 def _expand_tags(tasks: list[Any], manager: TaskManager) -> list[Any]:

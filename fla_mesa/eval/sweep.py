@@ -44,7 +44,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Quality and speed of a MesaNet checkpoint against the steps or the tolerance of its solver.",
         allow_abbrev=False,
     )
-    parser.add_argument("checkpoint", help="a MesaNet checkpoint")
+    parser.add_argument("checkpoint", help="a MesaNet checkpoint, or the folder of a PEFT adapter to one")
     parser.add_argument("--output_dir", default="sweep", help="where the report goes (default: %(default)s)")
     parser.add_argument(
         "--text",
@@ -108,9 +108,9 @@ def sweep(arguments: argparse.Namespace, argv: list[str]) -> list[Measured]:
         ValueError: No checkpoint, no Mesa layer in it, or an argument out of range.
     """
     import fla.models  # noqa: F401 (hybrids)
-    from transformers import AutoModelForCausalLM
 
-    from fla_mesa.eval.checkpoint import check_checkpoint
+    from fla_mesa.eval.checkpoint import check_checkpoint, load_model
+    from fla_mesa.eval.devices import check_device
     from fla_mesa.eval.solver import mesa_layers
     from fla_mesa.eval.sweep_measure import measure_quality, measure_speed
     from fla_mesa.eval.sweep_report import save, statements
@@ -121,7 +121,11 @@ def sweep(arguments: argparse.Namespace, argv: list[str]) -> list[Measured]:
         if value is not None and value < low:
             raise ValueError(f"{name} must be an integer >= {low}; got {value!r}")
     check_checkpoint(arguments.checkpoint)
-    model = AutoModelForCausalLM.from_pretrained(arguments.checkpoint, dtype="auto").to(arguments.device).eval()
+    device, folder = check_device(arguments.device), Path(arguments.output_dir)
+    if file := next((place for place in (folder, *folder.parents) if place.is_file()), None):
+        raise ValueError(f"output_dir: {str(file)!r} is a file")
+    model = load_model(arguments.checkpoint)
+    model.to(device)  # pyright: ignore[reportArgumentType] (transformers' own typing)
     if not mesa_layers(model):
         raise ValueError(
             f"checkpoint {arguments.checkpoint!r} is a {model.config.model_type!r}; only Mesa layers ('mesanet') have steps to sweep"
@@ -142,7 +146,7 @@ def sweep(arguments: argparse.Namespace, argv: list[str]) -> list[Measured]:
             measure_speed(model, here, reading, arguments.repeats)
         results += here
         print("".join(f"  {line}\n" for line in statements(here, reading.length)), end="", flush=True)
-    for path in save(results, _facts(arguments, argv, model, readings[0].recall_name), Path(arguments.output_dir)):
+    for path in save(results, _facts(arguments, argv, model, readings[0].recall_name), folder):
         print(f"wrote {path}")
     return results
 
@@ -164,7 +168,7 @@ def _settings(arguments: argparse.Namespace) -> list[Setting]:
 def _readings(arguments: argparse.Namespace, trained: int):
     from transformers import AutoTokenizer
 
-    from fla_mesa.eval.checkpoint import recorded_suite
+    from fla_mesa.eval.checkpoint import recorded_suite, tokenizer_of
     from fla_mesa.eval.sweep_data import read_suite, read_text
 
     lengths = sorted(set(arguments.context_lengths or (trained, 2 * trained, 4 * trained, 8 * trained)))
@@ -176,7 +180,7 @@ def _readings(arguments: argparse.Namespace, trained: int):
             if getattr(arguments, name) is not None:
                 raise ValueError(f"{name}: the checkpoint was trained on {spec}, and is asked for that")
         return read_suite(spec, lengths, arguments.sequences)
-    tokenizer = AutoTokenizer.from_pretrained(arguments.checkpoint)
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_of(arguments.checkpoint))
     text, needles = arguments.text or "stdlib", arguments.needles or 16
     return read_text(tokenizer, text, lengths, arguments.sequences, needles, arguments.seed or 0)
 

@@ -25,10 +25,14 @@ class Comparison:
     checkpoints: list[str]
     rows: list[Row] = field(default_factory=list)
     skipped: dict[str, dict[str, str]] = field(default_factory=dict)
+    # By checkpoint: the longest context in tokens, and by task how many of how many inputs were longer and cut.
+    max_length: dict[str, int] = field(default_factory=dict)
+    cut: dict[str, dict[str, dict[str, int]]] = field(default_factory=dict)
 
     def markdown(self) -> str:
         """A table with a column for each checkpoint; the best value of a row is bold; skipped tasks follow by name and reason."""
         lines = [
+            *self._context(),
             "| task | metric | " + " | ".join(self.checkpoints) + " |",
             "| --- | --- | " + " | ".join("---:" for _ in self.checkpoints) + " |",
         ]
@@ -44,12 +48,25 @@ class Comparison:
                 text = f"{value:.4f}" if error is None else f"{value:.4f} ± {error:.4f}"
                 cells.append(f"**{text}**" if name in best else text)
             lines.append(f"| {row.task} | {row.metric}{arrow} | " + " | ".join(cells) + " |")
+        for task in dict.fromkeys(task for tasks in self.cut.values() for task in tasks):
+            counts = [self.cut[name].get(task) if name in self.cut else None for name in self.checkpoints]
+            cells = ["–" if count is None else f"{count['cut']:,} of {count['of']:,}" for count in counts]
+            lines.append(f"| {task} | inputs cut | " + " | ".join(cells) + " |")
         notes = [
             f"- {task} ({name}): {reason}" for name, tasks in self.skipped.items() for task, reason in tasks.items()
         ]
         if notes:
             lines += ["", "Skipped:", "", *notes]
         return "\n".join(lines) + "\n"
+
+    def _context(self) -> list[str]:
+        lengths = set(self.max_length.values())
+        if not lengths:
+            return []
+        if len(lengths) == 1:
+            return [f"Context: at most {lengths.pop():,} tokens.", ""]
+        each = ", ".join(f"{name} {length:,}" for name, length in self.max_length.items())
+        return [f"Context: at most so many tokens, not the same for all: {each}.", ""]
 
     def _best(self, row: Row) -> set[str]:
         if row.higher_is_better is None or len(row.values) < 2:
@@ -74,6 +91,8 @@ class Comparison:
                 for row in self.rows
             ],
             "skipped": self.skipped,
+            "max_length": self.max_length,
+            "cut": self.cut,
         }
 
     def save(self, directory: Path) -> tuple[Path, Path]:
@@ -105,6 +124,10 @@ def compare(results: dict[str, dict[str, Any] | None]) -> Comparison:
                 label = metric if filter_name == "none" else f"{metric} ({filter_name})"
                 row = found.setdefault((task, label), Row(task, label, directions.get(metric), {}))
                 row.values[name] = (float(value), float(error) if isinstance(error, int | float) else None)
+        if (result or {}).get("max_length") is not None:
+            comparison.max_length[name] = (result or {})["max_length"]
+        if (result or {}).get("cut"):
+            comparison.cut[name] = (result or {})["cut"]
     comparison.rows = list(found.values())
     comparison.skipped = {name: tasks for name, tasks in comparison.skipped.items() if tasks}
     # A task that ran for nobody has no row of its own; the notes below the table name it.

@@ -127,6 +127,10 @@ def local_tasks(tmp_path_factory):
         "num_fewshot: 0\ngeneration_kwargs: {until: ['never'], max_gen_toks: 12}\n"
         "metric_list: [{metric: exact_match}]\n" + source
     )
+    (folder / "default.yaml").write_text(  # as many new tokens as lm-eval gives where a task says nothing: 256
+        "task: local_default_generation\noutput_type: generate_until\ndoc_to_text: '{{question}}'\ndoc_to_target: 'x'\n"
+        "num_fewshot: 0\ngeneration_kwargs: {until: ['never']}\nmetric_list: [{metric: exact_match}]\n" + source
+    )
     (folder / "missing.yaml").write_text(
         "task: local_missing\noutput_type: multiple_choice\ndoc_to_text: x\ndoc_to_choice: [a, b]\ndoc_to_target: 0\n"
         f"dataset_path: json\ndataset_kwargs:\n  data_files: {{test: {folder / 'nothing.jsonl'}}}\ntest_split: test\n"

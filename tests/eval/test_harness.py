@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import shutil
@@ -14,12 +15,16 @@ import pytest
 import torch
 from lm_eval.api.registry import model_registry
 from lm_eval.tasks import TaskManager
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from fla_mesa.data import synthetic
+from fla_mesa.data.tokenizer import byte_tokenizer
 from fla_mesa.eval import heldout
+from fla_mesa.eval.cut import cut_inputs
 from fla_mesa.eval.harness import SUITES, TASKS, main, register
 from fla_mesa.eval.lm import FlaMesaLM
 from fla_mesa.eval.table import compare, short_names
+from fla_mesa.models import MesaNetForCausalLM
 from fla_mesa.train.stub import write_stub
 
 SMALL = ["--metadata", "length=400", "samples=3", "--batch_size", "4", "--device", "cpu"]
@@ -122,6 +127,30 @@ def test_directories_that_are_no_checkpoints(llama_checkpoint, tmp_path, change,
         raise ValueError(error)
 
 
+@pytest.mark.parametrize(
+    ("adapter", "weights", "installed", "message"),
+    [
+        ({"base_model_name_or_path": "BASE"}, True, False, "PEFT adapter, and peft is not installed; run: pip install peft"),
+        ({"base_model_name_or_path": "BASE"}, False, True, "is no adapter: it has no weights"),
+        ({"base_model_name_or_path": None}, True, True, "does not name the model that the adapter changes"),
+        ({"base_model_name_or_path": "/nowhere"}, True, True, "checkpoint '/nowhere': there is no such directory"),
+    ],
+)  # fmt: skip
+def test_adapters_that_cannot_be_evaluated(
+    adapter, weights, installed, message, llama_checkpoint, tmp_path, capsys, monkeypatch
+):
+    found = importlib.util.find_spec
+    spec = object() if installed else None
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: spec if name == "peft" else found(name, *rest))
+    path = adapter["base_model_name_or_path"]
+    adapter = {"base_model_name_or_path": str(llama_checkpoint) if path == "BASE" else path}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(adapter))
+    if weights:
+        (tmp_path / "adapter_model.safetensors").touch()
+    assert main(["--checkpoint", str(tmp_path), "--tasks", "own_haystack_niah_1", *SMALL]) == 2
+    assert message in capsys.readouterr().err
+
+
 def test_a_folder_of_checkpoints_names_them(llama_checkpoint, capsys):
     assert main(["--checkpoint", str(llama_checkpoint.parent), "--tasks", "own_haystack_niah_1"]) == 2
     assert "did you mean one of llama inside it?" in capsys.readouterr().err
@@ -140,6 +169,11 @@ def test_a_folder_of_checkpoints_names_them(llama_checkpoint, capsys):
         (["--tasks", "regbench", "--model_args", "pretrained=MESANET,max_cg_steps=0"], "max_cg_steps must be an integer >= 1"),
         (["--tasks", "heldout_bits_per_byte", "--metadata", "text=/nowhere.txt", "--checkpoint", "LLAMA"], "/nowhere.txt"),
         (["--tasks", "heldout_loss_by_position", "--metadata", "positions=1", "--checkpoint", "LLAMA"], "must be an integer >= 2"),
+        (["--tasks", "regbench", "--checkpoint", "LLAMA", "--device", "cuda:77"], "device: this machine has cpu"),
+        (["--tasks", "regbench", "--checkpoint", "LLAMA", "--device", "gpu"], "got 'gpu'"),
+        (["--tasks", "regbench", "--model_args", "pretrained=LLAMA,dtype=float31"], "dtype: allowed are auto, float32"),
+        (["--tasks", "regbench", "--model_args", "max_length=1", "--checkpoint", "LLAMA"], "max_length must be an integer >= 2; got 1"),
+        (["--tasks", "regbench", "--checkpoint", "LLAMA", "--output_path", "LLAMA/config.json/out"], "config.json' is a file"),
         (["--tasks", "own_haystack_niah_1", "--metadata", "length=300", "--checkpoint", "LLAMA"], "length 300 is too short"),
         (["--tasks", "own_haystack_niah_1", "--metadata", "samples=0", "--checkpoint", "LLAMA"], "samples must be an integer >= 1"),
     ],
@@ -170,6 +204,155 @@ def test_generation_longer_than_asked_for_is_an_error(llama_checkpoint, local_ta
     arguments = ["--tasks", "local_generation", "--include_path", str(local_tasks), "--model_args"]
     assert main([*arguments, f"pretrained={llama_checkpoint},max_length=30"]) == 2
     assert "an input and its answer of" in capsys.readouterr().err
+
+
+def test_generation_with_lm_eval_s_defaults_runs_for_every_architecture(short_checkpoint, local_tasks, capsys):
+    """Its model says that it was trained on 32 tokens; lm-eval would leave no room for 256 new ones."""
+    arguments = [
+        "--tasks",
+        "local_default_generation",
+        "--include_path",
+        str(local_tasks),
+        "--checkpoint",
+        short_checkpoint,
+    ]
+    assert main([*arguments, "--limit", "1", "--batch_size", "1"]) == 0
+    assert "skipped" not in capsys.readouterr().out
+    assert main([*arguments, "--limit", "1", "--model_args", "max_length=256,truncation=True"]) == 2
+    assert "an answer of 256 tokens (max_gen_toks) leaves no room" in capsys.readouterr().err
+
+
+@pytest.fixture
+def short_checkpoint(mesanet_checkpoint, tmp_path):
+    """One that stores that it was trained on sequences of 32 tokens."""
+    copy = shutil.copytree(mesanet_checkpoint, tmp_path / "short")
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 32}))
+    return str(copy)
+
+
+def test_one_context_for_all_rows_and_what_is_cut_is_counted(short_checkpoint, llama_checkpoint, tmp_path, capsys):
+    both = ["--checkpoint", short_checkpoint, str(llama_checkpoint), "--tasks", "own_haystack_niah_1", *SMALL]
+    assert main([*both, "--output_path", str(tmp_path / "whole")]) == 0
+    table = (tmp_path / "whole" / "comparison.md").read_text()
+    assert table.startswith("Context: at most 2,048 tokens.\n") and "inputs cut" not in table
+    cut = ["--model_args", "max_length=300,truncation=True", "--output_path", str(tmp_path / "cut")]
+    for _ in range(2):  # the second time answers come from the cache, and are cut no less
+        assert main([*both, *cut, "--use_cache", str(tmp_path / "cache")]) == 0
+        table = (tmp_path / "cut" / "comparison.md").read_text()
+        assert table.startswith("Context: at most 300 tokens.\n")
+        assert "| own_haystack_niah_1 | inputs cut | 3 of 3 | 3 of 3 |" in table
+    data = json.loads((tmp_path / "cut" / "comparison.json").read_text())
+    assert data["max_length"] == {"short": 300, "llama": 300}
+    assert data["cut"]["short"] == {"own_haystack_niah_1": {"cut": 3, "of": 3}}
+
+
+def test_inputs_are_counted_as_cut_exactly_where_lm_eval_cuts_them(llama_checkpoint):
+    lm = FlaMesaLM(str(llama_checkpoint), device="cpu", max_length=10, truncation=True)
+
+    def counted(kind, *arguments):
+        return cut_inputs(lm, {"t": [{"filter": "none", "arguments": [arguments]}]}, {"t": {"output_type": kind}})
+
+    # Nine tokens are read of ten: the last is only predicted.
+    assert counted("loglikelihood", "a" * 6, "b" * 5) == {}
+    assert counted("multiple_choice", "a" * 7, "b" * 5) == {"t": {"cut": 1, "of": 1}}
+    assert counted("loglikelihood", "", "b" * 10) == {} != counted("loglikelihood", "", "b" * 11)
+    assert counted("generate_until", "a" * 7, {"max_gen_toks": 3}) == {}
+    assert counted("generate_until", "a" * 7, {"max_new_tokens": 4}) == {"t": {"cut": 1, "of": 1}}
+    assert counted("loglikelihood_rolling", "a" * 50) == {}
+
+
+def test_a_model_with_fewer_positions_is_refused_before_the_first_is_evaluated(llama_checkpoint, tmp_path, capsys):
+    GPT2LMHeadModel(GPT2Config(n_positions=64, n_embd=8, n_layer=1, n_head=1, vocab_size=257)).save_pretrained(
+        tmp_path / "gpt2"
+    )
+    byte_tokenizer().save_pretrained(tmp_path / "gpt2")
+    tasks = ["--tasks", "own_haystack_niah_1", *SMALL, "--checkpoint", str(llama_checkpoint)]
+    assert main([*tasks, str(tmp_path / "gpt2")]) == 2
+    captured = capsys.readouterr()
+    assert (
+        "pass --model_args max_length=64,truncation=True" in captured.err and "own_haystack_niah_1|" not in captured.out
+    )
+    assert main([*tasks, str(tmp_path / "nowhere")]) == 2
+    captured = capsys.readouterr()
+    assert "there is no such directory" in captured.err and "own_haystack_niah_1|" not in captured.out
+
+
+def test_the_cache_is_one_a_model(mesanet_checkpoint, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(mesanet_checkpoint, other)
+    model = MesaNetForCausalLM.from_pretrained(other)
+    with torch.no_grad():
+        model.lm_head.weight.mul_(0.5)
+    model.save_pretrained(other)
+    (tmp_path / "text.txt").write_text("The owl and the lamp.\n" * 8)
+
+    def score(checkpoint, *settings, batch=1):
+        out = tmp_path / f"out{len(list(tmp_path.iterdir()))}"
+        arguments = [
+            "--model_args",
+            ",".join([f"pretrained={checkpoint}", *settings]),
+            "--use_cache",
+            str(tmp_path / "cache" / "answers"),
+        ]
+        arguments += [
+            "--tasks",
+            "heldout_bits_per_byte",
+            "--metadata",
+            f"text={tmp_path / 'text.txt'}",
+            "--device",
+            "cpu",
+        ]
+        assert main([*arguments, "--output_path", str(out), "--batch_size", str(batch)]) == 0
+        (file,) = out.glob("*/results_*.json")
+        return json.loads(file.read_text())["results"]["heldout_bits_per_byte"]["bits_per_byte,none"]
+
+    def files():
+        return len(list((tmp_path / "cache").glob("answers_*_rank0.db")))
+
+    settings = ("max_cg_steps=1", "dtype=bfloat16", "max_length=16")
+    scores = [score(mesanet_checkpoint), score(other), *(score(mesanet_checkpoint, setting) for setting in settings)]
+    assert len(set(scores)) == files() == 5
+    # The same weights elsewhere, in other batches: the same file, and no question asked.
+    elsewhere = shutil.copytree(mesanet_checkpoint, tmp_path / "elsewhere")
+    with pytest.MonkeyPatch.context() as patches:
+        patches.setattr(FlaMesaLM, "_model_call", None)
+        assert score(elsewhere, batch=3) == scores[0]
+    assert files() == 5
+
+
+def test_stored_requests_are_not_for_tasks_that_metadata_changes(llama_checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr("lm_eval.caching.cache.PATH", str(tmp_path / "requests"))
+    lengths = []
+    for length in (400, 500):
+        out = tmp_path / str(length)
+        arguments = [
+            "--checkpoint",
+            str(llama_checkpoint),
+            "--tasks",
+            "own_haystack_niah_1",
+            "--cache_requests",
+            "true",
+            "--log_samples",
+        ]
+        assert (
+            main(
+                [
+                    *arguments,
+                    "--metadata",
+                    f"length={length}",
+                    "samples=1",
+                    "--device",
+                    "cpu",
+                    "--output_path",
+                    str(out),
+                ]
+            )
+            == 0
+        )
+        (file,) = out.glob("*/samples_*.jsonl")
+        lengths.append(len(json.loads(file.read_text().splitlines()[0])["arguments"]["gen_args_0"]["arg_0"]))
+    assert lengths[1] > lengths[0] + 50
 
 
 def test_sequences_longer_than_asked_for_are_an_error(suite_checkpoint, capsys):

@@ -199,6 +199,8 @@ def test_the_command_writes_tables_numbers_and_pictures(suite_checkpoint, tmp_pa
         (["MESANET", "--sequences", "0"], "sequences must be an integer >= 1; got 0"),
         (["MESANET", "--context_lengths", "1"], "context_lengths must be integers >= 2; got 1"),
         (["MESANET", "--text", "/nowhere.txt"], "/nowhere.txt"),
+        (["MESANET", "--device", "cuda:77"], "device: this machine has cpu"),
+        (["MESANET", "--output_dir", f"{__file__}/sweep"], "test_sweep.py' is a file"),
         (["SUITE", "--text", "stdlib"], "text: the checkpoint was trained on mqar"),
         (["SUITE", "--needles", "3"], "needles: the checkpoint was trained on mqar"),
         (["SUITE", "--seed", "0"], "seed: the checkpoint was trained on mqar"),

@@ -1,0 +1,20 @@
+"""Is this device there? Asked before anything is loaded."""
+
+from __future__ import annotations
+
+import torch
+
+
+def check_device(name: str) -> torch.device:
+    """The device of a name such as 'cpu', 'cuda' or 'cuda:1'.
+
+    Raises:
+        ValueError: It is no name of a device, or this machine has no such device.
+    """
+    there = ["cpu"]
+    if torch.accelerator.is_available():
+        kind = str(torch.accelerator.current_accelerator()).partition(":")[0]
+        there += [kind, *(f"{kind}:{number}" for number in range(torch.accelerator.device_count()))]
+    if name not in there:
+        raise ValueError(f"device: this machine has {', '.join(there)}; got {name!r}")
+    return torch.device(name)
