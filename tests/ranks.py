@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import pickle
 import queue
+import socket
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +23,9 @@ _server = multiprocessing.get_context("forkserver")
 _server.set_forkserver_preload(["fla_mesa"])
 
 
-def run_on_ranks(function: Callable[..., Any], size: int, folder: Path, *args: Any, timeout: float = 300) -> list[Any]:
+def run_on_ranks(
+    function: Callable[..., Any], size: int, folder: Path, *args: Any, timeout: float = 600, connect: bool = True
+) -> list[Any]:
     """``function(*args)`` of an importable module on every rank of a gloo group; what it returned, by rank.
 
     Args:
@@ -31,13 +34,18 @@ def run_on_ranks(function: Callable[..., Any], size: int, folder: Path, *args: A
         folder: An empty folder, where they find each other.
         args: Passed on.
         timeout: Seconds until those that have not ended are killed.
+        connect: Whether to make the group. Otherwise the environment is torchrun's, and the function does.
 
     Raises:
         AssertionError: A rank raised (with its traceback), or took too long.
     """
-    answers = _server.Queue()
+    answers, port = _server.Queue(), _free_port()
     ranks = [
-        _server.Process(target=_rank, args=(rank, size, str(folder), answers, function, args), daemon=True)
+        _server.Process(
+            target=_rank,
+            args=(rank, size, str(folder) if connect else None, port, answers, function, args),
+            daemon=True,
+        )
         for rank in range(size)
     ]
     for process in ranks:
@@ -68,13 +76,24 @@ def run_once(factory: pytest.TempPathFactory, function: Callable[..., Any], size
     return pickle.loads(answer.read_bytes())
 
 
-def _rank(rank: int, size: int, folder: str, answers: Any, function: Callable[..., Any], args: tuple) -> None:
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def _rank(
+    rank: int, size: int, folder: str | None, port: int, answers: Any, function: Callable[..., Any], args: tuple
+) -> None:
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(size), LOCAL_RANK=str(rank))
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     torch.set_num_threads(1)
     try:
-        dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=size)
+        if folder is not None:
+            dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=size)
         result = function(*args)
-        dist.destroy_process_group()
+        if dist.is_initialized():
+            dist.destroy_process_group()
     except BaseException:  # the other ranks may be waiting for this one: say so at once
         answers.put((rank, None, traceback.format_exc()))
         raise

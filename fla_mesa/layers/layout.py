@@ -18,6 +18,8 @@ from typing import Any, NamedTuple, TypedDict, TypeVar, cast
 import torch
 from fla.layers.utils import index_first_axis, pad_input
 
+from fla_mesa.ops.context_parallel import ContextLike, check_call
+
 Tensor = torch.Tensor
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -31,6 +33,7 @@ class Layout(NamedTuple):
         cu_seqlens: Boundaries ``[N + 1]`` among these tokens, or None if the rows are the sequences and hold nothing else.
         rows: The row ``[N]`` of each sequence, if no row holds two and some hold none; None otherwise.
         packed: Whether a row may hold several sequences. Then they start from nothing, and a cache holds the states of sequences.
+        cp_context: What is known of the whole row if this is a shard of one, whose first sequence may have begun on another rank.
     """
 
     batch: int
@@ -39,6 +42,7 @@ class Layout(NamedTuple):
     cu_seqlens: Tensor | None = None
     rows: Tensor | None = None
     packed: bool = False
+    cp_context: ContextLike | None = None
 
     def pack(self, x: Tensor) -> Tensor:
         """``[B, T, ...] -> [1, tokens, ...]``, or x itself if the rows are the sequences."""
@@ -67,6 +71,7 @@ class SequenceKeywords(TypedDict, total=False):
         seq_idx: A number for each position ``[B, T]``; neighbours of one number are one sequence.
         position_ids: ``[B, T]`` or ``[1, T]``. A sequence starts where they do not go up; elsewhere they go up by one (or, across padding,
             by the distance). Where they start is of no account, as only distances enter a model.
+        cp_context: For a shard of a row that is cut over ranks, from :func:`fla_mesa.ops.make_cp_context` or fla; it comes alone.
     """
 
     cu_seqlens: Tensor | None
@@ -76,6 +81,7 @@ class SequenceKeywords(TypedDict, total=False):
     max_length_k: int | Tensor | None
     seq_idx: Tensor | None
     position_ids: Tensor | None
+    cp_context: ContextLike | None
 
 
 def find_layout(
@@ -90,6 +96,7 @@ def find_layout(
     max_length_k: int | Tensor | None = None,
     seq_idx: Tensor | None = None,
     position_ids: Tensor | None = None,
+    cp_context: ContextLike | None = None,
 ) -> Layout:
     """The sequences of a batch ``[B, T]``; the keywords are those of :class:`SequenceKeywords`. Reads values, which stalls a GPU.
 
@@ -105,6 +112,21 @@ def find_layout(
         raise ValueError(
             f"the input must hold at least one token in at least one row; got batch {batch}, length {length}"
         )
+    if cp_context is not None:
+        check_call(
+            cp_context,
+            (batch, length),
+            "the input",
+            cu_seqlens,
+            attention_mask=attention_mask,
+            cu_seq_lens_q=cu_seq_lens_q,
+            cu_seq_lens_k=cu_seq_lens_k,
+            max_length_q=max_length_q,
+            max_length_k=max_length_k,
+            seq_idx=seq_idx,
+            position_ids=position_ids,
+        )
+        return Layout(batch, length, cu_seqlens=cp_context.cu_seqlens, packed=True, cp_context=cp_context)
     bounds = _boundaries(batch, length, cu_seqlens, cu_seq_lens_q, cu_seq_lens_k, max_length_q, max_length_k)
     places = None if attention_mask is None else _real_places(attention_mask, batch, length)
     if seq_idx is not None:

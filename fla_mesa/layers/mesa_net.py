@@ -60,6 +60,8 @@ class MesaNet(QKVMixer):
 
     no_weight_decay = ("lambda_params",)
 
+    context_parallel = True
+
     def __init__(
         self,
         hidden_size: int = 1024,
@@ -176,6 +178,7 @@ class MesaNet(QKVMixer):
                 max_CG_iteration=self.max_cg_step_training,
                 use_qk_l2norm_in_kernel=True,
                 cu_seqlens=call.cu_seqlens,
+                cp_context=call.cp_context,
                 cg_tolerance=self.cg_tolerance,
                 return_stats=True,
             )

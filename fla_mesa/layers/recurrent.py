@@ -15,6 +15,8 @@ from fla.modules import FusedRMSNormGated, RMSNorm, ShortConvolution
 
 from fla_mesa.layers.initialization import fill, gate_biases
 from fla_mesa.layers.layout import Layout, find_layout
+from fla_mesa.layers.shards import conv_states_before, refuse_shard
+from fla_mesa.ops.context_parallel import ContextLike
 
 States = tuple[torch.Tensor, ...]
 
@@ -26,11 +28,13 @@ class Call(NamedTuple):
         use_cache: Whether the states at the end are wanted.
         cu_seqlens: Boundaries of packed sequences ``[N + 1]``, or None.
         decode: Whether it is one token of each sequence, without gradients, after states that exist.
+        cp_context: What is known of the whole row if the input is a shard of one; see :mod:`fla_mesa.ops.context_parallel`.
     """
 
     use_cache: bool
     cu_seqlens: torch.Tensor | None
     decode: bool
+    cp_context: ContextLike | None = None
 
 
 class RecurrentMixer(nn.Module):
@@ -40,6 +44,9 @@ class RecurrentMixer(nn.Module):
         hidden_size: Width of input and output, D.
         layer_idx: Index of the layer in its model; needed with a cache.
     """
+
+    # Whether ``_mix`` goes by ``call.cp_context``, so that a row can be cut over ranks.
+    context_parallel = False
 
     def __init__(self, hidden_size: int, layer_idx: int | None):
         super().__init__()
@@ -60,6 +67,7 @@ class RecurrentMixer(nn.Module):
         output_attentions: bool | None = False,
         cu_seqlens: torch.Tensor | None = None,
         *,
+        cp_context: ContextLike | None = None,
         layout: Layout | None = None,
     ) -> tuple[torch.Tensor, None, Cache | None]:
         """Mix tokens.
@@ -71,7 +79,8 @@ class RecurrentMixer(nn.Module):
             use_cache: Whether to update it.
             output_attentions: There for fla's blocks; there are none to give.
             cu_seqlens: Boundaries of packed sequences ``[N + 1]``, B = 1.
-            layout: What the model found out about mask and boundaries, in place of these.
+            cp_context: For an input that is a shard of a row cut over ranks; see :mod:`fla_mesa.ops.context_parallel`.
+            layout: What the model found out about these three, in place of them.
 
         Returns:
             ``(output [B, T, D], None, past_key_values)``.
@@ -82,7 +91,9 @@ class RecurrentMixer(nn.Module):
         refuse_attentions(output_attentions)
         batch, length, _ = hidden_states.shape
         if layout is None:
-            layout = find_layout(batch, length, attention_mask, cu_seqlens=cu_seqlens)
+            layout = find_layout(batch, length, attention_mask, cu_seqlens=cu_seqlens, cp_context=cp_context)
+        if layout.cp_context is not None:
+            refuse_shard(self, self.layer_idx, past_key_values, use_cache)
         use_cache = bool(use_cache) and past_key_values is not None
         cache = get_layer_cache(self, past_key_values)
         if layout.packed and batch > 1 and (use_cache or cache is not None):
@@ -93,7 +104,7 @@ class RecurrentMixer(nn.Module):
         conv, states = take_rows(kept_conv, layout.rows), take_rows(kept_states, layout.rows)
         decode = states is not None and length == 1 and layout.cu_seqlens is None and not torch.is_grad_enabled()
 
-        call = Call(use_cache, layout.cu_seqlens, decode)
+        call = Call(use_cache, layout.cu_seqlens, decode, layout.cp_context)
         output, conv, states = self._mix(layout.pack(hidden_states), conv, states, call)
         if use_cache:
             update_layer_cache(
@@ -211,18 +222,27 @@ class QKVMixer(RecurrentMixer):
         return g, beta
 
     def _qkv(
-        self, x: torch.Tensor, conv: States | None, use_cache: bool, cu_seqlens: torch.Tensor | None
+        self,
+        x: torch.Tensor,
+        conv: States | None,
+        use_cache: bool,
+        cu_seqlens: torch.Tensor | None,
+        cp_context: ContextLike | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, States | None]:
         """q, k, v ``[B, T, H, head_dim]`` of one dtype, and the state of the convolutions."""
-        mixed, states = [], []
-        for name in "qkv":
-            y, convolution = getattr(self, f"{name}_proj")(x), getattr(self, f"{name}_conv1d", None)
-            if convolution is not None:
-                before = None if conv is None else conv[len(states)]
-                y, after = convolution(y, cache=before, output_final_state=use_cache, cu_seqlens=cu_seqlens)
-                states.append(after)
-            mixed.append(y)
-        q, k, v = (self._heads(y.to(mixed[-1].dtype)) for y in mixed)
+        mixed = {name: getattr(self, f"{name}_proj")(x) for name in "qkv"}
+        convolutions = {name: getattr(self, f"{name}_conv1d") for name in mixed if hasattr(self, f"{name}_conv1d")}
+        if cp_context is not None and convolutions:
+            width = next(iter(convolutions.values())).kernel_size[0]
+            conv = conv_states_before([mixed[name] for name in convolutions], width, cp_context)
+        states = []
+        for name, convolution in convolutions.items():
+            before = None if conv is None else conv[len(states)]
+            mixed[name], after = convolution(
+                mixed[name], cache=before, output_final_state=use_cache, cu_seqlens=cu_seqlens
+            )
+            states.append(after)
+        q, k, v = (self._heads(y.to(mixed["v"].dtype)) for y in mixed.values())
         return q, k, v, tuple(states) or None
 
     def _output(self, o: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
@@ -246,7 +266,7 @@ class QKVMixer(RecurrentMixer):
     def _mix(
         self, x: torch.Tensor, conv: States | None, states: States | None, call: Call
     ) -> tuple[torch.Tensor, States | None, States | None]:
-        q, k, v, conv = self._qkv(x, conv, call.use_cache, call.cu_seqlens)
+        q, k, v, conv = self._qkv(x, conv, call.use_cache, call.cu_seqlens, call.cp_context)
         o, states = self._recur(q, k, v, *self._gates(x), states, call)
         return self._output(o, x), conv, states
 

@@ -9,6 +9,7 @@ import torch.nn as nn
 from fla.modules import FusedCrossEntropyLoss, FusedLinearCrossEntropyLoss
 
 from fla_mesa.models.configuration_mesanet import MesaNetConfig
+from fla_mesa.ops.context_parallel import ContextLike, sum_over_ranks
 
 
 def soft_cap(logits: torch.Tensor, cap: float | None) -> torch.Tensor:
@@ -71,3 +72,25 @@ def capped(criterion: nn.Module | None, config: MesaNetConfig) -> nn.Module:
     ):
         return criterion
     return SoftCappedLoss(criterion, config.logit_soft_cap)
+
+
+def check_loss_of_shards(labels: torch.Tensor | None, use_l2warp: bool) -> None:
+    """Raises ValueError for what cannot be computed from a shard of a row that is cut over ranks."""
+    if labels is not None:
+        raise ValueError(
+            "labels cannot be combined with cp_context, as the target of a shard's last token is on the next rank: shift them before the "
+            "row is cut, and pass this rank's shard as shift_labels"
+        )
+    if use_l2warp:
+        raise ValueError(
+            "use_l2warp must be False with cp_context: its penalty counts the tokens of the whole row; got True"
+        )
+
+
+def loss_of_shards(
+    loss: torch.Tensor, shift_labels: torch.Tensor, items: int | torch.Tensor | None, cp_context: ContextLike
+) -> torch.Tensor:
+    """The loss of the whole row from the sum over each rank's targets, divided by `items`, or by how many targets all ranks have."""
+    number = (shift_labels != -100).sum() if items is None else torch.zeros((), device=loss.device)
+    total, targets = sum_over_ranks(torch.stack([loss.double(), number.to(loss.device, torch.float64)]), cp_context)
+    return (total / (targets if items is None else items)).to(loss.dtype)

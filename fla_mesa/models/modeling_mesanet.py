@@ -20,8 +20,9 @@ from fla_mesa.layers import Attention, MesaNet
 from fla_mesa.layers.initialization import fan_in
 from fla_mesa.layers.layout import Layout, SequenceKeywords, describes_sequences, find_layout
 from fla_mesa.layers.recurrent import refuse_attentions
+from fla_mesa.layers.shards import refuse_shard
 from fla_mesa.models.configuration_mesanet import MesaNetConfig
-from fla_mesa.models.losses import capped, make_criterion, soft_cap
+from fla_mesa.models.losses import capped, check_loss_of_shards, loss_of_shards, make_criterion, soft_cap
 
 # Marks the linear maps whose output is added to the residual stream.
 TO_RESIDUAL = "projects_to_residual"
@@ -205,6 +206,9 @@ class MesaNetModel(MesaNetPreTrainedModel, FLAModel):
             name, shape = ("input_ids", "[B, T]") if inputs_embeds is None else ("inputs_embeds", "[B, T, D]")
             raise ValueError(f"{name} must have shape {shape}; got {list(given.shape)}")
         layout = find_layout(given.shape[0], given.shape[1], attention_mask, **sequences)
+        if layout.cp_context is not None:
+            for layer_idx, layer in enumerate(self.layers):  # all of them, before the first one communicates
+                refuse_shard(layer.attn, layer_idx, past_key_values, use_cache)
         if use_cache is None:
             use_cache = self.config.use_cache and not self.training and not layout.packed
         use_cache = bool(use_cache)
@@ -271,7 +275,9 @@ class MesaNetForCausalLM(MesaNetPreTrainedModel, FLAForCausalLM, FLAUnsupportedC
         Args:
             labels: ``[B, T]``; the target of a position is the label of the next. -100 is none.
             logits_to_keep: How many of the last positions' logits are wanted, or which; 0 or None for all. The loss takes all.
-            num_items_in_batch: What the summed loss is divided by, as the Trainer asks; None for the number of targets.
+            num_items_in_batch: What the summed loss is divided by, as the Trainer asks; None for the number of targets. With
+                `cp_context` the sum and the number are those of the whole row, so that the loss is the same on every rank; gradients
+                of parameters then add up over ranks.
             shift_labels: ``[B, T]``, the target of each position itself; takes the place of `labels`, as in transformers.
 
         Returns:
@@ -280,6 +286,9 @@ class MesaNetForCausalLM(MesaNetPreTrainedModel, FLAForCausalLM, FLAUnsupportedC
         Raises:
             ValueError, TypeError: As :meth:`MesaNetModel.forward`.
         """
+        cp_context = sequences.get("cp_context")
+        if cp_context is not None:
+            check_loss_of_shards(labels, self.config.use_l2warp)
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -302,8 +311,11 @@ class MesaNetForCausalLM(MesaNetPreTrainedModel, FLAForCausalLM, FLAUnsupportedC
             labels=labels,
             shift_labels=shift_labels,
             logits_to_keep=logits_to_keep,
-            num_items_in_batch=num_items_in_batch,
+            num_items_in_batch=num_items_in_batch if cp_context is None else 1,  # a shard's loss is a sum
         )
+        if loss is not None and cp_context is not None:
+            assert shift_labels is not None
+            loss = loss_of_shards(loss, shift_labels, num_items_in_batch, cp_context)
         output = CausalLMOutputWithPast(
             loss=loss,
             logits=logits,

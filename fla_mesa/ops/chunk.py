@@ -6,7 +6,6 @@ from types import ModuleType
 from typing import Any, cast
 
 import torch
-import torch.distributed as dist
 from torch.autograd.function import once_differentiable
 
 from fla_mesa.ops.backends import choose_backend
@@ -117,7 +116,7 @@ def chunk_mesa_net(
     if cp_context is not None:
         check_call(
             cp_context,
-            q,
+            q.shape if isinstance(q, torch.Tensor) else (),
             "q",
             cu_seqlens,
             h_kk_init=h_kk_init,
@@ -132,7 +131,7 @@ def chunk_mesa_net(
     chosen = choose_backend(backend, q)
     if use_qk_l2norm_in_kernel:
         q, k = chosen.l2_normalize(q), chosen.l2_normalize(k)
-    if cp_context is not None and dist.get_world_size(cp_context.group) > 1:
+    if cp_context is not None:
         h_kk_init, h_kv_init = states_before(k, v, g, beta, cp_context)
     options = {
         "cu_seqlens": cu_seqlens,

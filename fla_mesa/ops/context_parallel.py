@@ -14,12 +14,13 @@ Both chains break where a sequence starts or ends: a rank reads only from the ra
 sequence only hears from the ranks that it goes on to.
 
 What a rank knows about the whole row stands in a record whose fields have the names and meanings of ``fla.ops.cp.FLACPContext`` in its
-contiguous layout, so that either can be passed.
+contiguous layout, so that either can be passed. A rule whose only state is G (linear attention) takes the same way without H.
 """
 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -27,6 +28,7 @@ import torch
 import torch.distributed as dist
 from torch.autograd.function import once_differentiable
 
+_all_gather = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)  # its name from torch 2.13 on, and before
 BLOCK = 4096  # positions whose float32 copies exist at a time
 
 
@@ -179,16 +181,16 @@ def check_context(cp_context: ContextLike) -> None:
 
 def check_call(
     cp_context: ContextLike,
-    x: torch.Tensor,
+    shape: Sequence[int],
     name: str,
     cu_seqlens: torch.Tensor | None,
     **refused: object,
 ) -> None:
-    """The same, and that ``x [1, T_local, ...]`` is this rank's shard, and that nothing comes with the context that excludes it.
+    """The same, and that a tensor of this shape is this rank's shard, and that nothing comes with the context that excludes it.
 
     Args:
         cp_context: The context.
-        x: The tensor that is sharded.
+        shape: ``[1, T_local, ...]`` of the input that is sharded.
         name: Its name.
         cu_seqlens: As the caller got it: None, or the context's own.
         refused: Arguments of the caller that cannot be combined with a context, by name.
@@ -199,21 +201,22 @@ def check_call(
             raise ValueError(f"{argument} cannot be combined with cp_context; got {_name(value)}")
     if cu_seqlens is not None and cu_seqlens is not cp_context.cu_seqlens:
         raise ValueError("cu_seqlens comes with cp_context, which holds the boundaries inside the shard: leave it out")
-    if isinstance(x, torch.Tensor) and x.ndim > 1:
-        boundaries = cp_context.cu_seqlens if cp_context.cu_seqlens_cpu is None else cp_context.cu_seqlens_cpu
-        assert boundaries is not None
-        length = int(boundaries[-1])
-        if tuple(x.shape[:2]) != (1, length):
-            raise ValueError(
-                f"{name} must be this rank's shard, [1, {length}, ...], with cp_context; got {_name(x)} (pack a batch into one row)"
-            )
+    boundaries = cp_context.cu_seqlens if cp_context.cu_seqlens_cpu is None else cp_context.cu_seqlens_cpu
+    assert boundaries is not None
+    length = int(boundaries[-1])
+    if len(shape) > 1 and tuple(shape[:2]) != (1, length):
+        raise ValueError(
+            f"{name} must be this rank's shard, [1, {length}, ...], with cp_context; got shape {list(shape)} (pack a batch into one row)"
+        )
 
 
 def _gather(x: torch.Tensor, group: Any) -> torch.Tensor:
     """``[...] -> [P, ...]``, in the order of the ranks."""
     x = x.contiguous()
+    if dist.get_world_size(group) == 1:
+        return x[None]
     out = x.new_empty(dist.get_world_size(group), *x.shape)
-    dist.all_gather_into_tensor(out.flatten(0, 1), x, group=group)
+    _all_gather(out.flatten(0, 1), x, group=group)
     return out
 
 
@@ -230,33 +233,37 @@ def _weights(
 
 
 class _StateBefore(torch.autograd.Function):
-    """``k [1, T, H, K], v [1, T, H, V], g, beta [1, T, H]`` of a shard to the state ``[H, K, K + V]`` before it."""
+    """``k [1, T, H, K], v [1, T, H, V], g, beta [1, T, H]`` of a shard to the state before it.
+
+    It is ``[H | G] [H, K, K + V]``; without ``with_keys`` only ``G [H, K, V]``.
+    """
 
     @staticmethod
-    def forward(ctx, k, v, g, beta, context: ContextLike, start: int):
+    def forward(ctx, k, v, g, beta, context: ContextLike, start: int, with_keys: bool):
         dtype = torch.promote_types(k.dtype, torch.float32)
-        (H, K), V = k.shape[2:], v.shape[-1]
-        decay, update = k.new_zeros(H, dtype=dtype), k.new_zeros(H, K, K + V, dtype=dtype)
+        (H, K), D = k.shape[2:], v.shape[-1] + (k.shape[-1] if with_keys else 0)
+        decay, update = k.new_zeros(H, dtype=dtype), k.new_zeros(H, K, D, dtype=dtype)
         if context.post_num_ranks:  # else nobody asks for them
             decay, _, weight = _weights(g[0, start:], beta[0, start:], dtype)
             for k_, v_, w in zip(*(x.split(BLOCK) for x in (k[0, start:], v[0, start:], weight)), strict=True):
                 k_, v_ = k_.to(dtype), v_.to(dtype)
-                update += torch.einsum("thk,thd->hkd", k_ * w[..., None], torch.cat([k_, v_], -1))
-        gathered = _gather(torch.cat([decay[:, None], update.flatten(1)], 1), context.group)  # [P, H, 1 + K (K + V)]
+                rows = torch.cat([k_, v_], -1) if with_keys else v_
+                update += torch.einsum("thk,thd->hkd", k_ * w[..., None], rows)
+        gathered = _gather(torch.cat([decay[:, None], update.flatten(1)], 1), context.group)  # [P, H, 1 + K D]
         decays, rank = gathered[:, :, 0, None, None], dist.get_rank(context.group)
         state = torch.zeros_like(update)
         for r in range(rank - (context.pre_num_ranks or 0), rank):
             state = decays[r] * state + gathered[r, :, 1:].view_as(state)
         ctx.save_for_backward(k, v, g, beta, state, decays.clone())
-        ctx.context, ctx.start = context, start
+        ctx.context, ctx.start, ctx.with_keys = context, start, with_keys
         return state
 
     @staticmethod
     @once_differentiable
     def backward(ctx, d_state):
         k, v, g, beta, state, decays = ctx.saved_tensors
-        context, start, K = ctx.context, ctx.start, k.shape[-1]
-        gathered = _gather(d_state, context.group)  # [P, H, K, K + V]
+        context, start, K, V = ctx.context, ctx.start, k.shape[-1], v.shape[-1]
+        gathered = _gather(d_state, context.group)  # [P, H, K, D]
         rank, ahead = dist.get_rank(context.group), context.post_num_ranks
         dk, dv, dg, dbeta = (torch.zeros_like(x) for x in (k, v, g, beta))
         if ahead:
@@ -268,18 +275,36 @@ class _StateBefore(torch.autograd.Function):
             for t in range(start, k.shape[1], BLOCK):
                 place, part = (0, slice(t, t + BLOCK)), slice(t - start, t - start + BLOCK)
                 k_, v_, w = k[place].to(after.dtype), v[place].to(after.dtype), weight[part, :, None]
-                rows = torch.einsum("hkd,thd->thk", after, torch.cat([k_, v_], -1))
-                columns = torch.einsum("hkd,thk->thd", after, k_)
-                d_weight[part] = (k_ * rows).sum(-1)
-                dk[place] = w * (rows + columns[..., :K])
-                dv[place] = w * columns[..., K:]
+                d_keys = torch.einsum("hkd,thd->thk", after, torch.cat([k_, v_], -1) if ctx.with_keys else v_)
+                d_rows = torch.einsum("hkd,thk->thd", after, k_)
+                d_weight[part] = (k_ * d_keys).sum(-1)
+                dk[place] = w * (d_keys + d_rows[..., :K] if ctx.with_keys else d_keys)
+                dv[place] = w * d_rows[..., -V:]
             dbeta[0, start:] = left * d_weight
             d_left = (weight * d_weight).double()
             d_gate = d_left.cumsum(0) - d_left  # g_s stands in what is left of the positions before s
             if start == 0:  # and in what is left of the state before the shard, if the last sequence is the first
                 d_gate += decay * (state * after).sum((1, 2))
             dg[0, start:] = d_gate
-        return dk, dv, dg, dbeta, None, None
+        return dk, dv, dg, dbeta, None, None, None
+
+
+def _states_before(
+    k: torch.Tensor,
+    v: torch.Tensor,
+    g: torch.Tensor,
+    beta: torch.Tensor,
+    cp_context: ContextLike,
+    with_keys: bool,
+) -> torch.Tensor:
+    """The initial states of the local sequences, ``[N, H, K, D]``."""
+    boundaries = cp_context.cu_seqlens if cp_context.cu_seqlens_cpu is None else cp_context.cu_seqlens_cpu
+    assert boundaries is not None
+    with torch.autocast(k.device.type, enabled=False):
+        state: Any = _StateBefore.apply(k, v, g, beta, cp_context, int(boundaries[-2]), with_keys)
+    # Only the first sequence has a past. The others get their zeros behind the same node of the graph on every rank: who skipped it
+    # would not take part in its backward collective.
+    return torch.cat([state[None], state.new_zeros(len(boundaries) - 2, *state.shape)])
 
 
 def states_before(
@@ -289,12 +314,69 @@ def states_before(
 
     A collective: every rank of the group has to call it, and in the same order as its other collectives, forward and backward.
     """
-    boundaries = cp_context.cu_seqlens if cp_context.cu_seqlens_cpu is None else cp_context.cu_seqlens_cpu
-    assert boundaries is not None
-    N, K = len(boundaries) - 1, k.shape[-1]
-    with torch.autocast(k.device.type, enabled=False):
-        state: Any = _StateBefore.apply(k, v, g, beta, cp_context, int(boundaries[-2]))
-    # Only the first sequence has a past. The others get their zeros behind the same node of the graph on every rank: who skipped it
-    # would not take part in its backward collective.
-    states = torch.cat([state[None], state.new_zeros(N - 1, *state.shape)])
+    states, K = _states_before(k, v, g, beta, cp_context, with_keys=True), k.shape[-1]
     return states[..., :K], states[..., K:]
+
+
+def linear_state_before(
+    k: torch.Tensor, v: torch.Tensor, g: torch.Tensor, beta: torch.Tensor | None, cp_context: ContextLike
+) -> torch.Tensor:
+    """The same for linear attention, ``S_t = exp(g_t) S_{t-1} + beta_t k_t v_t'`` with beta 1 if None: ``[N, H, K, V]``."""
+    return _states_before(k, v, g, torch.ones_like(g) if beta is None else beta, cp_context, with_keys=False)
+
+
+class _RowsBefore(torch.autograd.Function):
+    """``x [1, T, C]`` of a shard to the ``count`` rows ``[count, C]`` before it, zeros where these are not of its first sequence."""
+
+    @staticmethod
+    def forward(ctx, x, count: int, context: ContextLike):
+        known, rank = min(count, context.pre_num_conv_tokens or 0), dist.get_rank(context.group)
+        gathered = _gather(x[0, -count:], context.group)  # shards shorter than `count` send all they have
+        rows = x.new_zeros(count, x.shape[-1])
+        if known:
+            rows[count - known :] = gathered[:rank].flatten(0, 1)[-known:]
+        ctx.shape, ctx.known, ctx.context = x.shape, known, context
+        return rows
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, d_rows):
+        count, T, group = len(d_rows), ctx.shape[1], ctx.context.group
+        d_rows = d_rows.clone()
+        d_rows[: count - ctx.known] = 0
+        gathered, dx = _gather(d_rows, group), d_rows.new_zeros(ctx.shape)
+        for ahead, of_rank in enumerate(gathered[dist.get_rank(group) + 1 :], 1):
+            first = ahead * T - count  # where these rows begin, counted from the start of this shard
+            begin, end = max(first, 0), min(first + count, T)
+            if begin >= end:
+                break
+            dx[0, begin:end] += of_rank[begin - first : end - first]
+        return dx, None, None
+
+
+def rows_before(x: torch.Tensor, count: int, cp_context: ContextLike) -> torch.Tensor:
+    """The ``count >= 1`` rows before a shard ``x [1, T_local, C]``, ``[count, C]``, as a causal convolution needs them.
+
+    They are zero where they lie before the start of the shard's first sequence. Gradients go back to the ranks that the rows came from. A
+    collective, like :func:`states_before`.
+    """
+    rows: Any = _RowsBefore.apply(x, count, cp_context)
+    return rows
+
+
+class _Sum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, group):
+        total = x.clone()
+        dist.all_reduce(total, group=group)
+        return total
+
+    @staticmethod
+    def backward(ctx, d_total):
+        return d_total, None
+
+
+def sum_over_ranks(x: torch.Tensor, cp_context: ContextLike) -> torch.Tensor:
+    """The sum of x over the ranks, whose gradient on each rank is that of its own x: the gradients of parameters then add up over ranks."""
+    total: Any = _Sum.apply(x, cp_context.group)
+    return total

@@ -11,9 +11,11 @@ from unittest import mock
 import pytest
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from fla.ops.cp import FLACPContext, build_cp_context
 
 from fla_mesa.ops import chunk_mesa_net, context_parallel, make_cp_context, take_shard
+from fla_mesa.ops.context_parallel import rows_before
 from tests.ops.cases import Case, draw
 from tests.ranks import run_once
 
@@ -106,6 +108,38 @@ def errors_of_rows(groups: dict[int, dist.ProcessGroup]) -> dict[tuple[str, int]
     return found
 
 
+def errors_of_convolutions(groups: dict[int, dist.ProcessGroup]) -> dict[tuple[tuple[int, ...], int, int], float]:
+    """For each row, size of a group and width: how far a convolution over shards is from that over the whole, gradients included."""
+
+    def convolve(x: torch.Tensor, before: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        """``x [1, T, C]``, ``before [W - 1, C]``, ``weight [C, 1, W]`` -> ``[1, T, C]``"""
+        return F.conv1d(torch.cat([before[None], x], 1).mT, weight, groups=len(weight)).mT
+
+    found = {}
+    for lengths in dict.fromkeys(row.lengths for row in ROWS.values()):
+        for width in (4, 60):  # the second is longer than a shard of four
+            rng = torch.Generator().manual_seed(0)
+            x, dy = (torch.randn(1, T, 3, generator=rng, dtype=torch.float64) for _ in range(2))
+            weight, x = torch.randn(3, 1, width, generator=rng, dtype=torch.float64), x.requires_grad_()
+            start = torch.zeros(width - 1, 3, dtype=torch.float64)
+            y = torch.cat([convolve(part, start, weight) for part in x.split(lengths, 1)], 1)
+            (dx,) = torch.autograd.grad(y, x, dy)
+            for size, group in groups.items():
+                if dist.get_rank() >= size:
+                    continue
+                context = make_cp_context(torch.tensor([0, *lengths]).cumsum(0), group)
+                mine = take_shard(x, context).detach().requires_grad_()
+                before = rows_before(mine, width - 1, context)
+                first, *others = mine.split(context.cu_seqlens.diff().tolist(), 1)
+                got = torch.cat(
+                    [convolve(first, before, weight), *(convolve(part, start, weight) for part in others)], 1
+                )
+                (d_mine,) = torch.autograd.grad(got, mine, take_shard(dy, context))
+                pairs = (got, take_shard(y, context)), (d_mine, take_shard(dx, context))
+                found[lengths, size, width] = max(float((a - b).abs().max()) for a, b in pairs)
+    return found
+
+
 FIELDS = ("pre_num_ranks", "post_num_ranks", "pre_num_conv_tokens", "layout", "group")
 
 
@@ -138,7 +172,7 @@ def fla_context_changes(groups: dict[int, dist.ProcessGroup]) -> float:
 
 def messages() -> list[tuple[int, torch.dtype]]:
     """Size and type of what this rank sends in one forward and backward pass over four ranks."""
-    context, sent, gather = make_cp_context(torch.tensor([0, T])), [], dist.all_gather_into_tensor
+    context, sent, gather = make_cp_context(torch.tensor([0, T])), [], context_parallel._all_gather
     x = {
         n: (v if n == "lamb" else take_shard(v, context)).detach().requires_grad_()
         for n, v in inputs(Row(dtype=torch.bfloat16)).items()
@@ -148,7 +182,7 @@ def messages() -> list[tuple[int, torch.dtype]]:
         sent.append((message.numel(), message.dtype))
         return gather(out, message, **options)
 
-    with mock.patch.object(dist, "all_gather_into_tensor", spy):
+    with mock.patch.object(context_parallel, "_all_gather", spy):
         chunk_mesa_net(**x, cp_context=context)[0].sum().backward()
     return sent
 
@@ -199,8 +233,8 @@ BAD = {
     "a final state": (ValueError, "output_final_state cannot be combined with cp_context; got True"),
     "boundaries beside the context's": (ValueError, "cu_seqlens comes with cp_context"),
     "a copy of boundaries": (ValueError, "cu_seqlens_cpu cannot be combined with cp_context"),
-    "the whole row": (ValueError, r"q must be this rank's shard, \[1, 36, ...\].*got .* \[1, 144, 2, 8\]"),
-    "two rows": (ValueError, r"q must be this rank's shard, \[1, 36, ...\].*got .* \[2, 18, 2, 8\]"),
+    "the whole row": (ValueError, r"q must be this rank's shard, \[1, 36, ...\].*got shape \[1, 144, 2, 8\]"),
+    "two rows": (ValueError, r"q must be this rank's shard, \[1, 36, ...\].*got shape \[2, 18, 2, 8\]"),
     "a group as context": (
         TypeError,
         "cp_context must come from fla_mesa.ops.make_cp_context .* without group, cu_seqlens",
@@ -234,6 +268,7 @@ def on_this_rank() -> dict[str, Any]:
             raised[name] = type(error), str(error)
     return {
         "errors": errors_of_rows(groups),
+        "convolutions": errors_of_convolutions(groups),
         "records": records_differ(groups),
         "fla": fla_context_changes(groups),
         "messages": messages(),
@@ -254,6 +289,14 @@ def test_shards_give_what_the_whole_gives(ranks, name, size):
         errors = found["errors"][name, size]
         assert set(errors) == {"o", "dq", "dk", "dv", "dg", "dbeta", "dlamb"}
         assert all(error <= ROWS[name].bound for error in errors.values()), errors
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_rows_before_a_shard(ranks, size):
+    for found in ranks[:size]:
+        errors = {case: error for case, error in found["convolutions"].items() if case[1] == size}
+        assert len(errors) >= 2 * 7
+        assert all(error <= 1e-13 for error in errors.values()), errors
 
 
 def test_the_record_is_flas(ranks):

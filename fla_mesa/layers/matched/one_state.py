@@ -17,6 +17,12 @@ class OneState(QKVMixer):
         """-> o `[B, T, H, V]` and the final state or None"""
         raise NotImplementedError
 
+    def _state_before(
+        self, k: Tensor, v: Tensor, g: Tensor | None, beta: Tensor | None, states: States | None, call: Call
+    ) -> Tensor | None:
+        """The state before each sequence, or None for zero; a rule that can be cut over ranks asks them for it (``call.cp_context``)."""
+        return None if states is None else states[0]
+
     def _recur(
         self,
         q: Tensor,
@@ -27,15 +33,16 @@ class OneState(QKVMixer):
         states: States | None,
         call: Call,
     ) -> tuple[Tensor, States | None]:
+        q, k = l2_normalize(q), l2_normalize(k)
         o, state = self._op(
-            l2_normalize(q),
-            l2_normalize(k),
+            q,
+            k,
             v,
             g,
             beta,
             call.decode,
             scale=1.0,
-            initial_state=None if states is None else states[0],
+            initial_state=self._state_before(k, v, g, beta, states, call),
             output_final_state=call.use_cache,
             cu_seqlens=call.cu_seqlens,
         )
