@@ -261,6 +261,12 @@ class _StateBefore(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, d_state):
+        with torch.autocast(d_state.device.type, enabled=False):
+            return *_StateBefore._gradients(ctx, d_state), None, None, None
+
+    @staticmethod
+    def _gradients(ctx, d_state: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Of k, v, g and beta."""
         k, v, g, beta, state, decays = ctx.saved_tensors
         context, start, K, V = ctx.context, ctx.start, k.shape[-1], v.shape[-1]
         gathered = _gather(d_state, context.group)  # [P, H, K, D]
@@ -286,7 +292,7 @@ class _StateBefore(torch.autograd.Function):
             if start == 0:  # and in what is left of the state before the shard, if the last sequence is the first
                 d_gate += decay * (state * after).sum((1, 2))
             dg[0, start:] = d_gate
-        return dk, dv, dg, dbeta, None, None, None
+        return dk, dv, dg, dbeta
 
 
 def _states_before(

@@ -35,6 +35,7 @@ class Row:
         dtype: Of the inputs.
         bound: How far a shard may be from the whole, relative to the norm.
         block: Positions that are summed at a time.
+        autocast: Whether all runs, the backward pass too, under autocast to bfloat16.
     """
 
     lengths: tuple[int, ...] = (T,)
@@ -43,6 +44,7 @@ class Row:
     dtype: torch.dtype = torch.float64
     bound: float = 1e-12
     block: int = 4096
+    autocast: bool = False
 
 
 # Shards are 144, 72, 48 or 36 positions long.
@@ -61,6 +63,7 @@ ROWS = {
     "float32": Row((20, 100, 24), dtype=torch.float32, bound=3e-6),
     "float32 that underflows": Row(gates=(0.0, 1e-3), dtype=torch.float32, bound=3e-6),
     "bfloat16": Row((20, 100, 24), dtype=torch.bfloat16, bound=1e-2),
+    "under autocast": Row((20, 100, 24), dtype=torch.float32, bound=1e-2, autocast=True),
     "float16": Row((20, 100, 24), dtype=torch.float16, bound=2e-3),
 }
 
@@ -75,11 +78,12 @@ def inputs(row: Row) -> dict[str, torch.Tensor]:
     return {name: x[name] for name in INPUTS}
 
 
-def outputs(x: dict[str, torch.Tensor], d_o: torch.Tensor, **options) -> dict[str, torch.Tensor]:
+def outputs(x: dict[str, torch.Tensor], d_o: torch.Tensor, autocast: bool, **options) -> dict[str, torch.Tensor]:
     """o and the gradients, under upstream ``d_o``."""
     tolerance = 1e-14 if d_o.dtype == torch.float64 else 1e-7
-    o = chunk_mesa_net(**x, cg_tolerance=tolerance, max_CG_iteration=60, backend="pytorch", **options)[0]
-    gradients = torch.autograd.grad(o, list(x.values()), d_o)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        o = chunk_mesa_net(**x, cg_tolerance=tolerance, max_CG_iteration=60, backend="pytorch", **options)[0]
+        gradients = torch.autograd.grad(o, list(x.values()), d_o.to(o.dtype))
     return {"o": o.detach()} | {f"d{name}": dx for name, dx in zip(x, gradients, strict=True)}
 
 
@@ -90,7 +94,7 @@ def errors_of_rows(groups: dict[int, dist.ProcessGroup]) -> dict[tuple[str, int]
         x = inputs(row)
         d_o = torch.randn(1, T, H, V, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(row.dtype)
         cu_seqlens = torch.tensor([0, *row.lengths]).cumsum(0)
-        whole = outputs(x, d_o, cu_seqlens=cu_seqlens)
+        whole = outputs(x, d_o, row.autocast, cu_seqlens=cu_seqlens)
         for size, group in groups.items():
             if dist.get_rank() >= size:
                 continue
@@ -98,7 +102,7 @@ def errors_of_rows(groups: dict[int, dist.ProcessGroup]) -> dict[tuple[str, int]
             mine = {n: v if n == "lamb" else take_shard(v, context) for n, v in x.items()}
             mine = {n: v.detach().clone().requires_grad_() for n, v in mine.items()}
             with mock.patch.object(context_parallel, "BLOCK", row.block):
-                got = outputs(mine, take_shard(d_o, context), cp_context=context)
+                got = outputs(mine, take_shard(d_o, context), row.autocast, cp_context=context)
             dist.all_reduce(got["dlamb"], group=group)
             want = {n: v if n == "dlamb" else take_shard(v, context) for n, v in whole.items()}
             # The norms are those of whole tensors: a shard of tiny gradients is held to the same absolute error.
@@ -288,7 +292,10 @@ def test_shards_give_what_the_whole_gives(ranks, name, size):
     for found in ranks[:size]:
         errors = found["errors"][name, size]
         assert set(errors) == {"o", "dq", "dk", "dv", "dg", "dbeta", "dlamb"}
-        assert all(error <= ROWS[name].bound for error in errors.values()), errors
+        for tensor, error in errors.items():
+            # What stays in float32 whatever the type of q, k and v is not rounded to that.
+            bound = ROWS[name].bound if tensor in ("o", "dq", "dk", "dv") else min(ROWS[name].bound, 3e-6)
+            assert error <= bound, (tensor, errors)
 
 
 @pytest.mark.parametrize("size", SIZES)
