@@ -69,8 +69,8 @@ class SequenceKeywords(TypedDict, total=False):
         cu_seq_lens_k: Comes with `cu_seq_lens_q` there, and must equal it, as a sequence's keys are its own.
         max_length_q, max_length_k: Come with these; the longest sequence, or more.
         seq_idx: A number for each position ``[B, T]``; neighbours of one number are one sequence.
-        position_ids: ``[B, T]`` or ``[1, T]``. A sequence starts where they do not go up; elsewhere they go up by one (or, across padding,
-            by the distance). Where they start is of no account, as only distances enter a model.
+        position_ids: ``[B, T]``, ``[1, T]`` or ``[T]`` (flame's). A sequence starts where they do not go up; elsewhere they go up by one
+            (or, across padding, by the distance). Where they start is of no account, as only distances enter a model.
         cp_context: For a shard of a row that is cut over ranks, from :func:`fla_mesa.ops.make_cp_context` or fla; it comes alone.
     """
 
@@ -132,7 +132,7 @@ def find_layout(
     if seq_idx is not None:
         _check_integers("seq_idx", seq_idx, (batch, length))
     if position_ids is not None:
-        _check_integers("position_ids", position_ids, (batch, length), (1, length))
+        _check_integers("position_ids", position_ids, (batch, length), (1, length), (length,))
     if length == 1:
         seq_idx = position_ids = None  # one token is one sequence, wherever it stands
     if bounds is None and seq_idx is None and position_ids is None:

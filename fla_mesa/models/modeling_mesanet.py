@@ -98,8 +98,10 @@ class MesaNetPreTrainedModel(FLAPreTrainedModel):
         """As in transformers.
 
         Raises:
-            ValueError: ``use_v_conv`` is set for a checkpoint whose values are not convolved, which would then be, at random.
+            ValueError: Tensor parallelism is asked for; or ``use_v_conv`` is set for a checkpoint whose values are not convolved, which
+                would then be, at random.
         """
+        refuse_tensor_parallelism(kwargs)
         loaded: Any = super().from_pretrained(*args, output_loading_info=True, **kwargs)
         model, info = loaded
         missing = sorted(name for name in info["missing_keys"] if "v_conv1d" in name)
@@ -194,7 +196,13 @@ class MesaNetModel(MesaNetPreTrainedModel, FLAModel):
         Raises:
             ValueError: An argument has a wrong shape or value, or contradicts another.
             TypeError: An argument has a wrong type, or its name is unknown.
+            NotImplementedError: Called by torch.export.
         """
+        if torch.compiler.is_exporting():
+            raise NotImplementedError(
+                "torch.export cannot take this family: how long its solver works, and where sequences begin, depends on the data; "
+                "torch.compile can"
+            )
         refuse_attentions(output_attentions or self.config.output_attentions)
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError(
@@ -331,3 +339,16 @@ class MesaNetForCausalLM(MesaNetPreTrainedModel, FLAForCausalLM, FLAUnsupportedC
         # It caps the raw logits itself, where fla's kernels fuse that; who reads the logits wants them capped too.
         loss, logits = super()._compute_logits_and_loss(*args, **kwargs)
         return loss, None if logits is None else soft_cap(logits, self.config.logit_soft_cap)
+
+
+def refuse_tensor_parallelism(arguments: dict[str, Any]) -> None:
+    """Raises ValueError if arguments of ``from_pretrained`` ask for it."""
+    config = arguments.get("distributed_config")
+    settings = config if isinstance(config, dict) else vars(config) if config is not None else {}
+    for name in ("tp_plan", "tp_size"):
+        for given in (arguments.get(name), settings.get(name)):
+            if given is not None and given != 1:
+                raise ValueError(
+                    f"{name} must be None: this family has no tensor parallelism, as short convolutions, gates and states of a head are "
+                    f"not cut over ranks; FSDP2 spreads its parameters (docs/flame.md); got {given!r}"
+                )

@@ -1,0 +1,80 @@
+"""`fla-mesa configs`: architectures of the zoo as JSON files, for trainers that build a model from one (flame's `--model.config`).
+
+The files in `configs/` are its output without any flag.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedConfig
+
+from fla_mesa.models import zoo
+
+SHIPPED = ("mesanet", "hawk_mesa")
+SIZES = ("140M", "340M", "440M", "940M", "1.3B")
+# flame's example is the tokenizer of fla's 1.3B models: 32,000 tokens, <s> and </s>. A larger one makes flame widen the vocabulary.
+TOKENS: dict[str, Any] = {"vocab_size": 32000, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": None}
+CONTEXT = 2048  # arXiv 2506.05233, appendix G
+
+
+def file_name(model: str, size: str) -> str:
+    """As flame calls its own: ``mesanet_340M.json``."""
+    return f"{model}_{size}.json"
+
+
+def content(config: PreTrainedConfig) -> str:
+    """What of a configuration is not the default, as transformers reads it, whatever version of transformers wrote it."""
+    settings = config.to_diff_dict()
+    settings.pop("transformers_version", None)
+    return json.dumps({**settings, "model_type": config.model_type}, indent=2, sort_keys=True) + "\n"
+
+
+def files(models: Sequence[str] = SHIPPED, sizes: Sequence[str] = SIZES, **tokens: Any) -> dict[str, str]:
+    """Name and content of the files.
+
+    Args:
+        models: Architectures that :func:`fla_mesa.models.zoo.names` lists.
+        sizes: As :func:`fla_mesa.models.zoo.shape` takes them.
+        tokens: What differs from ``TOKENS``, or ``max_position_embeddings``.
+
+    Raises:
+        ValueError: A model or size is unknown, or a setting out of range.
+    """
+    settings = {**TOKENS, "max_position_embeddings": CONTEXT, **tokens}
+    return {
+        file_name(model, size): content(zoo.build_config(model, size, **settings)) for model in models for size in sizes
+    }
+
+
+def main(argv: list[str]) -> int:
+    """Runs the command; returns its exit code: 0, or 2 for a wrong argument."""
+    parser = argparse.ArgumentParser(
+        prog="fla-mesa configs",
+        description="Write architectures as JSON files that AutoConfig.from_pretrained reads once fla_mesa is imported.",
+        epilog=f"Models: {', '.join(zoo.names())}. Sizes: {', '.join(zoo.sizes())}, or LAYERSxWIDTH such as 2x64.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--models", default=",".join(SHIPPED), help="names with commas between (default: %(default)s)")
+    parser.add_argument("--sizes", default=",".join(SIZES), help="sizes with commas between (default: %(default)s)")
+    parser.add_argument("--output_dir", default="configs", help="folder for the files (default: %(default)s)")
+    for name, value in {**TOKENS, "max_position_embeddings": CONTEXT}.items():
+        parser.add_argument(f"--{name}", type=int, default=value, help="(default: %(default)s)")
+    given = vars(parser.parse_args(argv))
+    models, sizes = given.pop("models").split(","), given.pop("sizes").split(",")
+    folder = Path(given.pop("output_dir"))
+    try:
+        written = files(models, sizes, **given)
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, text in written.items():
+            (folder / name).write_text(text)
+    except (ValueError, OSError) as error:
+        print(f"fla-mesa configs: {error}", file=sys.stderr)
+        return 2
+    print(f"{len(written)} files in {folder}: {', '.join(written)}")
+    return 0
