@@ -10,6 +10,8 @@ COMMANDS = {
     "eval": ("fla_mesa.eval.harness", "run lm-evaluation-harness on checkpoints"),
     "sweep": ("fla_mesa.eval.sweep", "what each step of the solver buys a MesaNet checkpoint"),
     "compare": ("fla_mesa.eval.compare", "train several models alike and compare them in a table and pictures"),
+    "export": ("fla_mesa.train.export", "put a checkpoint of several processes together in a folder"),
+    "configs": ("fla_mesa.models.config_files", "write architectures as JSON files, for flame and other trainers"),
     "demo": ("fla_mesa.eval.demo", "compare six tiny models in minutes, and let MesaNet write"),
 }
 

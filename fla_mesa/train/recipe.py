@@ -12,12 +12,13 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, TrainerState, s
 
 from fla_mesa.data import DataRequest, Splits, load_data
 from fla_mesa.models import zoo
-from fla_mesa.train import folder, overrides
+from fla_mesa.train import folder, overrides, sharding
 from fla_mesa.train.interrupt import SignalStop, signals_to
 from fla_mesa.train.metrics import collect, parameter_counts
 from fla_mesa.train.optimization import check_optimization, needs_model
 from fla_mesa.train.plot import loss_curve
 from fla_mesa.train.settings import RecipeArguments, RecipeSettings
+from fla_mesa.train.sharded_trainer import ShardedTrainer
 from fla_mesa.train.stub import write_stub
 from fla_mesa.train.trainer import RecipeTrainer
 
@@ -139,6 +140,7 @@ class Run:
             if stored is None or checkpoint.resolve().parent != self.folder.resolve():
                 raise ValueError(f"resume_from_checkpoint: {checkpoint} is not of the run in {self.folder}")
             folder.check_resumable(checkpoint)
+            sharding.check_kind(checkpoint, self.arguments.shard)
         return checkpoint
 
     def _check_best_metric(self) -> None:
@@ -157,7 +159,8 @@ class Run:
             model.generation_config.pad_token_id = pad
         count = parameter_counts(model)["parameters"]
         self.say(f"model: {self.settings.model} {self.settings.size}, {count:,} parameters")
-        return RecipeTrainer(model, self.arguments, self.splits, self._validation(self.settings.eval_tokens))
+        trainer = ShardedTrainer if self.arguments.shard else RecipeTrainer
+        return trainer(model, self.arguments, self.splits, self._validation(self.settings.eval_tokens))
 
     def _validation(self, tokens: int) -> Dataset:
         """Held-out rows of so many tokens, or all for 0."""

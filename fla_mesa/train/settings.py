@@ -143,6 +143,13 @@ class RecipeArguments(TrainingArguments):
     # Every parameter of the zoo's models takes part in every step.
     ddp_find_unused_parameters: bool | None = field(default=False, metadata=_described("ddp_find_unused_parameters"))
     do_train: bool = field(default=True, metadata={"help": "Always on: this command trains."})
+    shard: bool = field(
+        default=False,
+        metadata={
+            "help": "Spread parameters, gradients and optimizer state over the processes of torchrun (FSDP2, on GPUs and CPUs); each "
+            "writes its piece of a checkpoint, and `fla-mesa export` puts one together. Without it, each process has a whole copy."
+        },
+    )
 
     def __post_init__(self) -> None:
         _check(self.do_train and not self.do_predict, "do_train, do_predict", "another stage", "training alone")
@@ -168,7 +175,9 @@ class RecipeArguments(TrainingArguments):
         self.use_cpu = on_cpu = self.use_cpu or not torch.accelerator.is_available()
         if on_cpu and (self.fsdp or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"):
             # transformers would run plain data parallelism here and say nothing.
-            raise ValueError("fsdp: sharding needs GPUs; on a CPU leave it out (torchrun then runs data parallelism)")
+            raise ValueError(
+                "fsdp: transformers' and accelerate's needs GPUs; --shard spreads the model over CPUs, too"
+            )
         if on_cpu and self.fp16:  # transformers would compute in float32 and say nothing
             raise ValueError("fp16: needs a GPU; on a CPU leave it out, or use --bf16")
         if self.bf16 is None:
@@ -178,6 +187,16 @@ class RecipeArguments(TrainingArguments):
         if self.lr_scheduler_type == SchedulerType.COSINE_WITH_MIN_LR and self.lr_scheduler_kwargs is None:
             self.lr_scheduler_kwargs = {"min_lr_rate": 0.1}
         super().__post_init__()
+        if self.shard:
+            self._check_shard()
+
+    def _check_shard(self) -> None:
+        for name in ("fsdp", "deepspeed", "auto_find_batch_size"):
+            _check(not getattr(self, name), f"shard, {name}", "both", "one of the two")
+        if self.world_size == 1:
+            raise ValueError(
+                "shard: needs several processes: torchrun --nproc_per_node N -m fla_mesa train --shard ..."
+            )
 
     @property
     def sequences_per_step(self) -> int:

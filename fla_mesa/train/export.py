@@ -1,0 +1,61 @@
+"""`fla-mesa export`: a checkpoint that several processes wrote, as a folder that `from_pretrained` reads."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from transformers import AutoTokenizer
+
+from fla_mesa.train import folder, sharding
+from fla_mesa.train.stub import write_stub
+
+
+def export(checkpoint: Path, output_dir: Path) -> None:
+    """Puts the pieces together, on one process and without a GPU.
+
+    Args:
+        checkpoint: A folder `checkpoint-N` of a run with `--shard`, complete.
+        output_dir: New, or empty.
+
+    Raises:
+        ValueError: There is nothing to put together, or no place for it.
+    """
+    if not checkpoint.is_dir():
+        raise ValueError(f"checkpoint: {checkpoint} is no folder")
+    if not sharding.is_sharded(checkpoint):
+        reads = (checkpoint / "config.json").exists()
+        raise ValueError(
+            f"checkpoint: {checkpoint} "
+            + (
+                "is whole: from_pretrained reads it as it is"
+                if reads
+                else f"is no checkpoint: it has no {sharding.WEIGHTS}"
+            )
+        )
+    if not folder.is_complete(checkpoint):
+        raise ValueError(f"checkpoint: {checkpoint} is not complete: the run ended while it was being written")
+    if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
+        raise ValueError(f"output_dir: {output_dir} is not empty: name another")
+    sharding.assemble(checkpoint).save_pretrained(output_dir)
+    if (checkpoint / "tokenizer_config.json").exists():
+        AutoTokenizer.from_pretrained(checkpoint).save_pretrained(output_dir)
+    write_stub(output_dir)
+
+
+def main(argv: list[str]) -> int:
+    """Runs the command; returns its exit code: 0, or 2 for a wrong argument."""
+    parser = argparse.ArgumentParser(
+        prog="fla-mesa export",
+        description="Put a checkpoint of `fla-mesa train --shard` together in a folder that from_pretrained reads.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("checkpoint", type=Path, help="a folder checkpoint-N")
+    parser.add_argument("--output_dir", type=Path, required=True, help="folder for the model; new, or empty")
+    given = parser.parse_args(argv)
+    try:
+        export(given.checkpoint, given.output_dir)
+    except (ValueError, OSError) as error:
+        print(f"fla-mesa export: {error}", file=sys.stderr)
+        return 2
+    print(f"model and tokenizer are in {given.output_dir}")
+    return 0
