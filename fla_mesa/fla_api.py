@@ -106,6 +106,7 @@ USED: dict[str, str | None] = {
     "fla.modules.norm.layernorm.layer_norm_fwd": STAND_IN,
     "fla.modules.norm.layernorm_gated.layernorm_fn": STAND_IN,
     "fla.modules.norm.layernorm_gated.rmsnorm_fn": STAND_IN,
+    "fla.modules.rotary.rotary_embedding": "x cos sin",
     "fla.modules.rotary.ops.rotary_embedding_fwdbwd": STAND_IN,
     # layers
     "fla.layers.attn.Attention": (

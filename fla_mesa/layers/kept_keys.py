@@ -73,13 +73,11 @@ def extend(
     new: Kept,
     use_cache: bool,
     window: int | None = None,
-    conv_state: object = None,
 ) -> Kept:
     """What is kept and what is new ``[B, T, ...]``, together ``[B, S + T, ...]``; the cache takes it over if `use_cache`.
 
     Args:
         window: How many of a row's last tokens the cache need keep; None for all.
-        conv_state: State of the layer's convolutions, for the cache.
     """
     old = kept_keys(layer, past_key_values)
     if old is None:
@@ -98,7 +96,6 @@ def extend(
             layer,
             past_key_values,
             attn_state=(new.k, new.v),
-            conv_state=conv_state,
             offset=new.k.shape[1],
             cache_kwargs={"window_size": window},
         )

@@ -52,6 +52,17 @@ class RecurrentMixer(nn.Module):
         super().__init__()
         self.hidden_size, self.layer_idx = hidden_size, layer_idx
 
+    @classmethod
+    def settings(cls) -> set[str]:
+        """Names of the configuration's settings that the mixer takes: those of its arguments."""
+        return inspect.signature(cls).parameters.keys() - {"layer_idx", "mode"}
+
+    @classmethod
+    def from_config(cls, config: Any, layer_idx: int) -> RecurrentMixer:
+        """The mixer of a layer: every argument is the configuration's setting of that name."""
+        arguments: dict[str, Any] = {name: getattr(config, name) for name in cls.settings()}
+        return cls(**arguments, layer_idx=layer_idx)
+
     def _mix(
         self, x: torch.Tensor, conv: States | None, states: States | None, call: Call
     ) -> tuple[torch.Tensor, States | None, States | None]:
@@ -202,10 +213,9 @@ class QKVMixer(RecurrentMixer):
         QKVMixer.reset_parameters(self)  # a subclass resets its own once they exist
 
     @classmethod
-    def from_config(cls, config: Any, layer_idx: int) -> QKVMixer:
-        """The mixer of a layer: every argument is the configuration's setting of that name."""
-        names = inspect.signature(cls).parameters.keys() - {"layer_idx", "mode"}
-        return cls(**{name: getattr(config, name) for name in names}, layer_idx=layer_idx)
+    def settings(cls) -> set[str]:
+        """See :meth:`RecurrentMixer.settings`; without forget gates, nothing says how they start."""
+        return super().settings() - (set() if cls.forget_gate else {"gamma_init"})
 
     def reset_parameters(self) -> None:
         """What the layer initialises itself; the other parameters belong to modules that do so."""
@@ -277,8 +287,15 @@ def take_rows(states: States | None, rows: torch.Tensor | None) -> States | None
 
 
 def put_rows(old: States | None, new: States | None, rows: torch.Tensor | None, batch: int) -> States | None:
-    """The states of the whole batch after those of some rows changed; zeros where a row has seen nothing yet."""
+    """The states of the whole batch after those of some rows changed; zeros where a row has seen nothing yet.
+
+    States ``[N, S, ...]`` may have grown in S: zeros then come before the old ones.
+    """
     if new is None or rows is None:
         return new
-    old = tuple(s.new_zeros(batch, *s.shape[1:]) for s in new) if old is None else old
+    if old is None:
+        old = tuple(s.new_zeros(batch, *s.shape[1:]) for s in new)
+    else:
+        grown = (n.shape[1] - o.shape[1] if o.ndim > 1 else 0 for o, n in zip(old, new, strict=True))
+        old = tuple(F.pad(o, [0, 0] * (o.ndim - 2) + [by, 0]) if by else o for o, by in zip(old, grown, strict=True))
     return tuple(o.index_copy(0, rows, n.to(o.dtype)) for o, n in zip(old, new, strict=True))

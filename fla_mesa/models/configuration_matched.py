@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
+from typing import Any
 
 from fla_mesa.layers.matched import RULES
+from fla_mesa.layers.matched.attention import SoftmaxRule
 from fla_mesa.models.configuration_mesanet import MesaNetConfig
-from fla_mesa.models.settings_table import COUNT, setting
+from fla_mesa.models.settings_table import COUNT, POSITIVE, setting
+
+# What every model of a comparison is given, whether its rule has a use for it or not.
+_OF_THE_MODEL = {"hidden_size", "num_heads", "head_dim", "norm_eps"}
 
 
 class MatchedConfig(MesaNetConfig):
     """MesaNet in all but its recurrence rule (arXiv 2506.05233, appendix E.1).
 
-    Settings of the solver, lamb and the cap on gamma belong to Mesa layers, those of heads and of the output gate to all but ``rg_lru``
-    layers, `gamma_init` to all but ``delta``, ``softmax`` and ``rg_lru`` layers.
+    A setting that none of its rules takes (``RULES[name].mixer.settings()``) must keep its default.
 
     Raises:
-        ValueError: A value is out of range.
+        ValueError: A value is out of range, or no rule takes it.
         TypeError: A key is unknown.
     """
 
@@ -30,6 +33,9 @@ class MatchedConfig(MesaNetConfig):
         None, COUNT.or_none(), "Width of the recurrence of rg_lru layers, a multiple of num_heads, which is the number of blocks in the "
         "matrices of its gates. None for the one that gives the layer 4 D^2 parameters.",
     )  # fmt: skip
+    window_size: int = setting(64, COUNT, "How many tokens a query of a sliding_softmax layer sees, itself included.")
+    ridge_ratio: float = setting(0.02, POSITIVE, "Of gka layers: the ridge is this times the Frobenius norm of H.")
+    chebyshev_steps: int = setting(30, COUNT, "Iterations of the solver of gka layers.")
 
     def _check_together(self) -> None:
         super()._check_together()
@@ -41,7 +47,15 @@ class MatchedConfig(MesaNetConfig):
             raise ValueError(
                 f"rule must name 1 to {self.num_hidden_layers} rules, one a layer at most; got {len(rules)}"
             )
-        if "softmax" in rules and self.head_dim % 2:
+        for name in _settings_without_meaning(rules):
+            default, value = type(self).__dataclass_fields__[name].default, getattr(self, name)
+            if value != (list(default) if isinstance(default, tuple) else default):
+                takers = [other for other in RULES if name in RULES[other].mixer.settings()]
+                raise ValueError(
+                    f"{name} has no meaning for {', '.join(dict.fromkeys(rules))}, but for {', '.join(takers)}: it must be "
+                    f"{default!r}; got {value!r}"
+                )
+        if self.head_dim % 2 and any(issubclass(RULES[name].mixer, SoftmaxRule) for name in rules):
             raise ValueError(f"head_dim must be even for RoPE; got {self.head_dim}")
         if self.recurrence_width is not None and self.recurrence_width % self.num_heads:
             raise ValueError(
@@ -49,12 +63,31 @@ class MatchedConfig(MesaNetConfig):
             )
         self.rule = rules
 
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """As in :class:`MesaNetConfig`; what was called ``softmax`` in files of old is ``softmax_matched``."""
+        if "transformers_version" in config_dict and "window_size" not in config_dict:
+            config_dict = _brought_up_to_date(config_dict)
+        return super().from_dict(config_dict, **kwargs)
+
     def rule_of(self, layer_idx: int) -> str:
         """The rule of a layer."""
         return self.rule[layer_idx % len(self.rule)]
 
 
-def matching_width(hidden_size: int, blocks: int) -> int:
-    """The width R of a recurrence with 3 D R + 2 R² / blocks = 4 D², to a multiple of 8 in a block; 1.25 D at 12 blocks of the paper."""
-    width = (math.sqrt(9 + 32 / blocks) - 3) * blocks / 4 * hidden_size
-    return max(1, round(width / (8 * blocks))) * 8 * blocks
+def _settings_without_meaning(rules: Sequence[str]) -> list[str]:
+    """Settings that some rule takes, but none of these."""
+    taken = [RULES[name].mixer.settings() for name in rules]
+    return sorted(
+        set().union(*(rule.mixer.settings() for rule in RULES.values())) - set().union(*taken) - _OF_THE_MODEL
+    )
+
+
+def _brought_up_to_date(saved: dict[str, Any]) -> dict[str, Any]:
+    """A file from before the paper's softmax attention was there, and before settings without a meaning were refused."""
+    rules = saved.get("rule", "mesa")
+    rules = [
+        "softmax_matched" if name == "softmax" else name for name in ([rules] if isinstance(rules, str) else rules)
+    ]
+    meaningless = _settings_without_meaning([name for name in rules if name in RULES])
+    return {**{name: value for name, value in saved.items() if name not in meaningless}, "rule": rules}

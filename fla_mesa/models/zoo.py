@@ -204,7 +204,9 @@ RELEASED: dict[str, Builder] = {
     "transformer": _transformer,
 }
 
-# One parametrisation for all, in which only the recurrence rule differs (arXiv 2506.05233, appendix E.1), by the paper's names.
+# One parametrisation for all, in which only the recurrence rule differs (arXiv 2506.05233, appendix E.1), by the paper's names. Not in
+# the paper: Gated KalmaNet, which is younger, and softmax attention behind the convolutions and norms of the recurrent rules. The
+# paper's SWA-4 to SWA-1024 are swa with another window_size.
 MATCHED_PREFIX = "matched-"
 MATCHED_RULES: dict[str, tuple[str, ...]] = {
     "mesanet": ("mesa",),
@@ -212,9 +214,13 @@ MATCHED_RULES: dict[str, tuple[str, ...]] = {
     "gated_deltanet": ("gated_delta",),
     "gla": ("gated_linear",),
     "mamba2": ("gated_linear_no_input_gate",),
+    "xlstm": ("mlstm",),
+    "gka": ("gka",),
     "hawk": ("rg_lru",),
     "hawk_mesa": ("rg_lru", "mesa"),
     "transformer": ("softmax",),
+    "transformer_conv": ("softmax_matched",),
+    "swa": ("sliding_softmax",),
 }
 MATCHED: dict[str, Builder] = {name: _with_rule(*rules) for name, rules in MATCHED_RULES.items()}
 

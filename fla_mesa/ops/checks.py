@@ -147,3 +147,30 @@ def check_step(
     _check_inputs(q, k, v, g, beta, lamb, "B, H")
     assert isinstance(q, torch.Tensor) and isinstance(v, torch.Tensor)
     _check_states(("prev_h_kk", "prev_h_kv"), prev_h_kk, prev_h_kv, q.shape[0], q, v.shape[-1])
+
+
+def check_sequences(q: object, k: object, v: object, gates: dict[str, Any], cu_seqlens: object) -> int:
+    """The same for ops of other rules: ``q, k [B, T, H, K]``, ``v [B, T, H, V]``, gates ``[B, T, H]``. Returns the number of sequences."""
+    if not isinstance(q, torch.Tensor) or q.dtype not in FLOATS:
+        raise TypeError(f"q must be a tensor of float64, float32, bfloat16 or float16; got {_describe(q)}")
+    if q.ndim != 4 or q.numel() == 0:
+        raise ValueError(f"q must have shape [B, T, H, K], no size of 0; got {_describe(q)}")
+    _check_tensor("k", k, tuple(q.shape), "[B, T, H, K]", q)
+    _check_tensor("v", v, (*q.shape[:3], None), "[B, T, H, V]", q)
+    for name, gate in gates.items():
+        _check_tensor(name, gate, tuple(q.shape[:3]), "[B, T, H]", q)
+    if cu_seqlens is None:
+        return q.shape[0]
+    _check_boundaries("cu_seqlens", cu_seqlens, q.shape[0], q.shape[1])
+    assert isinstance(cu_seqlens, torch.Tensor)
+    return len(cu_seqlens) - 1
+
+
+def check_state(name: str, state: object, shape: tuple[int, ...], q: torch.Tensor) -> None:
+    """A state of this shape, of 32 bits or more, on the device of q."""
+    _check_tensor(name, state, shape, "[" + ", ".join("NHKV"[: len(shape)]) + "]", q)
+    assert isinstance(state, torch.Tensor)
+    if state.dtype not in (torch.float32, torch.float64):
+        raise TypeError(
+            f"{name} must be float32 or float64, since a state of 16 bits is not good enough; got {_describe(state)}"
+        )

@@ -1,14 +1,22 @@
 """The matched family: each rule against its definition, caches, padding, packing, checkpoints, configuration."""
 
+import json
+
 import pytest
 import torch
 from fla.models.utils import Cache
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
-from fla_mesa.layers import RGLRU, DeltaRule, MesaNet, SoftmaxAttention
+from fla_mesa.layers import MesaNet
 from fla_mesa.layers.matched import RULES, rule
+from fla_mesa.layers.matched.delta import DeltaRule
+from fla_mesa.layers.matched.rg_lru import RGLRU
+from fla_mesa.layers.matched.softmax import SoftmaxAttention
 from fla_mesa.models import MatchedConfig, MatchedForCausalLM, MatchedModel, MesaNetConfig, MesaNetForCausalLM
+from fla_mesa.models.configuration_mesanet import BEFORE_PAPER_START
 from fla_mesa.ops.backends import l2_normalize
+from fla_mesa.ops.gka import naive_gka_exact
+from fla_mesa.ops.mlstm import naive_mlstm
 
 TINY = {
     "hidden_size": 32,
@@ -25,6 +33,11 @@ TINY = {
 
 def build(rule: str = "mesa", **changes) -> MatchedForCausalLM:
     return MatchedForCausalLM(MatchedConfig(rule=rule, **{**TINY, **changes})).eval()
+
+
+def takes(rule: str, setting: str) -> bool:
+    """Whether a setting has a meaning for a rule."""
+    return setting in RULES[rule].mixer.settings()
 
 
 def tokens(batch: int, length: int) -> torch.Tensor:
@@ -71,17 +84,57 @@ def test_a_linear_rule_is_its_definition(rule):
         assert_same(layer(x)[0], want)
 
 
-def test_softmax_is_its_definition():
-    layer = build("softmax").model.layers[0].attn
-    x, T, d = torch.randn(1, 20, 32), 20, 16
+@pytest.mark.parametrize(
+    ("rule", "scale", "window"),
+    [("softmax", 0.25, 99), ("softmax_matched", 4.0, 99)] + [("sliding_softmax", 0.25, w) for w in (1, 2, 5, 70)],
+)
+def test_softmax_is_its_definition(rule, scale, window):
+    layer = build(rule, **({"window_size": window} if rule == "sliding_softmax" else {})).model.layers[0].attn
+    x, T, d = torch.randn(1, 90, 32), 90, 16
     with torch.no_grad():
-        q, k, v, _ = layer._normalised(x, None, False, None)
-        turn = torch.polar(torch.ones(T, d // 2), torch.outer(torch.arange(T), 1e4 ** (-torch.arange(8) / 8)))
-        q, k = (torch.complex(*y[0].chunk(2, -1)) * turn[:, None] for y in (q, k))  # [T, H, d/2]
-        scores = d**0.5 * torch.einsum("thd,shd->hts", q, k.conj()).real
-        scores = scores.masked_fill(torch.ones(T, T).triu(1).bool(), -torch.inf)
-        want = torch.einsum("hts,shd->thd", scores.softmax(-1), v[0])
-        assert_same(layer(x)[0], layer._output(want[None], x))
+        q, k, v, _ = layer._qkv(x, None, False, None)
+        if rule == "softmax_matched":
+            q, k = l2_normalize(q), l2_normalize(k)
+        else:  # as in Llama, q and k are linear maps of the input
+            assert torch.equal(q.flatten(-2), layer.q_proj(x)) and torch.equal(v.flatten(-2), layer.v_proj(x))
+        at = torch.arange(T)
+        turn = torch.polar(torch.ones(T, d // 2), torch.outer(at, 1e4 ** (-torch.arange(8) / 8))).to(torch.complex128)
+        q, k = (torch.complex(*y[0].double().chunk(2, -1)) * turn[:, None] for y in (q, k))  # [T, H, d/2]
+        scores = scale * torch.einsum("thd,shd->hts", q, k.conj()).real
+        seen = (at <= at[:, None]) & (at > at[:, None] - window)
+        want = torch.einsum("hts,shd->thd", scores.masked_fill(~seen, -torch.inf).softmax(-1), v[0].double())
+        assert_same(layer(x)[0], layer._output(want[None].float(), x))
+
+
+@pytest.mark.parametrize("length", [1, 3, 80])
+def test_the_cache_of_a_window_holds_no_more_than_the_window(length):
+    model, cache = build("sliding_softmax", window_size=5), Cache()
+    with torch.no_grad():
+        for piece in tokens(2, length).split(7, 1):
+            model(piece, past_key_values=cache, use_cache=True)
+    k, v, count = cache[0]["recurrent_state"]
+    assert k.shape == v.shape == (2, min(length, 4), 32) and count.tolist() == [min(length, 4)] * 2
+
+
+def test_mlstm_is_its_definition():
+    layer = build("mlstm").model.layers[0].attn
+    x = 3 * torch.randn(1, 70, 32)
+    with torch.no_grad():
+        q, k, v, _ = layer._qkv(x, None, False, None)
+        gates = layer.a_proj(x).double().sigmoid().log(), layer.b_proj(x)
+        want = layer._output(naive_mlstm(q, k / 4, v, *gates)[0].float(), x)
+        assert_same(layer(x)[0], want)
+
+
+def test_gka_is_its_definition():
+    layer = build("gka", ridge_ratio=0.05, chebyshev_steps=60).model.layers[0].attn
+    x = torch.randn(1, 70, 32)
+    with torch.no_grad():
+        q, k, v, _ = layer._qkv(x, None, False, None)
+        beta, alpha = layer.b_proj(x).sigmoid(), layer.alpha_proj(x).sigmoid()
+        q, k = l2_normalize(q.double()), l2_normalize(k.double())
+        o, _ = naive_gka_exact(q, k, v, layer.a_proj(x).double().sigmoid().log(), beta, alpha, ridge_ratio=0.05)
+        assert_same(layer(x)[0], layer._output(o.float(), x))
 
 
 def test_rg_lru_is_its_definition():
@@ -117,7 +170,7 @@ def test_mesa_in_the_family_is_mesanet():
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("changes", [{}, {"use_short_conv": False, "use_output_gate": True}], ids=["plain", "changed"])
 def test_a_cached_call_of_any_length_goes_on(rule, changes):
-    model, x = build(rule, **changes), tokens(2, 40)
+    model, x = build(rule, **{name: value for name, value in changes.items() if takes(rule, name)}), tokens(2, 40)
     with torch.no_grad():
         want = model(x).logits
         for pieces in ([40], [1] * 40, [17, 1, 1, 20, 1], [3, 37]):
@@ -240,9 +293,35 @@ def test_a_rule_is_added_in_one_place():
         RULES.pop("newest")
 
 
-def test_packed_softmax_has_no_cache():
-    with pytest.raises(ValueError, match="cu_seqlens: packed sequences cannot be cached"):
-        build("softmax")(tokens(1, 6), cu_seqlens=torch.tensor([0, 2, 6]), past_key_values=Cache(), use_cache=True)
+@pytest.mark.parametrize("rule", RULES)
+def test_packed_sequences_go_on_from_their_states(rule):
+    """With a cache of sequences, not of rows: sequences that stand in one row in one call and in the next."""
+    model, x, cache = build(rule), tokens(1, 40), Cache()
+    with torch.no_grad():
+        first, second = x.split([25, 15], 1)
+        model(first, cu_seqlens=torch.tensor([0, 7, 25]), past_key_values=cache, use_cache=True)
+        got = model(second, cu_seqlens=torch.tensor([0, 10, 15]), past_key_values=cache, use_cache=True).logits
+        whole = [torch.cat([first[:, :7], second[:, :10]], 1), torch.cat([first[:, 7:], second[:, 10:]], 1)]
+        want = torch.cat([model(whole[0]).logits[:, 7:], model(whole[1]).logits[:, 18:]], 1)
+        assert_same(got, want)
+
+
+def test_what_softmax_was_in_files_of_old_it_still_is(tmp_path):
+    """Convolved, on vectors of norm 1; with settings that were of no use to any layer, which are no error there."""
+    model, x = build(["softmax_matched", "delta"], use_v_conv=False), tokens(1, 20)
+    model.save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    saved = json.loads(path.read_text())
+    for name in ("window_size", "ridge_ratio", "chebyshev_steps", *BEFORE_PAPER_START):
+        del saved[name]
+    path.write_text(json.dumps({**saved, "rule": ["softmax", "delta"], "gamma_cap": 0.9, "initializer_range": 0.2}))
+    again = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    assert again.config.rule == ["softmax_matched", "delta"] and not again.config.use_v_conv
+    again.model.embeddings.scale = model.model.embeddings.scale
+    with torch.no_grad():
+        assert torch.equal(again(x).logits, model(x).logits)
+    path.write_text(json.dumps({**saved, "rule": "softmax"}))
+    assert AutoConfig.from_pretrained(tmp_path).rule == ["softmax_matched"]
 
 
 @pytest.mark.parametrize(
@@ -252,9 +331,37 @@ def test_packed_softmax_has_no_cache():
         ({"rule": ["mesa"] * 3}, ValueError, "rule must name 1 to 2 rules, one a layer at most; got 3"),
         ({"rule": []}, ValueError, "rule must name 1 to 2 rules, one a layer at most; got 0"),
         ({"rule": "softmax", "head_dim": 15}, ValueError, "head_dim must be even for RoPE; got 15"),
-        ({"recurrence_width": 33}, ValueError, "recurrence_width must be a multiple of num_heads = 2; got 33"),
+        (
+            {"rule": "rg_lru", "recurrence_width": 33},
+            ValueError,
+            "recurrence_width must be a multiple of num_heads = 2; got 33",
+        ),
         ({"recurrence_width": 0}, ValueError, "recurrence_width must be an integer >= 1 or None; got 0"),
         ({"gamma_cap": 2.0}, ValueError, "gamma_cap must be"),
+        ({"rule": "sliding_softmax", "head_dim": 15}, ValueError, "head_dim must be even for RoPE; got 15"),
+        ({"rule": "sliding_softmax", "window_size": 0}, ValueError, "window_size must be an integer >= 1; got 0"),
+        ({"rule": "gka", "ridge_ratio": 0}, ValueError, "ridge_ratio must be a number > 0; got 0"),
+        ({"rule": "gka", "chebyshev_steps": 0}, ValueError, "chebyshev_steps must be an integer >= 1; got 0"),
+        (
+            {"rule": "softmax", "window_size": 8},
+            ValueError,
+            "window_size has no meaning for softmax, but for sliding_softmax: it must be 64; got 8",
+        ),
+        (
+            {"rule": "softmax", "use_short_conv": False},
+            ValueError,
+            "use_short_conv has no meaning for softmax, but for",
+        ),
+        (
+            {"rule": ["delta", "rg_lru"], "gamma_init": [0.5, 0.9]},
+            ValueError,
+            "gamma_init has no meaning for delta, rg_lru",
+        ),
+        (
+            {"rule": "gka", "gamma_cap": None},
+            ValueError,
+            "gamma_cap has no meaning for gka, but for mesa: it must be 0.9975",
+        ),
         ({"rules": "mesa"}, TypeError, "unknown keys"),
     ],
 )

@@ -10,7 +10,11 @@ from fla_mesa.layers.matched import (  # noqa: F401
     delta,
     gated_linear,
     gated_linear_no_input_gate,
+    mlstm,
+    gka,
     softmax,
+    softmax_matched,
+    sliding_softmax,
     rg_lru,
 )
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple, TypeVar
 
-import torch.nn as nn
+from fla_mesa.layers.recurrent import RecurrentMixer
 
-Mixer = TypeVar("Mixer", bound=type[nn.Module])
+Mixer = TypeVar("Mixer", bound=type[RecurrentMixer])
 
 
 class Rule(NamedTuple):
@@ -18,7 +18,7 @@ class Rule(NamedTuple):
         description: What it is, in a phrase, for reports.
     """
 
-    mixer: type[nn.Module]
+    mixer: type[RecurrentMixer]
     description: str
 
 

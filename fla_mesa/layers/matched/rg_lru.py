@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -10,12 +11,19 @@ import torch.nn.functional as F
 from fla.modules import ShortConvolution
 from fla.ops.hgrn import fused_recurrent_hgrn
 
+from fla_mesa.layers.initialization import fill
 from fla_mesa.layers.matched.registry import rule
 from fla_mesa.layers.recurrent import Call, RecurrentMixer, States
 
 # How strongly the gate r moves the decay a = exp(-C softplus(Lambda) r), and where a^(1 / r) starts.
 C = 8.0
 DECAYS = (0.9, 0.999)
+
+
+def matching_width(hidden_size: int, blocks: int) -> int:
+    """The width R of a recurrence with 3 D R + 2 R² / blocks = 4 D², to a multiple of 8 in a block; 1.25 D at 12 blocks of the paper."""
+    width = (math.sqrt(9 + 32 / blocks) - 3) * blocks / 4 * hidden_size
+    return max(1, round(width / (8 * blocks))) * 8 * blocks
 
 
 class BlockDiagonal(nn.Module):
@@ -46,23 +54,34 @@ class RGLRU(RecurrentMixer):
         x = conv(W u)     r = sigmoid(W x + b)     i = sigmoid(W x + b)     a = exp(-8 softplus(Lambda) r)
         h <- a h + sqrt(1 - a^2) (i x)             y = W_o (GeLU(W u) h)
 
+    The start is Griffin's (2.4): a^(1 / r), the decay where the gate r is 1, is uniform in [0.9, 0.999], and the gates' matrices have
+    variance 1 / fan-in and no bias. (The code released with RecurrentGemma starts the eighth root of it there.)
+
     Args:
         hidden_size: Width of input and output, D.
-        width: Width of the recurrence, a multiple of `blocks`.
-        blocks: Blocks of the matrices of both gates.
+        num_heads: Blocks of the matrices of both gates.
+        recurrence_width: Width of the recurrence, a multiple of `num_heads`; None for :func:`matching_width`.
         conv_size: Width of the convolution.
         layer_idx: Index of the layer in its model; needed with a cache.
 
     Raises:
-        ValueError: `blocks` does not divide `width`.
+        ValueError: `num_heads` does not divide `recurrence_width`.
     """
 
     no_weight_decay = ("decay_params",)
 
-    def __init__(self, hidden_size: int, width: int, blocks: int, conv_size: int = 4, layer_idx: int | None = None):
+    def __init__(
+        self,
+        hidden_size: int,
+        num_heads: int,
+        recurrence_width: int | None = None,
+        conv_size: int = 4,
+        layer_idx: int | None = None,
+    ):
         super().__init__(hidden_size, layer_idx)
+        width, blocks = recurrence_width or matching_width(hidden_size, num_heads), num_heads
         if width % blocks:
-            raise ValueError(f"width must be a multiple of blocks = {blocks}; got {width}")
+            raise ValueError(f"recurrence_width must be a multiple of num_heads = {blocks}; got {width}")
         self.x_proj = nn.Linear(hidden_size, width, bias=False)
         self.y_proj = nn.Linear(hidden_size, width, bias=False)
         self.conv1d = ShortConvolution(width, conv_size, bias=True, activation=None)
@@ -75,9 +94,8 @@ class RGLRU(RecurrentMixer):
 
     def reset_parameters(self) -> None:
         """Start a^(1 / r) evenly spread. The other parameters belong to modules that initialise themselves."""
-        with torch.no_grad():
-            decay = torch.empty_like(self.decay_params).uniform_(*DECAYS)
-            self.decay_params.copy_(torch.log(torch.expm1(-torch.log(decay) / C)))
+        decay = torch.empty(self.decay_params.shape, device=self.decay_params.device).uniform_(*DECAYS)
+        fill(self.decay_params, torch.log(torch.expm1(-torch.log(decay) / C)))
 
     def _mix(
         self, x: torch.Tensor, conv: States | None, states: States | None, call: Call
