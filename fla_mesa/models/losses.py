@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from copy import copy
+from typing import Any
 
 import torch
 import torch.nn as nn
@@ -34,7 +35,7 @@ class SoftCappedLoss(nn.Module):
 
     def forward(self, input: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """``input [N, vocabulary]``, ``target [N]``."""
-        criterion = copy(self.criterion)
+        criterion: Any = copy(self.criterion)
         criterion.reduction = self.reduction
         return criterion(soft_cap(input, self.cap), target)
 

@@ -333,7 +333,7 @@ class MesaNetForCausalLM(MesaNetPreTrainedModel, FLAForCausalLM, FLAUnsupportedC
         return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
 
     def _compute_logits_and_loss(self, *args, **kwargs):
-        criterion = capped(self.criterion, self.config)
+        criterion = capped(self.criterion, self.config)  # pyright: ignore[reportArgumentType] (transformers' base class)
         if criterion is not self.criterion:
             self.criterion = criterion
         # It caps the raw logits itself, where fla's kernels fuse that; who reads the logits wants them capped too.

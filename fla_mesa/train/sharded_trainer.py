@@ -19,10 +19,11 @@ class ShardedTrainer(RecipeTrainer):
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        sharding.shard(self.model, self.args.device)  # pyright: ignore[reportArgumentType]
+        model: Any = self.model
+        sharding.shard(model, self.args.device)
         # Mixed precision as for any model, and no DistributedDataParallel around it when training begins.
-        self.accelerator.prepare_model(self.model, device_placement=False, evaluation_mode=True)
-        self.model._is_accelerate_prepared = True  # pyright: ignore[reportAttributeAccessIssue,reportOptionalMemberAccess]
+        self.accelerator.prepare_model(model, device_placement=False, evaluation_mode=True)
+        model._is_accelerate_prepared = True
 
     @property
     def _optimizer(self) -> torch.optim.Optimizer:
@@ -42,15 +43,16 @@ class ShardedTrainer(RecipeTrainer):
             model.config.save_pretrained(folder)
             if model.can_generate():
                 model.generation_config.save_pretrained(folder)
-            if self.processing_class is not None:
-                self.processing_class.save_pretrained(folder)  # pyright: ignore[reportAttributeAccessIssue]
+            tokenizer: Any = self.processing_class
+            if tokenizer is not None:
+                tokenizer.save_pretrained(folder)
         sharding.save_weights(model, folder)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         sharding.save_optimizer(self.model, self._optimizer, Path(output_dir))  # pyright: ignore[reportArgumentType]
         if self.args.should_save:
-            assert self.lr_scheduler is not None
-            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / "scheduler.pt")
+            scheduler: Any = self.lr_scheduler
+            torch.save(scheduler.state_dict(), Path(output_dir) / "scheduler.pt")
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         sharding.load_weights(self.model if model is None else model, Path(resume_from_checkpoint))  # pyright: ignore[reportArgumentType]
@@ -61,9 +63,9 @@ class ShardedTrainer(RecipeTrainer):
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is None:
             return
-        assert self.lr_scheduler is not None
+        scheduler: Any = self.lr_scheduler
         sharding.load_optimizer(self.model, self._optimizer, Path(checkpoint))  # pyright: ignore[reportArgumentType]
-        self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint) / "scheduler.pt", weights_only=True))
+        scheduler.load_state_dict(torch.load(Path(checkpoint) / "scheduler.pt", weights_only=True))
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm)

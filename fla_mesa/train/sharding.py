@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from torch import nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -23,6 +22,8 @@ from torch.distributed.checkpoint.state_dict import (
     set_model_state_dict,
     set_optimizer_state_dict,
 )
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
@@ -46,22 +47,22 @@ def shard(model: PreTrainedModel, device: torch.device) -> None:
 
 def save_weights(model: nn.Module, checkpoint: Path) -> None:
     """Called by all processes, as are all functions below but `assemble`."""
-    dcp.save({"model": get_model_state_dict(model)}, checkpoint_id=checkpoint / WEIGHTS)
+    save({"model": get_model_state_dict(model)}, checkpoint_id=checkpoint / WEIGHTS)
 
 
 def load_weights(model: nn.Module, checkpoint: Path) -> None:
     state = {"model": get_model_state_dict(model)}
-    dcp.load(state, checkpoint_id=checkpoint / WEIGHTS)
+    load(state, checkpoint_id=checkpoint / WEIGHTS)
     set_model_state_dict(model, state["model"])
 
 
 def save_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, checkpoint: Path) -> None:
-    dcp.save({"optimizer": get_optimizer_state_dict(model, optimizer)}, checkpoint_id=checkpoint / OPTIMIZER)
+    save({"optimizer": get_optimizer_state_dict(model, optimizer)}, checkpoint_id=checkpoint / OPTIMIZER)
 
 
 def load_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, checkpoint: Path) -> None:
     state = {"optimizer": get_optimizer_state_dict(model, optimizer)}
-    dcp.load(state, checkpoint_id=checkpoint / OPTIMIZER)
+    load(state, checkpoint_id=checkpoint / OPTIMIZER)
     set_optimizer_state_dict(model, optimizer, state["optimizer"])
 
 
@@ -76,7 +77,7 @@ def assemble(checkpoint: Path) -> PreTrainedModel:
     model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(checkpoint))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is disabled")  # that is meant
-        dcp.load({"model": without_tied(model.state_dict(), model)}, checkpoint_id=checkpoint / WEIGHTS, no_dist=True)
+        load({"model": without_tied(model.state_dict(), model)}, checkpoint_id=checkpoint / WEIGHTS, no_dist=True)
     return model
 
 
