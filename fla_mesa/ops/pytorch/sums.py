@@ -35,7 +35,8 @@ class Decays(NamedTuple):
 
 def cumulative(tiles: Tiles, g: Tensor) -> Tensor:
     """Sums of ``g [B, T, H]`` over a tile up to and including a position, ``[Z, C]``, float64: their differences must stay exact."""
-    return tiles.split(g.double().clamp(min=-1e4)).cumsum(-1)  # exp(-1e4) is zero, and inf - inf would be NaN
+    # exp(-800) is zero in every dtype; -inf would give inf - inf, and -1e4 takes digits of what is added to it.
+    return tiles.split(g.double().clamp(min=-800)).cumsum(-1)
 
 
 def lower(x: Tensor) -> Tensor:
