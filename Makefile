@@ -11,7 +11,7 @@ NUMERICAL := tests/ops tests/cpu tests/models tests/train/test_recall.py tests/t
 # What the CUDA build of the torch in constraints.txt asks for, where `make test` beside a CPU build takes the newest.
 TRITON_OF_TORCH := 3.7.1
 
-.PHONY: demo test test-rounding test-triton lint clean
+.PHONY: demo test test-rounding test-triton integrations lint clean
 
 demo: .venv/demo
 	$(BIN)/fla-mesa demo --output_dir runs/demo
@@ -27,6 +27,10 @@ test-rounding: .venv/test
 test-triton: .venv/test .venv/triton-$(TRITON_OF_TORCH)
 	$(QUIET) PYTHONPATH=.venv/triton-$(TRITON_OF_TORCH) $(BIN)/python -m pytest -n auto tests/ops/test_kernels_static.py
 	$(QUIET) PYTHONPATH=.venv/triton-$(TRITON_OF_TORCH) TRITON_INTERPRET=1 $(BIN)/python -m pytest -n auto tests/interpreter
+
+# The models under other trainers. `make test` skips these tests where the trainers are not installed.
+integrations: .venv/integrations
+	$(QUIET) $(BIN)/python -m pytest tests/integrations
 
 lint: .venv/lint
 	$(BIN)/ruff check .
@@ -44,6 +48,10 @@ lint: .venv/lint
 
 .venv/test: .venv/demo
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[eval,test]'
+	touch $@
+
+.venv/integrations: .venv/test
+	DS_BUILD_OPS=0 $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[eval,test,integrations]'
 	touch $@
 
 # The type checker reads what the package imports, lm-eval among it.
