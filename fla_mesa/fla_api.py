@@ -72,6 +72,8 @@ USED: dict[str, str | None] = {
     "fla.modules.ShortConvolution.forward": "self x cache output_final_state cu_seqlens",
     "fla.modules.activations.ops.logsigmoid_bwd": STAND_IN,
     "fla.modules.activations.ops.logsigmoid_fwd": STAND_IN,
+    "fla.modules.activations.powglu": EXISTS,
+    "fla.modules.activations.swiglu": EXISTS,
     "fla.modules.activations.ops.powglu_fwd": STAND_IN,
     "fla.modules.activations.ops.powglu_fwdbwd": STAND_IN,
     "fla.modules.activations.ops.sigmoid_bwd": STAND_IN,

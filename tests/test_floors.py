@@ -13,7 +13,7 @@ MAY_IMPORT = {
     "ops": set(),
     "cpu": {"ops"},
     "layers": {"ops"},
-    "models": {"ops", "layers"},
+    "models": {"ops", "cpu", "layers"},
     "data": set(),
     "train": {"ops", "layers", "models", "data"},
     "eval": {"ops", "layers", "models", "data", "train", "cpu"},

@@ -279,7 +279,7 @@ def describes_sequences(*, unlisted: tuple[str, ...] = ()) -> Callable[[F], F]:
         def wrapper(self: Any, *args: Any, **kwargs: Any) -> Any:
             for name in kwargs:
                 if name not in known:
-                    raise _unknown(f"{type(self).__name__}.forward", name, known)
+                    raise unknown_keyword(f"{type(self).__name__}.forward", name, known)
             return forward(self, *args, **kwargs)
 
         listed = [p for p in (*own, *keywords) if p.name not in unlisted]
@@ -289,7 +289,8 @@ def describes_sequences(*, unlisted: tuple[str, ...] = ()) -> Callable[[F], F]:
     return decorate
 
 
-def _unknown(function: str, name: str, known: list[str]) -> TypeError:
+def unknown_keyword(function: str, name: str, known: list[str]) -> TypeError:
+    """The error for a keyword that a function does not take, with the nearest that it does."""
     near = difflib.get_close_matches(name, known, 1, 0.5)
     hint = f"did you mean {near[0]}? " if near else ""
     return TypeError(f"{function} does not take {name}; {hint}It takes {', '.join(known)}")

@@ -1,26 +1,51 @@
 """The MesaNet family, registered with transformers' Auto classes as ``mesanet``, and ``mesanet_matched``, its rivals in its own terms."""
 
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+)
 
-from fla_mesa.models import xlstm  # noqa: F401 (registers itself)
+from fla_mesa.models import stub, xlstm  # noqa: F401 (they register themselves)
 from fla_mesa.models.configuration_matched import MatchedConfig
 from fla_mesa.models.configuration_mesanet import MesaNetConfig
+from fla_mesa.models.heads import (
+    MatchedForQuestionAnswering,
+    MatchedForSequenceClassification,
+    MatchedForTokenClassification,
+    MesaNetForQuestionAnswering,
+    MesaNetForSequenceClassification,
+    MesaNetForTokenClassification,
+)
 from fla_mesa.models.modeling_matched import MatchedForCausalLM, MatchedModel
 from fla_mesa.models.modeling_mesanet import MesaNetForCausalLM, MesaNetModel
 
-for _config, _model, _language_model in (
-    (MesaNetConfig, MesaNetModel, MesaNetForCausalLM),
-    (MatchedConfig, MatchedModel, MatchedForCausalLM),
+AutoConfig.register(MesaNetConfig.model_type, MesaNetConfig, exist_ok=True)
+AutoConfig.register(MatchedConfig.model_type, MatchedConfig, exist_ok=True)
+for _auto, _mesanet, _matched in (
+    (AutoModel, MesaNetModel, MatchedModel),
+    (AutoModelForCausalLM, MesaNetForCausalLM, MatchedForCausalLM),
+    (AutoModelForSequenceClassification, MesaNetForSequenceClassification, MatchedForSequenceClassification),
+    (AutoModelForTokenClassification, MesaNetForTokenClassification, MatchedForTokenClassification),
+    (AutoModelForQuestionAnswering, MesaNetForQuestionAnswering, MatchedForQuestionAnswering),
 ):
-    AutoConfig.register(_config.model_type, _config, exist_ok=True)
-    AutoModel.register(_config, _model, exist_ok=True)
-    AutoModelForCausalLM.register(_config, _language_model, exist_ok=True)
+    _auto.register(MesaNetConfig, _mesanet, exist_ok=True)
+    _auto.register(MatchedConfig, _matched, exist_ok=True)
 
 __all__ = [
     "MatchedConfig",
     "MatchedForCausalLM",
+    "MatchedForQuestionAnswering",
+    "MatchedForSequenceClassification",
+    "MatchedForTokenClassification",
     "MatchedModel",
     "MesaNetConfig",
     "MesaNetForCausalLM",
+    "MesaNetForQuestionAnswering",
+    "MesaNetForSequenceClassification",
+    "MesaNetForTokenClassification",
     "MesaNetModel",
 ]

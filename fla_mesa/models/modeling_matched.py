@@ -7,7 +7,7 @@ from fla.models.configuration_utils import get_attention_spec
 
 from fla_mesa.layers.matched import RULES
 from fla_mesa.models.configuration_matched import MatchedConfig
-from fla_mesa.models.modeling_mesanet import MesaNetBlock, MesaNetForCausalLM, MesaNetModel
+from fla_mesa.models.modeling_mesanet import MesaNetBlock, MesaNetForCausalLM, MesaNetModel, MesaNetPreTrainedModel
 from fla_mesa.models.modeling_mesanet import mixer as mesanet_mixer
 
 
@@ -24,17 +24,20 @@ class MatchedBlock(MesaNetBlock):
     mixer = staticmethod(mixer)
 
 
-class MatchedModel(MesaNetModel):
+class MatchedPreTrainedModel(MesaNetPreTrainedModel):
+    """What the models of the family share."""
+
+    config_class = MatchedConfig
+    _no_split_modules = ["MatchedBlock"]  # noqa: RUF012 (transformers' own form)
+
+
+class MatchedModel(MatchedPreTrainedModel, MesaNetModel):
     """Embedding, blocks and final norm."""
 
-    config_class = MatchedConfig
     block = MatchedBlock
-    _no_split_modules = ["MatchedBlock"]  # noqa: RUF012 (transformers' own form)
 
 
-class MatchedForCausalLM(MesaNetForCausalLM):
+class MatchedForCausalLM(MatchedPreTrainedModel, MesaNetForCausalLM):
     """The matched family as language models."""
 
-    config_class = MatchedConfig
     decoder = MatchedModel
-    _no_split_modules = ["MatchedBlock"]  # noqa: RUF012 (transformers' own form)

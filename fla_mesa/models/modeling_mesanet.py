@@ -11,7 +11,7 @@ from fla.models.configuration_utils import get_attention_spec
 from fla.models.generation_utils import FLAUnsupportedCacheGenerationMixin
 from fla.models.modeling_utils import FLAForCausalLM, FLAModel, FLAPreTrainedModel
 from fla.models.utils import Cache
-from fla.modules import GatedMLP, RMSNorm
+from fla.modules import RMSNorm
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from typing_extensions import Unpack
@@ -19,6 +19,7 @@ from typing_extensions import Unpack
 from fla_mesa.layers import Attention, MesaNet
 from fla_mesa.layers.initialization import fan_in
 from fla_mesa.layers.layout import Layout, SequenceKeywords, describes_sequences, find_layout
+from fla_mesa.layers.mlp import GatedMLP
 from fla_mesa.layers.recurrent import refuse_attentions
 from fla_mesa.layers.shards import refuse_shard
 from fla_mesa.models.configuration_mesanet import MesaNetConfig
@@ -336,6 +337,11 @@ class MesaNetForCausalLM(MesaNetPreTrainedModel, FLAForCausalLM, FLAUnsupportedC
         criterion = capped(self.criterion, self.config)  # pyright: ignore[reportArgumentType] (transformers' base class)
         if criterion is not self.criterion:
             self.criterion = criterion
+        if self.config.fuse_linear_cross_entropy and not isinstance(self.lm_head, nn.Linear):
+            raise ValueError(
+                "fuse_linear_cross_entropy must be False: it reads the weight of lm_head, and would pass by what else is in its place, "
+                f"{type(self.lm_head).__name__}; got True"
+            )
         # It caps the raw logits itself, where fla's kernels fuse that; who reads the logits wants them capped too.
         loss, logits = super()._compute_logits_and_loss(*args, **kwargs)
         return loss, None if logits is None else soft_cap(logits, self.config.logit_soft_cap)

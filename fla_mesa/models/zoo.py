@@ -239,7 +239,7 @@ NOTES = {
     "gla": "half as many heads, values twice as wide as keys",
     "mamba2": "it has no MLP: two of its blocks take the place of a mixer and an MLP, and its state size is what matches the parameters",
     "retnet": "half as many heads, values twice as wide as keys",
-    "xlstm": "half as many heads, values twice as wide as keys; transformers' plain PyTorch code and initial weights; it ignores padding",
+    "xlstm": "half as many heads, values twice as wide as keys; transformers' plain PyTorch code and initial weights",
     "hawk": "RG-LRU; the width of its recurrence is what matches the parameters",
     "hawk_mesa": "RG-LRU and Mesa layers in turn",
     "matched-hawk_mesa": "RG-LRU and Mesa layers in turn",

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from transformers import AutoTokenizer
 
+from fla_mesa.models.stub import write_stub
 from fla_mesa.train import folder, sharding
-from fla_mesa.train.stub import write_stub
 
 
 def export(checkpoint: Path, output_dir: Path) -> None:

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, TrainerState, s
 
 from fla_mesa.data import DataRequest, Splits, load_data
 from fla_mesa.models import zoo
+from fla_mesa.models.stub import write_stub
 from fla_mesa.train import folder, overrides, sharding
 from fla_mesa.train.interrupt import SignalStop, signals_to
 from fla_mesa.train.metrics import collect, parameter_counts
@@ -19,7 +20,6 @@ from fla_mesa.train.optimization import check_optimization, needs_model
 from fla_mesa.train.plot import loss_curve
 from fla_mesa.train.settings import RecipeArguments, RecipeSettings
 from fla_mesa.train.sharded_trainer import ShardedTrainer
-from fla_mesa.train.stub import write_stub
 from fla_mesa.train.trainer import RecipeTrainer
 
 # What, beside the settings, makes a run the run it is. Steps and epochs are not among them: a run may be prolonged.

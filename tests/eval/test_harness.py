@@ -25,7 +25,7 @@ from fla_mesa.eval.harness import SUITES, TASKS, main, register
 from fla_mesa.eval.lm import FlaMesaLM
 from fla_mesa.eval.table import compare, short_names
 from fla_mesa.models import MesaNetForCausalLM
-from fla_mesa.train.stub import write_stub
+from fla_mesa.models.stub import write_stub
 
 SMALL = ["--metadata", "length=400", "samples=3", "--batch_size", "4", "--device", "cpu"]
 

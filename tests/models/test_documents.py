@@ -3,12 +3,14 @@
 One table of cases for all: a keyword that a model drops makes documents leak into each other, which nobody would notice.
 """
 
+import re
+
 import pytest
 import torch
 from fla.models.utils import Cache
 
 from fla_mesa.layers.matched import RULES
-from fla_mesa.models import MatchedConfig, MatchedForCausalLM, MesaNetConfig, MesaNetForCausalLM
+from fla_mesa.models import MatchedConfig, MatchedForCausalLM, MesaNetConfig, MesaNetForCausalLM, zoo
 
 TINY = {
     "hidden_size": 32,
@@ -27,6 +29,13 @@ MODELS = {
         for rule in RULES
         if rule != "mesa"
     },
+}
+
+# Fla's own, run by the stand-ins, and transformers' xLSTM.
+TOKENS = {"vocab_size": 64, "bos_token_id": 62, "eos_token_id": 62, "pad_token_id": 63, "max_position_embeddings": 64}
+OTHERS = {
+    name: lambda name=name: zoo.build(name, "2x32", **TOKENS)
+    for name in ("mesa_net", "delta_net", "gated_deltanet", "kda", "gla", "mamba2", "retnet", "transformer", "xlstm")
 }
 
 # A row of three documents of 7, 1 and 16 tokens.
@@ -144,7 +153,7 @@ def models():
     def get(name):
         if name not in built:
             torch.manual_seed(1)
-            built[name] = MODELS[name]().eval()
+            built[name] = (MODELS | OTHERS)[name]().eval()
         return built[name]
 
     return get
@@ -160,7 +169,7 @@ def assert_same(got: torch.Tensor, want: torch.Tensor, case: str = "") -> None:
     assert worst < 1e-4, case
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", MODELS | OTHERS)
 def test_documents_are_separate_however_it_is_said(models, name):
     model, x = models(name), tokens(1)
     with torch.no_grad():
@@ -193,20 +202,25 @@ def test_documents_in_several_rows_and_under_padding(models, name):
             model(x, seq_idx=idx, use_cache=True)
 
 
-@pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("case", REFUSED)
-def test_what_cannot_be_honoured_is_refused(models, name, case):
-    keywords, error, message = REFUSED[case]
-    with pytest.raises(error, match=message):
-        models(name)(tokens(1), **keywords)
+@pytest.mark.parametrize("name", MODELS | OTHERS)
+def test_what_cannot_be_honoured_is_refused(models, name):
+    not_told_by_fla = ("attention weights", "labels of another shape", "targets of another shape")
+    for case, (keywords, error, message) in REFUSED.items():
+        if name in OTHERS and name != "xlstm" and case in not_told_by_fla:
+            continue
+        with pytest.raises(error) as raised:
+            models(name)(tokens(1), **keywords)
+        assert re.search(message, str(raised.value)), (case, str(raised.value))
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", MODELS | OTHERS)
 def test_inputs_that_are_none(models, name):
     model = models(name)
     for shape in ((2, 0), (0, 4)):
         with pytest.raises(ValueError, match="the input must hold at least one token in at least one row; got batch"):
             model(torch.zeros(shape, dtype=torch.int64))
+    if name in OTHERS:
+        return
     with pytest.raises(ValueError, match=r"input_ids must have shape \[B, T\]; got \[4\]"):
         model(torch.zeros(4, dtype=torch.int64))
     with pytest.raises(ValueError, match="pass either input_ids or inputs_embeds; got neither"):
@@ -215,7 +229,22 @@ def test_inputs_that_are_none(models, name):
         model(tokens(1), past_key_values=object())
 
 
-@pytest.mark.parametrize("name", MODELS)
+class Cached:
+    """A model's calls with one cache, whatever the model calls it."""
+
+    def __init__(self, model):
+        self.model, self.name, self.cache = model, "past_key_values", Cache()
+        if hasattr(model.config, "inference_state_dtype"):
+            self.name, self.cache = "cache_params", None
+
+    def __call__(self, x, use_cache=True, **keywords):
+        out = self.model(x, use_cache=use_cache, **{self.name: self.cache}, **keywords)
+        if use_cache:
+            self.cache = out[self.name]
+        return out.logits
+
+
+@pytest.mark.parametrize("name", [*MODELS, "transformer", "xlstm"])
 def test_padding_on_any_side_with_a_cache(models, name):
     """In the first call, in later ones, in rows that have no token in a call; and a later call may leave the mask out."""
     model, x = models(name), tokens(3, 20)
@@ -223,40 +252,64 @@ def test_padding_on_any_side_with_a_cache(models, name):
     mask[0, 5:9], mask[1, :4], mask[1, 10:], mask[2, 3:12] = 0, 0, 0, 0
     with torch.no_grad():
         for pieces in ([20], [12, 1, 7], [7, *[1] * 6, 7]):
-            cache, got, end = Cache(), [], 0
+            cached, got, end = Cached(model), [], 0
             for piece in x.split(pieces, 1):
                 end += piece.shape[1]
-                got.append(model(piece, attention_mask=mask[:, :end], past_key_values=cache, use_cache=True).logits)
+                if bool(mask[:, end - piece.shape[1] : end].any()):
+                    got.append(cached(piece, attention_mask=mask[:, :end]))
             new = tokens(3, 3)
-            got.append(model(new, past_key_values=cache, use_cache=True).logits)
-            got = torch.cat(got, 1)
+            got = torch.cat([*got, cached(new)], 1)
             for row in range(3):
                 at = torch.cat([mask[row] == 1, torch.ones(3, dtype=torch.bool)])
                 alone = torch.cat([x[row], new[row]])[at][None]
-                assert_same(got[row, at], model(alone).logits[0])
+                assert_same(got[row, at], model(alone).logits[0], f"{pieces}, row {row}")
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", [*MODELS, "transformer", "xlstm"])
 def test_a_cache_is_left_alone_unless_it_is_to_be_filled(models, name):
     model, x = models(name), tokens(2, 12)
     with torch.no_grad():
-        want, cache = model(x).logits, Cache()
-        model(x[:, :8], past_key_values=cache, use_cache=True)
+        want, cached = model(x).logits, Cached(model)
+        cached(x[:, :8])
         for _ in range(2):
-            assert_same(model(x[:, 8:], past_key_values=cache, use_cache=False).logits, want[:, 8:])
-        assert cache.get_seq_length() == 8
+            assert_same(cached(x[:, 8:], use_cache=False), want[:, 8:])
 
 
-@pytest.mark.parametrize("name", ["mesanet"])
+@pytest.mark.parametrize("name", MODELS | OTHERS)
 def test_shifted_labels_give_the_same_loss(models, name):
     model, x = models(name), tokens(2)
     labels = x.clone()
     labels[0, :5] = -100
     shifted = torch.cat([labels[:, 1:], torch.full((2, 1), -100)], 1)
-    want = model(x, labels=labels)
-    for keywords in ({"shift_labels": shifted}, {"shift_labels": shifted, "labels": x}):
-        got = model(x, **keywords)
-        torch.testing.assert_close(got.loss, want.loss, rtol=0, atol=0)
-        torch.testing.assert_close(got.logits, want.logits, rtol=0, atol=0)
-    count = int((shifted != -100).sum())
-    torch.testing.assert_close(model(x, shift_labels=shifted, num_items_in_batch=2 * count).loss, want.loss / 2)
+    with torch.no_grad():
+        want = model(x, labels=labels)
+        for keywords in ({"shift_labels": shifted}, {"shift_labels": shifted, "labels": x}):
+            torch.testing.assert_close(model(x, **keywords).loss, want.loss)
+        count = int((shifted != -100).sum())
+        torch.testing.assert_close(model(x, shift_labels=shifted, num_items_in_batch=2 * count).loss, want.loss / 2)
+
+
+@pytest.mark.parametrize("width", [32, 64])
+def test_xlstm_trains_at_small_widths_whatever_its_configuration_says_of_the_cache(width):
+    model = zoo.build("xlstm", f"2x{width}", **TOKENS).train()
+    assert model.config.use_cache
+    x = tokens(2, 70)
+    model(x, labels=x).loss.backward()
+    assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in model.parameters())
+    with pytest.raises(ValueError, match="use_cache must be False in training"):
+        model(x, labels=x, use_cache=True)
+
+
+@pytest.mark.parametrize("name", ["gla", "mamba2", "transformer", "xlstm"])
+def test_a_shard_of_a_row_is_refused_by_what_cannot_be_cut(models, name):
+    with pytest.raises(ValueError, match=r"cp_context: .* cannot be cut over ranks"):
+        models(name)(tokens(1), cp_context=object())
+
+
+def test_boundaries_of_the_trainers_evaluation_need_no_cache_to_be_off(models):
+    """In eval mode the configuration's use_cache would have packed documents refused, were it not turned off."""
+    for name in ("hybrid", "xlstm"):
+        with torch.no_grad():
+            assert models(name)(tokens(1), cu_seqlens=CU).loss is None
+        with torch.no_grad(), pytest.raises(ValueError, match="cannot be cached"):
+            models(name)(tokens(1), cu_seqlens=CU, use_cache=True)

@@ -1,0 +1,50 @@
+"""Heads of classification and question answering: transformers' generic ones on this package's models."""
+
+from __future__ import annotations
+
+import torch.nn as nn
+from transformers.modeling_layers import (
+    GenericForQuestionAnswering,
+    GenericForSequenceClassification,
+    GenericForTokenClassification,
+)
+
+from fla_mesa.models.modeling_matched import MatchedPreTrainedModel
+from fla_mesa.models.modeling_mesanet import MesaNetPreTrainedModel
+
+
+class MesaNetForSequenceClassification(GenericForSequenceClassification, MesaNetPreTrainedModel):
+    """One label a sequence, read at its last token: the last that is not ``config.pad_token_id``."""
+
+    accepts_loss_kwargs = False  # its loss is a mean over the batch
+
+
+class MesaNetForTokenClassification(GenericForTokenClassification, MesaNetPreTrainedModel):
+    """One label a token."""
+
+    accepts_loss_kwargs = False
+
+
+class MesaNetForQuestionAnswering(GenericForQuestionAnswering, MesaNetPreTrainedModel):
+    """Where an answer starts and ends."""
+
+    accepts_loss_kwargs = False
+
+    def get_input_embeddings(self) -> nn.Module:
+        """As the model's (the generic head asks for another name of it)."""
+        return self.model.get_input_embeddings()  # pyright: ignore[reportCallIssue]
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.model.set_input_embeddings(value)  # pyright: ignore[reportCallIssue]
+
+
+class MatchedForSequenceClassification(MatchedPreTrainedModel, MesaNetForSequenceClassification):
+    """As MesaNet's."""
+
+
+class MatchedForTokenClassification(MatchedPreTrainedModel, MesaNetForTokenClassification):
+    """As MesaNet's."""
+
+
+class MatchedForQuestionAnswering(MatchedPreTrainedModel, MesaNetForQuestionAnswering):
+    """As MesaNet's."""
