@@ -15,9 +15,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from tests.interpreter import stub_driver
+from fla_mesa import interpreter
 
-stub_driver.install()
+interpreter.install()
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
@@ -115,7 +115,7 @@ def main() -> None:
         for tolerance in (1e-4, 1e-6):
             options = {"cu_seqlens": None, "cu_seqlens_cpu": None, "max_steps": 100, "tolerance": tolerance}
             options["stages"] = stages
-            with stub_driver.rounded_dots():
+            with interpreter.rounded_dots():
                 with Products() as products:
                     out = triton.chunk_forward(*x.values(), **options)
                 gradients = triton.chunk_backward(*list(x.values())[1:], out.x, weights[0], *weights[1:], **options)

@@ -1,5 +1,12 @@
 """Imported for its effect, that of ``import fla_mesa``: stand-ins where there is no accelerator, and models known to transformers."""
 
+import os
+
+if os.environ.get("TRITON_INTERPRET") == "1":  # before fla is imported, which asks for its device then
+    from fla_mesa import interpreter
+
+    interpreter.install()
+
 from fla_mesa import cpu
 from fla_mesa.fla_api import require_supported_fla
 

@@ -9,11 +9,6 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # tests run in parallel on 
 
 import torch
 
-if os.environ.get("TRITON_INTERPRET") == "1":  # fla asks for its device when it is first imported
-    from tests.interpreter import stub_driver
-
-    stub_driver.install()
-
 import fla_mesa  # noqa: F401 (the stand-ins for fla's kernels, before any test imports fla)
 
 if "PYTEST_XDIST_WORKER" in os.environ:

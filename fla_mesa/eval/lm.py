@@ -19,6 +19,7 @@ import fla_mesa  # noqa: F401 (registers this package's family, and the CPU back
 from fla_mesa.eval.checkpoint import adapted_model, check_checkpoint, merged, most_positions, tokenizer_of
 from fla_mesa.eval.cut import new_tokens, tokens
 from fla_mesa.eval.solver import set_solver
+from fla_mesa.ops.backends import check_backend
 
 HFLM: Any = _HFLM
 
@@ -35,6 +36,7 @@ class FlaMesaLM(HFLM):
 
     Args (``--model_args name=value,...``), besides all of HFLM's:
         cg_tolerance: For MesaNet: relative residual at which a position's solve stops, in place of the checkpoint's.
+        backend: For MesaNet: back end of its op, such as "pytorch" or "exact". (HFLM's argument of this name is always "causal".)
         max_cg_steps: For MesaNet: most conjugate-gradient steps, in prefill and in decoding, in place of the checkpoint's.
         max_length: Tokens that an input and its answer may have together (2048). Longer inputs are cut on the left, and counted in the
             results; if it is given, they are an error, unless ``truncation=True`` is given as well.
@@ -50,10 +52,11 @@ class FlaMesaLM(HFLM):
         pretrained: Any,
         cg_tolerance: float | None = None,
         max_cg_steps: int | None = None,
+        backend: str | None = None,
         **arguments: Any,
     ) -> None:
         known = [name for name in inspect.signature(HFLM.__init__).parameters if name not in ("self", "kwargs")]
-        known += [*_FOR_FROM_PRETRAINED, "cg_tolerance", "max_cg_steps"]
+        known += [*_FOR_FROM_PRETRAINED, "cg_tolerance", "max_cg_steps", "backend"]
         for name in arguments:
             if name not in known:
                 near = difflib.get_close_matches(name, known, n=1)
@@ -62,14 +65,15 @@ class FlaMesaLM(HFLM):
         if isinstance(pretrained, str):
             check_checkpoint(pretrained)
             pretrained, arguments = _with_adapter(pretrained, arguments)
+        check_backend(backend)
         check_dtype(arguments.get("dtype"))
         wanted, truncation = arguments.pop("max_length", None), bool(arguments.pop("truncation", False))
         check_context(wanted)
         # HFLM's own truncation would have the tokenizer cut at its own length, and on the right.
-        super().__init__(pretrained, **{"backend": "causal", **arguments, "max_length": wanted or CONTEXT})
+        super().__init__(pretrained, backend="causal", **arguments, max_length=wanted or CONTEXT)
         self._refuses_longer = wanted is not None and not truncation
         check_positions(self.config, self.max_length)
-        set_solver(self.model, max_cg_steps=max_cg_steps, cg_tolerance=cg_tolerance)
+        set_solver(self.model, max_cg_steps=max_cg_steps, cg_tolerance=cg_tolerance, backend=backend)
 
     def _create_model(self, *args: Any, peft: str | None = None, **kwargs: Any) -> None:
         super()._create_model(*args, peft=peft, **kwargs)

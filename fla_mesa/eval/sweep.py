@@ -4,7 +4,8 @@
     fla-mesa sweep runs/mesa --text held_out.txt --context_lengths 512,1024,4096 --steps 1,2,4,8 --tolerances 1e-2,1e-4
 
 A checkpoint of text reads held-out text, and is asked for needles in an own haystack (recall); one that was trained on a synthetic suite
-reads that suite. Zero steps is what the paper's solver starts from, q / diag(H + lamb). Writes sweep.md, sweep.json and two pictures.
+reads that suite. Steps start where the paper's do, at q / diag(H + lamb), which is zero steps; a
+tolerance is relative to q (the paper's: to the residual of the start). Writes sweep.md, sweep.json and two pictures.
 """
 
 from __future__ import annotations
@@ -201,7 +202,8 @@ def _facts(arguments: argparse.Namespace, argv: list[str], model: Any, recall_na
         "data": suite or arguments.text or "stdlib",
         "seed": (arguments.seed or 0) if suite is None else None,
         "recall": recall_name,
-        "zero steps": "q / diag(H + lamb), the paper's start",
-        "time": f"median of {arguments.repeats} turns, one sequence at a time; the dense solves (0 steps, exact) are not timed",
+        "steps": "from the paper's start, q / diag(H + lamb), which is 0 steps",
+        "tolerance": "of the residual, relative to q, in the norm weighted by 1 / lamb (the paper's is relative to the start's)",
+        "time": f"median of {arguments.repeats} turns, one sequence at a time; the exact solve is not timed",
     }
     return {name: value for name, value in facts.items() if value is not None}

@@ -6,7 +6,7 @@ import statistics
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,10 +15,10 @@ import torch
 import torch.nn.functional as F
 from transformers import PreTrainedModel
 
-from fla_mesa.eval import dense
 from fla_mesa.eval.heldout import buckets
 from fla_mesa.eval.solver import mesa_layers
 from fla_mesa.eval.sweep_data import IGNORE, Reading
+from fla_mesa.layers import MesaNet
 
 # No row reaches it: a fixed number of steps.
 NEVER = 1e-30
@@ -27,7 +27,10 @@ _DECODED = 16
 
 @dataclass(frozen=True)
 class Setting:
-    """How the systems are solved: 'steps' (exactly `value` of them), 'tolerance' (until `value`, `cap` steps at most) or 'exact'."""
+    """How the systems are solved: 'steps' (exactly `value` of them), 'tolerance' (until `value`, `cap` steps at most) or 'exact'.
+
+    Steps start from the paper's start, q / diag(H + lamb), which is all there is of zero steps.
+    """
 
     kind: str
     value: float = 0.0
@@ -43,26 +46,28 @@ class Setting:
     def on(self, model: PreTrainedModel) -> Iterator[None]:
         """The model's Mesa layers solve so inside."""
         layers = mesa_layers(model)
-        before = [(layer.max_cg_step_training, layer.max_cg_step_decoding, layer.cg_tolerance) for layer in layers]
-        iterative = self.kind == "tolerance" or (self.kind == "steps" and self.value > 0)
-        steps = self.cap if self.kind == "tolerance" else max(int(self.value), 1)
+        before = [{name: getattr(layer, name) for name in self._changes} for layer in layers]
         try:
             for layer in layers:
-                layer.max_cg_step_training = layer.max_cg_step_decoding = steps
-                layer.cg_tolerance = self.value if self.kind == "tolerance" else NEVER
-            with (
-                nullcontext()
-                if iterative
-                else dense.mesa_solved_by(dense.exact if self.kind == "exact" else dense.start)
-            ):
-                yield
+                _set(layer, self._changes)
+            yield
         finally:
-            for layer, (training, decoding, tolerance) in zip(layers, before, strict=True):
-                layer.max_cg_step_training, layer.max_cg_step_decoding, layer.cg_tolerance = (
-                    training,
-                    decoding,
-                    tolerance,
-                )
+            for layer, settings in zip(layers, before, strict=True):
+                _set(layer, settings)
+
+    @property
+    def _changes(self) -> dict[str, Any]:
+        """Attributes of a Mesa layer."""
+        if self.kind == "exact":
+            return {"backend": "exact"}
+        steps = self.cap if self.kind == "tolerance" else int(self.value)
+        tolerance = self.value if self.kind == "tolerance" else NEVER
+        return {"max_cg_step_training": steps, "max_cg_step_decoding": steps, "cg_tolerance": tolerance}
+
+
+def _set(layer: MesaNet, settings: dict[str, Any]) -> None:
+    for name, value in settings.items():
+        setattr(layer, name, value)
 
 
 @dataclass
@@ -133,9 +138,9 @@ def measure_speed(model: PreTrainedModel, results: list[Measured], reading: Read
     """Fill in times and memory of these settings at one context length, one sequence at a time.
 
     The settings take turns in each repeat, so that whatever else the machine does strikes all of them; one turn before warms up.
-    The dense solves are left out: they are written to be right, not fast.
+    The exact solve is left out: it is written to be right, not fast.
     """
-    timed = [m for m in results if m.setting.kind == "tolerance" or (m.setting.kind == "steps" and m.setting.value > 0)]
+    timed = [m for m in results if m.setting.kind != "exact"]
     times: dict[int, tuple[list[float], list[float]]] = {i: ([], []) for i in range(len(timed))}
     ids = reading.ids[:1]
     for turn in range(repeats + 1):

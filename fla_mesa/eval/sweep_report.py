@@ -14,7 +14,7 @@ WITHIN = 1e-3  # of the best loss: as good as the best
 
 
 def cheapest(results: list[Measured]) -> Measured:
-    """The setting that spends the fewest iterations among those within 0.1 % of the best loss; the dense solves are not candidates."""
+    """The setting that spends the fewest iterations among those within 0.1 % of the best loss; the exact solve is no candidate."""
     best = min(measured.loss for measured in results)
     candidates = [m for m in results if m.setting.kind != "exact" and m.loss <= best * (1 + WITHIN)]
     if not candidates:  # only the exact solve is that good
@@ -69,9 +69,9 @@ def markdown(results: list[Measured], facts: dict[str, Any]) -> str:
         lines += ["| " + " | ".join(columns) + " |", "| --- |" + " ---: |" * (len(columns) - 1)]
         for m in here:
             most = max(value for heads in m.max_iterations for value in heads)
-            dense = m.setting.kind == "exact"
-            cells = [m.setting.name, f"{m.loss:.4f}", _number(m.recall, ".3f"), "–" if dense else f"{m.iterations:.2f}"]
-            cells += ["–" if dense else str(most), _number(m.prefill_ms, ".4f"), _number(m.decode_ms, ".2f")]
+            exact = m.setting.kind == "exact"
+            cells = [m.setting.name, f"{m.loss:.4f}", _number(m.recall, ".3f"), "–" if exact else f"{m.iterations:.2f}"]
+            cells += ["–" if exact else str(most), _number(m.prefill_ms, ".4f"), _number(m.decode_ms, ".2f")]
             cells += [_number(m.memory_mib, ".0f"), *(_number(m.loss_by_position.get(span), ".4f") for span in spans)]
             lines.append("| " + " | ".join(cells) + " |")
     lines += ["", "## Iterations by layer and head (mean, most)", ""]

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from fla_mesa.layers.initialization import fill
 from fla_mesa.layers.recurrent import Call, QKVMixer, States
 from fla_mesa.ops import SolverStats, chunk_mesa_net, mesa_net_decoding_one_step
-from fla_mesa.ops.backends import l2_normalize
+from fla_mesa.ops.backends import check_backend, l2_normalize
 
 
 class MesaNet(QKVMixer):
@@ -46,7 +46,8 @@ class MesaNet(QKVMixer):
         max_cg_step_decoding: Most steps per decoded token.
         gamma_cap: Most that the forget gate can be where beta is 1; in (0, 1], or None for no cap. Without it, long runs of one token
             make the system degenerate.
-        cg_tolerance: Relative residual at which a position's solve stops.
+        cg_tolerance: Relative residual at which a position's solve stops, as in :func:`~fla_mesa.ops.chunk_mesa_net`.
+        backend: What solves: a back end of that function, or None for the one that suits the device.
         gamma_init: Forget gates of the first and of the last head at the start; see :class:`~fla_mesa.layers.recurrent.QKVMixer`.
 
     Attributes:
@@ -84,7 +85,9 @@ class MesaNet(QKVMixer):
         gamma_init: Sequence[float] = (0.5, 0.5),
         lambda_init: float = 1.0,
         train_lambda: bool = True,
+        backend: str | None = None,
     ):
+        check_backend(backend)
         if mode != "chunk":
             raise ValueError(f"mode must be 'chunk'; got {mode!r}")
         if not 0 < lambda_lower_bound < lambda_init < math.inf:
@@ -110,7 +113,7 @@ class MesaNet(QKVMixer):
         self.lambda_lower_bound, self.lambda_init, self.train_lambda = lambda_lower_bound, lambda_init, train_lambda
         self.gamma_cap = gamma_cap
         self.max_cg_step_training, self.max_cg_step_decoding = max_cg_step_training, max_cg_step_decoding
-        self.cg_tolerance = cg_tolerance
+        self.cg_tolerance, self.backend = cg_tolerance, backend
         self.record_stats, self.last_stats = False, None
 
         self.lambda_params = nn.Parameter(
@@ -160,6 +163,7 @@ class MesaNet(QKVMixer):
                 states[1],
                 self.max_cg_step_decoding,
                 cg_tolerance=self.cg_tolerance,
+                backend=self.backend,
                 return_stats=True,
             )
             o, stats = o.unsqueeze(1), SolverStats(*(x.unsqueeze(1) for x in stats))
@@ -180,6 +184,7 @@ class MesaNet(QKVMixer):
                 cu_seqlens=call.cu_seqlens,
                 cp_context=call.cp_context,
                 cg_tolerance=self.cg_tolerance,
+                backend=self.backend,
                 return_stats=True,
             )
         if self.record_stats:

@@ -23,6 +23,7 @@ from fla_mesa.models.settings_table import (
     one_of,
     setting,
 )
+from fla_mesa.ops.backends import BACKENDS
 
 # What transformers itself writes to a config.json or passes on, beyond the fields of its base class.
 _FROM_TRANSFORMERS = {f.name for f in dataclasses.fields(PreTrainedConfig)} | {
@@ -114,6 +115,9 @@ class MesaNetConfig(PreTrainedConfig):
     max_cg_step_training: int = setting(30, COUNT, "Most conjugate-gradient steps over sequences.")
     max_cg_step_decoding: int = setting(30, COUNT, "Most steps per decoded token.")
     cg_tolerance: float = setting(1e-4, POSITIVE, "Relative residual at which a solve stops.")
+    backend: str | None = setting(
+        None, one_of(*BACKENDS).or_none(), "Back end of the op: None for the one that suits the device, 'pytorch' for any."
+    )  # fmt: skip
     attn: Any = setting(
         None, None, "fla's settings of softmax-attention layers in a hybrid, such as {'layers': [1], 'num_heads': 8}."
     )

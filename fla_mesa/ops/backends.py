@@ -1,30 +1,129 @@
 """Which implementation of the op runs.
 
-A back end is a module with ``chunk_forward``, ``chunk_backward``, ``decoding_step`` and ``l2_normalize``, imported when it is first asked
-for.
+A back end is a module that does what :class:`Backend` says, and says itself what it does not take; it is imported when it is first
+asked. One more is one more line of ``BACKENDS``.
 """
 
 from __future__ import annotations
 
+import difflib
 import importlib
-import importlib.util
-from types import ModuleType
+from collections.abc import Mapping
+from typing import Protocol, cast
 
 import torch
 
-BACKENDS = {"pytorch": "fla_mesa.ops.pytorch", "triton": "fla_mesa.ops.triton"}
+from fla_mesa.ops.types import ChunkForward, ChunkGradients, DecodingStep, QueryForward, QueryGradients
+
+BACKENDS = {
+    "pytorch": "fla_mesa.ops.pytorch",
+    "triton": "fla_mesa.ops.triton",
+    "exact": "fla_mesa.ops.exact",
+    "diagonal": "fla_mesa.ops.diagonal",
+}
+# What is tried in turn where the caller names none, by type of device.
+AUTOMATIC = {"cuda": ("triton", "pytorch")}
+ANYWHERE = ("pytorch",)
+
+Tensors = Mapping[str, torch.Tensor | None]
 
 
-def choose_backend(name: str | None, q: torch.Tensor) -> ModuleType:
-    """The back end of this name; if the name is None, Triton on a GPU and PyTorch elsewhere (and for what the kernels do not take)."""
-    if name is None:
-        fits = q.device.type == "cuda" and q.dtype != torch.float64 and q.shape[-1] <= 256
-        name = "triton" if fits and importlib.util.find_spec("triton") else "pytorch"
-    if name not in BACKENDS:
-        raise ValueError(f"backend must be None or one of {sorted(BACKENDS)}; got {name!r}")
-    return importlib.import_module(BACKENDS[name])
+class Backend(Protocol):
+    """What the public functions call. Tensors come checked, with the shapes of these functions."""
+
+    def why_not(self, function: str, tensors: Tensors) -> str | None:
+        """What keeps it from running this function ("chunk", "step" or "query") on these arguments by name, in words; None if nothing."""
+        ...
+
+    def chunk_forward(
+        self, q, k, v, g, beta, lamb, h_kk_init, h_kv_init, *, cu_seqlens, cu_seqlens_cpu, max_steps, tolerance
+    ) -> ChunkForward:
+        """Over sequences; q and k come normalised."""
+        ...
+
+    def chunk_backward(
+        self,
+        k,
+        v,
+        g,
+        beta,
+        lamb,
+        h_kk_init,
+        h_kv_init,
+        x,
+        do,
+        dh_kk,
+        dh_kv,
+        *,
+        cu_seqlens,
+        cu_seqlens_cpu,
+        max_steps,
+        tolerance,
+    ) -> ChunkGradients:
+        """Its gradients, given its solution x and those of its outputs."""
+        ...
+
+    def decoding_step(self, q, k, v, g, beta, lamb, h_kk, h_kv, *, max_steps, tolerance) -> DecodingStep:
+        """One position."""
+        ...
+
+    def query_forward(self, q, h_kk, h_kv, lamb, *, max_steps, tolerance) -> QueryForward:
+        """Many queries on one state."""
+        ...
+
+    def query_backward(self, h_kk, h_kv, lamb, x, do, *, max_steps, tolerance) -> QueryGradients:
+        """Its gradients."""
+        ...
+
+    def l2_normalize(self, x: torch.Tensor) -> torch.Tensor:
+        """``x / sqrt(sum x^2 + 1e-6)`` over the last dimension, differentiable."""
+        ...
+
+
+def check_backend(name: object) -> None:
+    """Raise ValueError unless this is the name of a back end, or None."""
+    if name is None or name in BACKENDS:
+        return
+    near = difflib.get_close_matches(str(name), BACKENDS, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise ValueError(f"backend must be None or one of {sorted(BACKENDS)}; got {name!r}{hint}")
+
+
+def choose_backend(name: str | None, function: str, tensors: Tensors) -> Backend:
+    """The back end of this name or, if it is None, the first of those for the device that takes these arguments.
+
+    Args:
+        name: One of ``BACKENDS``, or None.
+        function: "chunk", "step" or "query".
+        tensors: The arguments by name; q sets the device.
+
+    Raises:
+        ValueError: There is none of this name, or it does not take these arguments; the message says what, and which one does.
+    """
+    check_backend(name)
+    q = tensors["q"]
+    assert q is not None
+    candidates = AUTOMATIC.get(q.device.type, ANYWHERE) if name is None else (name,)
+    reasons = {}
+    for candidate in candidates:
+        backend, reason = _load(candidate)
+        if backend is not None and (reason := backend.why_not(function, tensors)) is None:
+            return backend
+        reasons[candidate] = reason
+    refused = "; ".join(f"backend={candidate!r} {reason}" for candidate, reason in reasons.items())
+    raise ValueError(f"{refused}. Use backend='pytorch', which takes any device, dtype and size")
+
+
+def _load(name: str) -> tuple[Backend | None, str | None]:
+    """The module of a back end, or why it cannot be had."""
+    try:
+        return cast(Backend, importlib.import_module(BACKENDS[name])), None
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.startswith("fla_mesa"):
+            raise
+        return None, f"needs the package {error.name}, which is not installed"
 
 
 def l2_normalize(x: torch.Tensor) -> torch.Tensor:
     """``x / sqrt(sum x^2 + 1e-6)`` over the last dimension, in the dtype of x; inside float32 or better. fla's definition."""
-    return choose_backend(None, x).l2_normalize(x)
+    return choose_backend(None, "chunk", {"q": x}).l2_normalize(x)

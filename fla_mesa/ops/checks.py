@@ -1,7 +1,7 @@
 """Argument checks of the op, the same for every back end and entry point. They run before any work is done.
 
-Shapes, types and options are always checked. Values (``lamb > 0``, the boundaries of packed sequences) are checked on CPU tensors only:
-reading them from a GPU would stall it.
+Shapes, types and options are always checked. Values (``lamb > 0``, ``g <= 0``, beta in [0, 1], a symmetric H, the boundaries of packed
+sequences) are checked on CPU tensors only: reading them from a GPU would stall it.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+ASYMMETRY = 1e-3  # of its largest entry that a state may be off, by rounding
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -31,21 +32,33 @@ def _check_tensor(name: str, x: object, shape: tuple[int | None, ...], layout: s
         raise ValueError(f"{name} must be on the device of q, {like.device}; got {_describe(x)}")
 
 
+def check_gradients(max_steps: int) -> None:
+    """Raise ValueError for gradients of a read without steps."""
+    if max_steps == 0:
+        raise ValueError(
+            "max_CG_iteration=0 and backend='diagonal' have no gradients: without a step, x is not the solution that the op differentiates"
+        )
+
+
 def _check_options(max_CG_iteration: object, cg_tolerance: Any) -> None:
-    if isinstance(max_CG_iteration, bool) or not isinstance(max_CG_iteration, int) or max_CG_iteration < 1:
-        raise ValueError(f"max_CG_iteration must be an integer >= 1; got {max_CG_iteration!r}")
+    if isinstance(max_CG_iteration, bool) or not isinstance(max_CG_iteration, int) or max_CG_iteration < 0:
+        raise ValueError(f"max_CG_iteration must be an integer >= 0; got {max_CG_iteration!r}")
     number = isinstance(cg_tolerance, (int, float)) and not isinstance(cg_tolerance, bool)
     if not (number and 0 < cg_tolerance < math.inf):
         raise ValueError(f"cg_tolerance must be a finite number > 0; got {cg_tolerance!r}")
 
 
-def _check_inputs(q: object, k: object, v: object, g: object, beta: object, lamb: object, leading: str) -> None:
-    """q sets the sizes, and the others follow. ``leading`` names q's dimensions before the last, such as "B, T, H"."""
-    rank = leading.count(",") + 2
+def _check_query(q: object, leading: str) -> None:
     if not isinstance(q, torch.Tensor) or q.dtype not in FLOATS:
         raise TypeError(f"q must be a tensor of float64, float32, bfloat16 or float16; got {_describe(q)}")
-    if q.ndim != rank or q.numel() == 0:
+    if q.ndim != leading.count(",") + 2 or q.numel() == 0:
         raise ValueError(f"q must have shape [{leading}, K], no size of 0; got {_describe(q)}")
+
+
+def _check_inputs(q: object, k: object, v: object, g: object, beta: object, lamb: object, leading: str) -> None:
+    """q sets the sizes, and the others follow. ``leading`` names q's dimensions before the last, such as "B, T, H"."""
+    _check_query(q, leading)
+    assert isinstance(q, torch.Tensor)
     sizes = tuple(q.shape[:-1])
     _check_tensor("k", k, tuple(q.shape), f"[{leading}, K]", q)
     _check_tensor("v", v, (*sizes, None), f"[{leading}, V]", q)
@@ -58,19 +71,46 @@ def _check_inputs(q: object, k: object, v: object, g: object, beta: object, lamb
     for name, x in (("k", k), ("v", v)):
         if x.dtype != q.dtype:
             raise TypeError(f"{name} must have the dtype of q, {q.dtype}; got {_describe(x)}")
+    _check_lamb(lamb)
+    assert isinstance(g, torch.Tensor) and isinstance(beta, torch.Tensor)
+    # Comparisons are false for NaN, which comes out as NaN where it belongs.
+    if g.device.type == "cpu" and bool((g > 0).any()):
+        raise ValueError(f"g must be <= 0 everywhere, the logarithm of a gate; its largest value is {_largest(g):g}")
+    if beta.device.type == "cpu" and bool(((beta < 0) | (beta > 1)).any()):
+        raise ValueError(
+            f"beta must be in [0, 1] everywhere; its values lie between {-_largest(-beta):g} and {_largest(beta):g}"
+        )
+
+
+def _largest(x: torch.Tensor) -> float:
+    return x.detach().nan_to_num(nan=-math.inf, posinf=math.inf, neginf=-math.inf).max().item()
+
+
+def _check_lamb(lamb: torch.Tensor) -> None:
     if lamb.device.type == "cpu" and bool((lamb <= 0).any()):
         raise ValueError(f"lamb must be > 0 everywhere; its smallest value is {lamb.min().item():g}")
 
 
-def _check_states(names: tuple[str, str], h_kk: object, h_kv: object, N: int, q: torch.Tensor, V: int) -> None:
+def _check_states(
+    names: tuple[str, str], h_kk: object, h_kv: object, N: int, q: torch.Tensor, V: int | None, leading: str = "N"
+) -> None:
     H, K = q.shape[-2:]
-    _check_tensor(names[0], h_kk, (N, H, K, K), "[N, H, K, K]", q)
-    _check_tensor(names[1], h_kv, (N, H, K, V), "[N, H, K, V]", q)
+    _check_tensor(names[0], h_kk, (N, H, K, K), f"[{leading}, H, K, K]", q)
+    _check_tensor(names[1], h_kv, (N, H, K, V), f"[{leading}, H, K, V]", q)
     for name, h in zip(names, (h_kk, h_kv), strict=True):
         assert isinstance(h, torch.Tensor)
         if h.dtype not in (torch.float32, torch.float64):
             raise TypeError(
                 f"{name} must be float32 or float64, since a state of 16 bits is not good enough; got {_describe(h)}"
+            )
+    assert isinstance(h_kk, torch.Tensor)
+    if h_kk.device.type == "cpu":
+        h_kk = h_kk.detach()
+        off = (h_kk - h_kk.mT).abs_().amax((-2, -1))
+        size = h_kk.abs().amax((-2, -1))
+        if bool((off > ASYMMETRY * size).any()):
+            raise ValueError(
+                f"{names[0]} must be symmetric; entries differ from their transposes by up to {_largest(off / size):.2g} of the largest"
             )
 
 
@@ -128,6 +168,20 @@ def check_chunk(
         raise ValueError(f"h_kk_init and h_kv_init come together or not at all; got {given} without {missing}")
     if h_kk_init is not None:
         _check_states(("h_kk_init", "h_kv_init"), h_kk_init, h_kv_init, N, q, v.shape[-1])
+
+
+def check_query(
+    q: object, h_kk: object, h_kv: object, lamb: object, max_CG_iteration: object, cg_tolerance: object
+) -> None:
+    """The same for ``mesa_net_query``."""
+    _check_options(max_CG_iteration, cg_tolerance)
+    _check_query(q, "B, T, H")
+    assert isinstance(q, torch.Tensor)
+    _check_tensor("lamb", lamb, tuple(q.shape[-2:]), "[H, K]", q)
+    assert isinstance(lamb, torch.Tensor)
+    _check_lamb(lamb)
+    V = h_kv.shape[-1] if isinstance(h_kv, torch.Tensor) and h_kv.ndim == 4 else None
+    _check_states(("h_kk", "h_kv"), h_kk, h_kv, len(q), q, V, leading="B")
 
 
 def check_step(

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from types import ModuleType
 from typing import Any, cast
 
 import torch
 from torch.autograd.function import once_differentiable
 
-from fla_mesa.ops.backends import choose_backend
+from fla_mesa.ops.backends import Backend, choose_backend
 from fla_mesa.ops.checks import check_chunk
 from fla_mesa.ops.context_parallel import ContextLike, check_call, states_before
 from fla_mesa.ops.types import SolverStats
@@ -16,7 +15,7 @@ from fla_mesa.ops.types import SolverStats
 
 class _ChunkMesaNet(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, q, k, v, g, beta, lamb, h_kk_init, h_kv_init, backend: ModuleType, options: dict):
+    def forward(ctx, q, k, v, g, beta, lamb, h_kk_init, h_kv_init, backend: Backend, options: dict):
         with torch.autocast(q.device.type, enabled=False):
             out = backend.chunk_forward(q, k, v, g, beta, lamb, h_kk_init, h_kv_init, **options)
         ctx.save_for_backward(k, v, g, beta, lamb, h_kk_init, h_kv_init, out.x)
@@ -78,6 +77,10 @@ def chunk_mesa_net(
     differentiation, with a second solve. Both solves are invariant to the scale of their right-hand side. Everything inside is
     float32 (float64 for float64 inputs), whatever the dtype of the inputs, also under autocast.
 
+    The solves start where the paper's does (its algorithm 1), at :math:`q / \mathrm{diag}(H + \mathrm{diag}(\lambda))`, so that n steps are
+    the paper's n where lamb is one number. Where lamb differs from channel to channel, it preconditions: steps differ from the paper's
+    plain ones, and at a given tolerance there are about as many or fewer. (Decoding takes the plain ones.)
+
     The arguments before the ``*`` are those of ``fla.ops.mesa_net.chunk_mesa_net``, in its order.
 
     Args:
@@ -91,13 +94,16 @@ def chunk_mesa_net(
             packed sequences. Zero if None.
         h_kv_init: State G likewise, ``[N, H, K, V]``. Comes with ``h_kk_init`` or not at all.
         output_final_state: Whether to return the states after the last position.
-        max_CG_iteration: Most steps a system may take, ``>= 1``.
+        max_CG_iteration: Most steps a system may take. With 0 the start is all there is, which has no gradients.
         use_qk_l2norm_in_kernel: Whether to divide q and k by ``sqrt(sum x^2 + 1e-6)`` first.
         cu_seqlens: Boundaries ``[N + 1]`` of sequences packed into one row (B = 1), from 0 to T, increasing; int32 or int64.
         cu_seqlens_cpu: A copy of them on the CPU, which saves a synchronisation on GPUs.
-        cg_tolerance: A system stops when ``||r|| <= cg_tolerance ||q||``, both in the norm weighted by ``1 / lamb``.
+        cg_tolerance: A system stops when ``||r|| <= cg_tolerance ||q||``, both in the norm weighted by ``1 / lamb``. (The paper's epsilon
+            is relative to the residual of the start, in the plain norm.)
         return_stats: Whether to return a :class:`~fla_mesa.ops.types.SolverStats` of the forward solve as well.
-        backend: ``"pytorch"``, ``"triton"``, or None for the one that suits the device.
+        backend: ``"pytorch"`` (any device); ``"triton"`` (GPUs; under ``TRITON_INTERPRET=1`` also CPU tensors); ``"exact"`` (every system
+            solved densely, in float64, no steps); ``"diagonal"`` (no steps either: the start is all, without gradients); or None for the
+            first of the device's own, Triton on a GPU and PyTorch elsewhere, that takes these arguments.
         cp_context: For a row that is cut over the ranks of a process group, from :func:`~fla_mesa.ops.make_cp_context` or fla's own
             ``FLACPContext``. The other arguments are then this rank's shard, B = 1; ``cu_seqlens`` is the context's, and states can
             neither be given nor be asked for. Every rank must call the op. The gradient of lamb is that of this shard alone: it has to be
@@ -128,7 +134,17 @@ def chunk_mesa_net(
     check_chunk(
         q, k, v, g, beta, lamb, h_kk_init, h_kv_init, max_CG_iteration, cg_tolerance, cu_seqlens, cu_seqlens_cpu
     )
-    chosen = choose_backend(backend, q)
+    tensors = {
+        "q": q,
+        "k": k,
+        "v": v,
+        "g": g,
+        "beta": beta,
+        "lamb": lamb,
+        "h_kk_init": h_kk_init,
+        "h_kv_init": h_kv_init,
+    }
+    chosen = choose_backend(backend, "chunk", tensors)
     if use_qk_l2norm_in_kernel:
         q, k = chosen.l2_normalize(q), chosen.l2_normalize(k)
     if cp_context is not None:

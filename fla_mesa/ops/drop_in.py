@@ -67,7 +67,7 @@ def replace_fla_op(*, cg_tolerance: float = 1e-4, backend: str | None = None) ->
 
     Args:
         cg_tolerance: As for :func:`fla_mesa.ops.chunk_mesa_net`, in training, prefill and decoding alike.
-        backend: ``"pytorch"``, ``"triton"``, or None for the one that suits the device.
+        backend: As for :func:`fla_mesa.ops.chunk_mesa_net`.
 
     Returns:
         What undoes it: a callable and a context manager.

@@ -29,7 +29,8 @@ def mesa_net_decoding_one_step(
     """One step of :func:`fla_mesa.ops.chunk_mesa_net` from given states, without gradients.
 
     The arguments before the ``*`` are those of ``fla.ops.mesa_net.mesa_net_decoding_one_step``, in its order (lamb before beta). q and
-    k are used as they are: normalise them first if the layer does.
+    k are used as they are: normalise them first if the layer does. Steps are those of the paper's algorithm 1, as fla takes them here:
+    n are the same n, whatever lamb is.
 
     Args:
         q: Query ``[B, H, K]``.
@@ -50,7 +51,17 @@ def mesa_net_decoding_one_step(
         ValueError, TypeError: An argument is not as above; the message names it, what came, and what is allowed.
     """
     check_step(q, k, v, g, beta, lamb, prev_h_kk, prev_h_kv, max_CG_iteration, cg_tolerance)
-    chosen = choose_backend(backend, q)
+    tensors = {
+        "q": q,
+        "k": k,
+        "v": v,
+        "g": g,
+        "beta": beta,
+        "lamb": lamb,
+        "prev_h_kk": prev_h_kk,
+        "prev_h_kv": prev_h_kv,
+    }
+    chosen = choose_backend(backend, "step", tensors)
     with torch.no_grad(), torch.autocast(q.device.type, enabled=False):
         out = chosen.decoding_step(
             q, k, v, g, beta, lamb, prev_h_kk, prev_h_kv, max_steps=max_CG_iteration, tolerance=float(cg_tolerance)

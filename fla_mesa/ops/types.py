@@ -46,6 +46,24 @@ class ChunkGradients(NamedTuple):
     h_kv_init: torch.Tensor | None
 
 
+class QueryForward(NamedTuple):
+    """Result of a back end's ``query_forward``."""
+
+    o: torch.Tensor  # [B, T, H, V], dtype of q
+    x: torch.Tensor  # [B, T, H, K], the solution
+    iterations: torch.Tensor  # [B, T, H] int32
+    residual: torch.Tensor  # [B, T, H] float32
+
+
+class QueryGradients(NamedTuple):
+    """Result of a back end's ``query_backward``, one gradient per input."""
+
+    q: torch.Tensor
+    h_kk: torch.Tensor
+    h_kv: torch.Tensor
+    lamb: torch.Tensor
+
+
 class DecodingStep(NamedTuple):
     """Result of a back end's ``decoding_step``."""
 

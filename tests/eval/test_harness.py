@@ -365,6 +365,11 @@ def test_solver_settings_reach_the_layers_and_change_the_answers(mesanet_checkpo
     lms = {steps: FlaMesaLM(str(mesanet_checkpoint), device="cpu", max_cg_steps=steps) for steps in (1, 2, 30)}
     loose = FlaMesaLM(str(mesanet_checkpoint), device="cpu", cg_tolerance=0.5)
     default = FlaMesaLM(str(mesanet_checkpoint), device="cpu")
+    exact = FlaMesaLM(str(mesanet_checkpoint), device="cpu", backend="exact")
+    assert all(layer.attn.backend == "exact" for layer in exact.model.model.layers)
+    torch.testing.assert_close(exact._model_call(ids), default._model_call(ids), rtol=1e-2, atol=1e-2)
+    with pytest.raises(ValueError, match=r"backend must be None or one of .*; got 'cuda'"):
+        FlaMesaLM(str(mesanet_checkpoint), device="cpu", backend="cuda")
     for steps, lm in lms.items():
         assert all(
             layer.attn.max_cg_step_training == layer.attn.max_cg_step_decoding == steps

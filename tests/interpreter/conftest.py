@@ -14,13 +14,12 @@ collect_ignore_glob = [] if INTERPRETED else ["*.py"]
 if INTERPRETED:
     import numpy as np
 
-    from tests.interpreter import stub_driver
+    from fla_mesa import interpreter
 
-    stub_driver.install()
     # Masked divisions are computed before they are masked; numpy would warn where a GPU is silent.
     np.seterr(all="ignore")
 
     @pytest.fixture(autouse=True)
     def _mended_loops() -> None:
         """Modules may be imported by any test, so fla's loops are mended before each."""
-        stub_driver.mend_loops()
+        interpreter.mend_loops()

@@ -8,7 +8,7 @@ import pytest
 import torch
 from triton.runtime.interpreter import InterpreterBuilder
 
-from tests.interpreter import stub_driver
+from fla_mesa import interpreter
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "op_gpu.py"
 
@@ -18,7 +18,7 @@ def op_gpu(monkeypatch):
     """The script, believing in a GPU: its inputs are on the CPU, and every measurement is one call of one millisecond."""
     from fla.ops import gated_delta_rule, gla, kda, mesa_net  # noqa: F401 (before there seems to be a GPU)
 
-    stub_driver.mend_loops()
+    interpreter.mend_loops()
     spec = importlib.util.spec_from_file_location("op_gpu", SCRIPT)
     module = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, "op_gpu", module)

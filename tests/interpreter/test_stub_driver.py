@@ -6,7 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
-from tests.interpreter import stub_driver
+from fla_mesa import interpreter
 
 
 @triton.jit
@@ -41,7 +41,7 @@ def test_dot_decodes_every_dtype(operands, dtype):
 def test_rounded_dots_have_the_error_of_their_precision(operands, precision, least, most):
     a, b = operands
     exact = a.double() @ b.double()
-    with stub_driver.rounded_dots():
+    with interpreter.rounded_dots():
         error = (dot(a, b, precision).double() - exact).norm() / exact.norm()
     assert least <= error <= most
     assert (dot(a, b, precision).double() - exact).norm() / exact.norm() <= 3e-7, "outside the block dots are float32"
@@ -50,7 +50,7 @@ def test_rounded_dots_have_the_error_of_their_precision(operands, precision, lea
 def test_round_mantissa_agrees_with_bfloat16():
     x = np.random.default_rng(0).standard_normal(1000).astype(np.float32)
     expected = torch.from_numpy(x).bfloat16().float().numpy()
-    np.testing.assert_array_equal(stub_driver.round_mantissa(x, 7), expected)
+    np.testing.assert_array_equal(interpreter.round_mantissa(x, 7), expected)
 
 
 @triton.jit
@@ -69,7 +69,7 @@ def test_a_cast_to_bfloat16_rounds_to_the_nearest():
 def test_fla_autotuned_kernel_runs():
     from fla.ops.utils import chunk_local_cumsum
 
-    stub_driver.mend_loops()
+    interpreter.mend_loops()
     g = torch.randn(1, 100, 2)
     expected = torch.cat([g[:, i : i + 64].cumsum(1) for i in range(0, 100, 64)], 1)
     torch.testing.assert_close(chunk_local_cumsum(g, chunk_size=64), expected)

@@ -331,3 +331,18 @@ def test_a_checkpoint_of_fla_gives_the_same_logits(tmp_path, theirs):
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "again").eval()
     assert type(again) is MesaNetForCausalLM
     assert {n: p.shape for n, p in again.named_parameters()} == {n: p.shape for n, p in fla_model.named_parameters()}
+
+
+def test_the_back_end_is_a_setting_of_the_model():
+    config = MesaNetConfig(**TINY, backend="exact")
+    model = MesaNetForCausalLM(config).eval()
+    assert [layer.attn.backend for layer in model.model.layers] == ["exact"] * config.num_hidden_layers
+    ids = torch.arange(20)[None]
+    exact = model(ids).logits
+    for layer in model.model.layers:
+        layer.attn.backend = "pytorch"
+    near = model(ids).logits
+    assert not torch.equal(exact, near)
+    torch.testing.assert_close(near, exact, rtol=1e-2, atol=1e-2)
+    with pytest.raises(ValueError, match=r"backend must be 'pytorch' or .* or None; got 'cuda'"):
+        MesaNetConfig(**TINY, backend="cuda")

@@ -136,6 +136,23 @@ def _missing(x: dict[str, torch.Tensor | None]) -> dict[str, None]:
     return {name: None for name, value in x.items() if value is None}
 
 
+def paper_solve(h: torch.Tensor, lamb: torch.Tensor, q: torch.Tensor, steps: int) -> torch.Tensor:
+    """Algorithm 1 of arXiv 2506.05233, this many steps of it, for ``(h + diag(lamb)) x = q`` with ``h [..., K, K]`` and ``q [..., K]``."""
+    a = h + torch.diag_embed(lamb)
+
+    def times(x: torch.Tensor) -> torch.Tensor:
+        return (a @ x.unsqueeze(-1)).squeeze(-1)
+
+    x = q / torch.diagonal(a, dim1=-2, dim2=-1)
+    r = p = q - times(x)
+    for _ in range(steps):
+        y, rr = times(p), r.square().sum(-1, keepdim=True)
+        step = rr / (p * y).sum(-1, keepdim=True)
+        x, r = x + step * p, r - step * y
+        p = r + r.square().sum(-1, keepdim=True) / rr * p
+    return x
+
+
 def upstream(case: Case, seed: int = 1) -> tuple[torch.Tensor, ...]:
     """Gradients of o, h_kk and h_kv, of size 1, float64."""
     rng = torch.Generator().manual_seed(seed)

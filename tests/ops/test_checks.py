@@ -57,6 +57,22 @@ BAD = {
         ValueError,
         "lamb must be > 0 everywhere; its smallest value is -1",
     ),
+    "a gate above 1": (
+        changed(g=torch.full((2, 5, 2), 0.5)),
+        ValueError,
+        "g must be <= 0 everywhere, the logarithm of a gate; its largest value is 0.5",
+    ),
+    "beta above 1": (
+        changed(beta=torch.full((2, 5, 2), 1.5)),
+        ValueError,
+        r"beta must be in \[0, 1\] .* between 1.5 and 1.5",
+    ),
+    "beta below 0": (changed(beta=torch.full((2, 5, 2), -0.5)), ValueError, r"beta must be in \[0, 1\] everywhere"),
+    "an asymmetric state": (
+        changed(h_kk_init=torch.ones(2, 2, 4, 4).triu()),
+        ValueError,
+        "h_kk_init must be symmetric; entries differ from their transposes by up to 1 of the largest",
+    ),
     "dtypes that differ": (
         changed(v=z(2, 5, 2, 3, dtype=torch.bfloat16)),
         TypeError,
@@ -67,8 +83,8 @@ BAD = {
         ValueError,
         "k must be on the device of q, cpu; got .* on meta",
     ),
-    "no step": (changed(max_CG_iteration=0), ValueError, "max_CG_iteration must be an integer >= 1; got 0"),
-    "half a step": (changed(max_CG_iteration=2.5), ValueError, "max_CG_iteration must be an integer >= 1; got 2.5"),
+    "less than no step": (changed(max_CG_iteration=-1), ValueError, "max_CG_iteration must be an integer >= 0; got -1"),
+    "half a step": (changed(max_CG_iteration=2.5), ValueError, "max_CG_iteration must be an integer >= 0; got 2.5"),
     "tolerance zero": (changed(cg_tolerance=0), ValueError, "cg_tolerance must be a finite number > 0; got 0"),
     "tolerance negative": (
         changed(cg_tolerance=-1e-4),
@@ -162,6 +178,16 @@ def test_chunk(name):
         call()
 
 
+def test_gates_of_0_and_1_nan_and_rounding_pass():
+    x = chunk_args()
+    x["g"][0], x["g"][1, 2, 1], x["g"][1, 3] = 0, -torch.inf, torch.nan
+    x["beta"][0], x["beta"][1, 0], x["beta"][1, 3] = 1, 0, torch.nan
+    x["h_kk_init"] = x["h_kk_init"] * (1 + 1e-5 * torch.rand(4, 4))
+    chunk_mesa_net(**x)
+    x["h_kk_init"][0, 0, 1, 2] = torch.nan
+    chunk_mesa_net(**x)
+
+
 def step_args(**changes):
     x = {n: v.detach() for n, v in draw(Case(B=2, T=1, H=2, K=4, V=3)).items()}
     one = {n: x[n][:, 0] for n in ("q", "k", "v", "g", "beta")}
@@ -176,8 +202,11 @@ def step_args(**changes):
         ({"prev_h_kk": None}, TypeError, "prev_h_kk must be a tensor"),
         ({"prev_h_kv": z(2, 2, 3, 4)}, ValueError, r"prev_h_kv must have shape \[N, H, K, V\] = \[2, 2, 4, 3\]"),
         ({"lamb": z(2, 4)}, ValueError, "lamb must be > 0"),
-        ({"max_CG_iteration": -3}, ValueError, "max_CG_iteration must be an integer >= 1; got -3"),
+        ({"max_CG_iteration": -3}, ValueError, "max_CG_iteration must be an integer >= 0; got -3"),
         ({"cg_tolerance": 0.0}, ValueError, "cg_tolerance"),
+        ({"g": torch.ones(2, 2)}, ValueError, "g must be <= 0"),
+        ({"beta": -torch.ones(2, 2)}, ValueError, "beta must be in"),
+        ({"prev_h_kk": torch.ones(2, 2, 4, 4).tril()}, ValueError, "prev_h_kk must be symmetric"),
         ({"backend": "numpy"}, ValueError, "backend must be None or one of"),
     ],
 )

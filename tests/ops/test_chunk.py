@@ -8,7 +8,19 @@ import pytest
 import torch
 
 from fla_mesa.ops import chunk_mesa_net, naive_mesa_net_exact
-from tests.ops.cases import INPUTS, OUTPUTS, SMALL, STATED, Case, draw, errors, relative_error, run, truth
+from tests.ops.cases import (
+    INPUTS,
+    OUTPUTS,
+    SMALL,
+    STATED,
+    Case,
+    draw,
+    errors,
+    paper_solve,
+    relative_error,
+    run,
+    truth,
+)
 
 op = functools.partial(chunk_mesa_net, backend="pytorch", max_CG_iteration=64)
 
@@ -129,6 +141,26 @@ def test_states_carry_over_a_split_at_any_place():
         )
         for got, wanted in zip((torch.cat([o1, o2], 1), h_kk, h_kv), want, strict=True):
             torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("steps", "spread"), [(0, 0.0), (0, 1.0), (1, 0.0), (2, 0.0), (5, 0.0)])
+def test_its_steps_are_the_paper_s_where_lamb_is_one_number(steps, spread):
+    x = {n: v.detach() for n, v in draw(Case(T=70, H=2, K=24, V=16, spread=spread), torch.float64).items()}
+    o, *_, stats = op(**x, max_CG_iteration=steps, cg_tolerance=1e-30, return_stats=True)
+    h, G, want = x["h_kk_init"], x["h_kv_init"], []
+    for t in range(70):
+        decay, key = x["g"][:, t, :, None, None].exp(), x["k"][:, t, :, :, None]
+        h = decay * h + x["beta"][:, t, :, None, None] * key * key.mT
+        G = decay * G + x["beta"][:, t, :, None, None] * key * x["v"][:, t, :, None, :]
+        want.append((G.mT @ paper_solve(h, x["lamb"], x["q"][:, t], steps)[..., None])[..., 0])
+    assert (stats.iterations == steps).all()
+    torch.testing.assert_close(o, torch.stack(want, 1), rtol=1e-9, atol=1e-12)
+
+
+def test_no_step_has_no_gradients():
+    o = op(*draw(Case(T=9, K=8, V=8)).values(), max_CG_iteration=0)[0]
+    with pytest.raises(ValueError, match="max_CG_iteration=0 and backend='diagonal' have no gradients"):
+        o.sum().backward()
 
 
 def test_statistics():

@@ -16,6 +16,9 @@ class Dense:
         self.rows.append(len(p))
         return torch.bmm(p, self.a, out=out)
 
+    def diagonal(self):
+        return torch.diagonal(self.a, dim1=-2, dim2=-1).unsqueeze(1)
+
     def select(self, tiles):
         return Dense(self.a[tiles], self.rows)
 
@@ -58,9 +61,27 @@ def test_steps_run_out():
     torch.testing.assert_close((b - x @ a).norm(dim=-1) / b.norm(dim=-1), residual, rtol=1e-5, atol=1e-12)
 
 
+def test_it_starts_at_the_right_hand_side_over_the_diagonal():
+    a, b = systems(4)
+    diagonal = torch.diagonal(a, dim1=-2, dim2=-1).unsqueeze(1)
+    x, iterations, residual = conjugate_gradients(Dense(a, []), b.clone(), 0, 1e-10)
+    torch.testing.assert_close(x, b / diagonal)
+    torch.testing.assert_close((b - x @ a).norm(dim=-1) / b.norm(dim=-1), residual)
+    assert int(iterations.max()) == 0
+    # Of a diagonal matrix, that is the solution.
+    a = torch.diag_embed(1 + torch.rand(3, 12, dtype=torch.float64))
+    x, iterations, residual = conjugate_gradients(Dense(a, []), b[:3].clone(), 40, 1e-10)
+    torch.testing.assert_close(x @ a, b[:3])
+    assert int(iterations.max()) == 0 and float(residual.max()) < 1e-15
+
+
 def test_nan_stays_in_its_row():
     a, b = systems(2)
     b[-1, 1, 0] = torch.nan
     x, _, residual = conjugate_gradients(Dense(a, []), b.clone(), 40, 1e-8)
-    bad = x.isnan().any(-1)
-    assert bool(bad[-1, 1]) and int(bad.sum()) == 1 and bool(residual[-1, 1].isnan())
+    bad = x.isnan()
+    assert bool(bad[-1, 1].all()) and int(bad.any(-1).sum()) == 1 and bool(residual[-1, 1].isnan())
+    for steps in (0, 40):
+        a[2, 5, 4] = a[2, 4, 5] = torch.nan
+        x, _, residual = conjugate_gradients(Dense(a, []), b.clone(), steps, 1e-8)
+        assert bool(x[2].isnan().all()) and bool(residual[2].isnan().all()) and not bool(x[3].isnan().any())

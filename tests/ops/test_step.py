@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fla_mesa.ops import chunk_mesa_net, mesa_net_decoding_one_step
-from tests.ops.cases import SMALL, STATED, Case, draw, relative_error, truth
+from tests.ops.cases import SMALL, STATED, Case, draw, paper_solve, relative_error, truth
 
 
 def decode(case: Case, dtype: torch.dtype = torch.float32, **options):
@@ -43,6 +43,24 @@ def test_float64_and_bfloat16():
     o, h_kk, _ = decode(case, torch.bfloat16)
     assert o.dtype == torch.bfloat16 and h_kk.dtype == torch.float32
     assert relative_error(o, truth(case, torch.bfloat16)["o"]) < torch.finfo(torch.bfloat16).eps
+
+
+@pytest.mark.parametrize("steps", [0, 1, 2, 5])
+def test_its_steps_are_the_paper_s(steps):
+    """And those of fla, whose test of this function compares one step of float16 to 5e-3."""
+    from fla.ops.mesa_net import naive_mesa_net_decoding_one_step
+
+    x = {n: v.detach() for n, v in draw(Case(B=3, T=1, K=24, V=16, spread=1.0), torch.float64).items()}
+    q, k, v, g, beta = (x[n][:, 0] for n in ("q", "k", "v", "g", "beta"))
+    args = (q, k, v, g, x["lamb"], beta, x["h_kk_init"], x["h_kv_init"], steps)
+    o, h_kk, h_kv, stats = mesa_net_decoding_one_step(*args, cg_tolerance=1e-30, return_stats=True)
+    want = (h_kv.mT @ paper_solve(h_kk, x["lamb"], q, steps)[..., None])[..., 0]
+    torch.testing.assert_close(o, want, rtol=1e-9, atol=1e-12)
+    assert (stats.iterations == steps).all()
+    half = [
+        a.half() if torch.is_tensor(a) and n < 6 else a.float() if torch.is_tensor(a) else a for n, a in enumerate(args)
+    ]
+    assert relative_error(mesa_net_decoding_one_step(*half)[0], naive_mesa_net_decoding_one_step(*half)[0]) < 1e-3
 
 
 def test_statistics_and_untouched_states():

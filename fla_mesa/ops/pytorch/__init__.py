@@ -3,6 +3,19 @@
 from fla_mesa.ops.pytorch.backward import chunk_backward
 from fla_mesa.ops.pytorch.forward import chunk_forward
 from fla_mesa.ops.pytorch.normalize import l2_normalize
+from fla_mesa.ops.pytorch.query import query_backward, query_forward
 from fla_mesa.ops.pytorch.step import decoding_step
 
-__all__ = ["chunk_backward", "chunk_forward", "decoding_step", "l2_normalize"]
+__all__ = [
+    "chunk_backward",
+    "chunk_forward",
+    "decoding_step",
+    "l2_normalize",
+    "query_backward",
+    "query_forward",
+    "why_not",
+]
+
+
+def why_not(function: str, tensors) -> None:
+    """It takes everything."""

@@ -10,10 +10,11 @@ from typing import NamedTuple
 
 import torch
 
+from fla_mesa.ops.checks import check_gradients
 from fla_mesa.ops.pytorch.nonfinite import Nonfinite
 from fla_mesa.ops.pytorch.problem import Problem, States
 from fla_mesa.ops.pytorch.segments import Run, plan
-from fla_mesa.ops.pytorch.solver import conjugate_gradients
+from fla_mesa.ops.pytorch.solver import Solve, conjugate_gradients
 from fla_mesa.ops.pytorch.states import scan_adjoints
 from fla_mesa.ops.types import ChunkGradients
 
@@ -35,6 +36,7 @@ def chunk_backward(
     cu_seqlens_cpu: torch.Tensor | None,
     max_steps: int,
     tolerance: float,
+    solve: Solve = conjugate_gradients,
 ) -> ChunkGradients:
     """Gradients of :func:`fla_mesa.ops.pytorch.forward.chunk_forward`.
 
@@ -42,6 +44,8 @@ def chunk_backward(
         x: The solution that the forward pass returned, ``[B, T, H, K]``.
         do, dh_kk, dh_kv: Gradients of the output ``[B, T, H, V]`` and of the final states ``[N, H, K, K]``, ``[N, H, K, V]`` or None.
     """
+    if solve is conjugate_gradients:
+        check_gradients(max_steps)
     boundaries = cu_seqlens if cu_seqlens_cpu is None else cu_seqlens_cpu
     nonfinite = Nonfinite(k, v, g, beta, cu_seqlens)
     do = nonfinite.mark(do, channels=True)
@@ -57,7 +61,7 @@ def chunk_backward(
         starts = _states_before(run, k, v, g, beta, lamb, initial)
         for segment, start in zip(reversed(run), reversed(starts), strict=True):
             problem = Problem(segment, k, v, g, beta, lamb, start)
-            d = _segment_backward(problem, x, do, adjoint, max_steps, tolerance)
+            d = _segment_backward(problem, x, do, adjoint, max_steps, tolerance, solve)
             place = segment.place
             dq[place], dk[place], dv[place], dg[place], dbeta[place] = d.q, d.k, d.v, d.g, d.beta
             dlamb += d.lamb
@@ -96,7 +100,13 @@ class _SegmentGradients(NamedTuple):
 
 
 def _segment_backward(
-    problem: Problem, x: torch.Tensor, do: torch.Tensor, adjoint: States | None, max_steps: int, tolerance: float
+    problem: Problem,
+    x: torch.Tensor,
+    do: torch.Tensor,
+    adjoint: States | None,
+    max_steps: int,
+    tolerance: float,
+    solve: Solve,
 ) -> _SegmentGradients:
     """Gradients of one segment, given x and do of the whole call and the gradient of the states after the segment."""
     tiles, k, v, beta, K = problem.tiles, problem.k, problem.v, problem.beta, problem.k.shape[-1]
@@ -109,7 +119,7 @@ def _segment_backward(
     # The second solve.
     value_scores = torch.bmm(do, v.mT)  # do_t . v_s
     dx = torch.bmm(value_scores * inner, k).baddbmm_(do * entry, before[..., K:].mT)
-    y = conjugate_gradients(problem.operator(inner, before[..., :K]), dx, max_steps, tolerance)[0]
+    y = solve(problem.operator(inner, before[..., :K]), dx, max_steps, tolerance)[0]
 
     # What stays inside a tile.
     x_scores = torch.bmm(x, k.mT)

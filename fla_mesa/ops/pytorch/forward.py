@@ -7,7 +7,7 @@ import torch
 from fla_mesa.ops.pytorch.nonfinite import Nonfinite
 from fla_mesa.ops.pytorch.problem import Problem, States, accumulation_dtype
 from fla_mesa.ops.pytorch.segments import plan
-from fla_mesa.ops.pytorch.solver import conjugate_gradients
+from fla_mesa.ops.pytorch.solver import Solve, conjugate_gradients
 from fla_mesa.ops.types import ChunkForward
 
 
@@ -25,6 +25,7 @@ def chunk_forward(
     cu_seqlens_cpu: torch.Tensor | None,
     max_steps: int,
     tolerance: float,
+    solve: Solve = conjugate_gradients,
 ) -> ChunkForward:
     """See :func:`fla_mesa.ops.chunk_mesa_net`; q and k come normalised. Returns what the backward pass and the caller need."""
     boundaries = cu_seqlens if cu_seqlens_cpu is None else cu_seqlens_cpu
@@ -47,7 +48,7 @@ def chunk_forward(
             inner = problem.inner_decay().mul_(problem.beta.mT)  # M, [Z, C, C]
             before = problem.states_before()
             operator = problem.operator(inner, before[..., :K])
-            x_, iterations_, residual_ = conjugate_gradients(operator, problem.split_scaled(q), max_steps, tolerance)
+            x_, iterations_, residual_ = solve(operator, problem.split_scaled(q), max_steps, tolerance)
             scores = torch.bmm(x_, problem.k.mT).mul_(inner)
             o_ = torch.bmm(scores, problem.v).baddbmm_(x_ * problem.entry_decay, before[..., K:])
             o[place], x[place] = join(o_), problem.join_scaled(x_)

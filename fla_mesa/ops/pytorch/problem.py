@@ -128,6 +128,21 @@ class MesaOperator:
         torch.baddbmm(p, self.scores, k, out=out)
         return out.baddbmm_(torch.mul(p, entry, out=self.decayed), h)
 
+    def diagonal(self) -> torch.Tensor:
+        """``diag(H_t + I)``, ``[Z, C, K]``."""
+        k, entry, inner, h = self.parts
+        before = torch.diagonal(h, dim1=-2, dim2=-1).unsqueeze(1)
+        # Rounding may bring it below 1, as an h that is no sum of k k' would.
+        return torch.addcmul(torch.bmm(inner, k.square()), entry, before).add_(1).clamp_(min=1)
+
+    def matrices(self) -> torch.Tensor:
+        """``H_t + I``, ``[Z, C, K, K]``."""
+        k, entry, inner, h = self.parts
+        products = (k.unsqueeze(-1) * k.unsqueeze(-2)).flatten(2)  # k_s k_s', [Z, C, K K]
+        matrices = torch.baddbmm(entry * h.flatten(1).unsqueeze(1), inner, products).unflatten(-1, h.shape[1:])
+        matrices.diagonal(dim1=-2, dim2=-1).add_(1)
+        return matrices
+
     def select(self, tiles: torch.Tensor) -> MesaOperator:
         """That of some tiles only."""
         return MesaOperator(*(part[tiles] for part in self.parts))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from fla_mesa.ops.pytorch.solver import conjugate_gradients
+from fla_mesa.ops.pytorch.solver import Solve, conjugate_gradients
 from fla_mesa.ops.types import DecodingStep
 
 
@@ -20,8 +20,12 @@ def decoding_step(
     *,
     max_steps: int,
     tolerance: float,
+    solve: Solve = conjugate_gradients,
 ) -> DecodingStep:
-    """See :func:`fla_mesa.ops.mesa_net_decoding_one_step`. Same coordinates as the chunk form: ``H~ = L^-1/2 H L^-1/2``."""
+    """See :func:`fla_mesa.ops.mesa_net_decoding_one_step`. Same coordinates as the chunk form: ``H~ = L^-1/2 H L^-1/2``.
+
+    There, the plain iteration is one with lamb as preconditioner; lamb once more undoes that, so that n steps are the paper's and fla's n.
+    """
     dtype = torch.promote_types(h_kk.dtype, torch.float32)
     unit = lamb.to(dtype).rsqrt()  # [H, K]
     k_, v_, decay = k.to(dtype), v.to(dtype), g.to(dtype).exp()[..., None, None]
@@ -31,15 +35,16 @@ def decoding_step(
     matrix = (unit[:, :, None] * h_kk * unit[:, None, :]).flatten(0, 1)  # [B H, K, K]
 
     b = (q.to(dtype) * unit).flatten(0, 1).unsqueeze(1)  # [B H, 1, K]
-    x, iterations, residual = conjugate_gradients(_StateOperator(matrix), b, max_steps, tolerance)
+    plain = lamb.to(dtype).repeat(len(q), 1).unsqueeze(1)  # [B H, 1, K]
+    x, iterations, residual = solve(StateOperator(matrix), b, max_steps, tolerance, plain)
     x = x.view_as(q) * unit
     o = (x.unsqueeze(-2) @ h_kv).squeeze(-2)
     shape = q.shape[:2]
     return DecodingStep(o.to(v.dtype), h_kk, h_kv, iterations.view(shape), residual.view(shape).float())
 
 
-class _StateOperator:
-    """``p -> (H + I) p`` for the rows p ``[Z, 1, K]`` of states H ``[Z, K, K]``."""
+class StateOperator:
+    """``p -> (H + I) p`` for the rows p ``[Z, C, K]`` of states H ``[Z, K, K]``."""
 
     def __init__(self, h: torch.Tensor):
         self.h = h
@@ -47,6 +52,14 @@ class _StateOperator:
     def __call__(self, p: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
         return torch.baddbmm(p, p, self.h, out=out)
 
-    def select(self, tiles: torch.Tensor) -> _StateOperator:
+    def diagonal(self) -> torch.Tensor:
+        """``diag(H + I)``, ``[Z, 1, K]``."""
+        return torch.diagonal(self.h, dim1=-2, dim2=-1).unsqueeze(1).add(1).clamp_(min=1)
+
+    def matrices(self) -> torch.Tensor:
+        """``H + I``, ``[Z, 1, K, K]``."""
+        return (self.h + torch.eye(self.h.shape[-1], dtype=self.h.dtype, device=self.h.device)).unsqueeze(1)
+
+    def select(self, tiles: torch.Tensor) -> StateOperator:
         """That of some rows only."""
-        return _StateOperator(self.h[tiles])
+        return StateOperator(self.h[tiles])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from fla.utils import input_guard
 
+from fla_mesa.ops.checks import check_gradients
 from fla_mesa.ops.triton.chunks import (
     CHUNK,
     compute_states,
@@ -20,7 +21,6 @@ from fla_mesa.ops.triton.kernels_states import states_backward_kernel
 from fla_mesa.ops.triton.plan import (
     Plan,
     capability_of,
-    check_supported,
     gradient_blocks,
     make_stages,
     positions_block,
@@ -63,11 +63,9 @@ def chunk_backward(
         stages: Tile shapes and precisions of the solve, as in ``chunk_forward``.
 
     Raises:
-        TypeError: A dtype the kernels do not take.
-        ValueError: A head size or device the kernels do not take.
+        ValueError: There are no gradients of a solve without steps.
     """
-    check_supported(k=k, v=v, g=g, beta=beta, lamb=lamb, h_kk_init=h_kk_init, h_kv_init=h_kv_init, x=x, do=do,
-                    dh_kk=dh_kk, dh_kv=dh_kv)  # fmt: skip
+    check_gradients(max_steps)
     B, T, H, K, V = *k.shape, v.shape[-1]
     stages = stages or make_stages(K, capability=capability_of(k.device))
     FINE = stages[0].FINE

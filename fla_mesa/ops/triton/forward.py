@@ -7,7 +7,7 @@ from fla.utils import input_guard
 
 from fla_mesa.ops.triton.chunks import compute_states, cumulative_gates, cut, marked_beta
 from fla_mesa.ops.triton.kernels_forward import solve_output_kernel
-from fla_mesa.ops.triton.plan import Plan, capability_of, check_supported, make_stages, power_of_two
+from fla_mesa.ops.triton.plan import Plan, capability_of, make_stages, power_of_two
 from fla_mesa.ops.triton.stages import lay_out
 from fla_mesa.ops.types import ChunkForward
 
@@ -34,12 +34,7 @@ def chunk_forward(
     Args:
         stages: Tile shapes and precisions of the solve; each stage takes the rows that those before it left above the tolerance.
             The default for the key size if empty.
-
-    Raises:
-        TypeError: A dtype the kernels do not take.
-        ValueError: A head size or device the kernels do not take.
     """
-    check_supported(q=q, k=k, v=v, g=g, beta=beta, lamb=lamb, h_kk_init=h_kk_init, h_kv_init=h_kv_init)
     B, T, H, K, V = *k.shape, v.shape[-1]
     stages = stages or make_stages(K, capability=capability_of(k.device))
     chunks = cut(k, cu_seqlens, cu_seqlens_cpu)

@@ -5,6 +5,7 @@
 
 How this differs from the textbook's conjugate gradients:
 
+- The start is b / diag(H + diag(lamb)), as in algorithm 1 of arXiv 2506.05233.
 - Each right-hand side is divided by its largest entry first and the solution multiplied back, so that no step depends on the
   scale of b. No constant is added to a denominator.
 - Norms are weighted by 1 / lamb, and lamb preconditions: the iteration is that of diag(lamb)^-1/2 H diag(lamb)^-1/2 + 1, whose
@@ -19,7 +20,7 @@ import triton
 import triton.language as tl
 from fla.ops.utils.op import exp2
 
-from fla_mesa.ops.triton.kernels_tile import attend, decay_mask, dot_split, scale_rows, scrub, split
+from fla_mesa.ops.triton.kernels_tile import attend, decay_mask, diagonal, dot_split, scale_rows, scrub, split
 
 AIM = tl.constexpr(0.9)  # of the tolerance, before the residual is computed anew
 
@@ -64,8 +65,8 @@ def solve_precise(
     """As `solve_tile` of `kernels_solve`.
 
     RESIDENT keeps H0 and the chunk's keys in shared memory through the iteration, in PRECISION; otherwise they are read
-    block by block each time and p travels through the memory of r. REFINE computes the residual anew in FINE and restarts the rows
-    in which it is too large.
+    block by block each time and p travels through the memory of r. The residual is computed in FINE of the start and again at the end,
+    when REFINE restarts the rows in which it is too large.
 
     What is needed only before and after the iteration (b, its scale and norm, x during the fine residual) is read again
     rather than kept, and addresses after it are built on `i_zero`: kept or hoisted, they would spill the registers of x, r and p.
@@ -79,14 +80,16 @@ def solve_precise(
 
     b_r, _ = scale_rows(tl.load(b + o_tk, mask=m_tk, other=0.0).to(tl.float32))
     b_rr = tl.sum(b_r * b_r * b_weight[None, :], axis=1)
-    b_x = tl.zeros([BR, BK], dtype=tl.float32)
-    b_rr_before = b_rr
+    b_x = b_r / (diagonal(k, h, g, beta, o_t, o_k, T, H, K, BT, BR, BK, BS, PRECISION) + b_lamb[None, :])
+    b_rr_before = tl.full([BR], float("inf"), dtype=tl.float32)
     # A row that ends just below the tolerance would often be found just above by the new residual, and its whole tile would go on.
     AIM_SQUARED: tl.constexpr = AIM * AIM if REFINE else 1.0
     b_target = b_rr * (tolerance * tolerance * AIM_SQUARED)
     b_active = b_rr > b_target
     b_steps = tl.zeros([BR], dtype=tl.int32)
-    b_p = tl.where(b_active[:, None], b_r * b_weight[None, :], 0.0)
+    b_p = tl.zeros([BR, BK], dtype=tl.float32)
+    n_left = tl.sum(b_active.to(tl.int32))
+    tl.debug_barrier()
 
     if RESIDENT:
         o_s = tl.arange(0, BT)
@@ -103,8 +106,7 @@ def solve_precise(
 
     i_step = 0
     i_zero = 0
-    n_active = tl.sum(b_active.to(tl.int32))
-    n_left = n_active
+    n_active = tl.minimum(n_left, 0)  # 0: the residual of the start comes before its first step
     while n_left > 0:
         while (n_active > 0) & (i_step < max_steps):
             if RESIDENT:
@@ -121,26 +123,26 @@ def solve_precise(
             i_step += 1
             n_active = tl.sum(b_active.to(tl.int32))
         i_zero = tl.multiple_of(tl.minimum(n_active, 0), 128)
-        n_left = 0
-        if REFINE:
-            o_tk = (o_t + i_zero)[:, None] * (H * K) + (o_k + i_zero)[None, :]
-            m_tk = (o_t + i_zero < T)[:, None] & (o_k + i_zero < K)[None, :]
-            tl.store(x + o_tk, b_x, mask=m_tk)
-            tl.debug_barrier()
-            b_hx = attend(x, H * K, k, H * K, k, H * K, h, K, 1, g, beta, o_t + i_zero, o_k + i_zero, T, K, i_zero,
-                          H, K, BT, BR, BK, BS, BD, FINE, False)  # fmt: skip
-            b_x = tl.load(x + o_tk, mask=m_tk, other=0.0)
-            b_lamb_again = tl.load(lamb + o_k + i_zero, mask=o_k + i_zero < K, other=1.0).to(tl.float32)
-            b_r, _ = scale_rows(tl.load(b + o_tk, mask=m_tk, other=0.0).to(tl.float32))
-            b_r -= b_hx + b_lamb_again[None, :] * b_x
-            tl.debug_barrier()
-            b_rr = tl.sum(b_r * b_r / b_lamb_again[None, :], axis=1) + (b_rr - b_rr)
-            # A restart that no longer halves the residual has met the rounding errors of FINE: stop there.
-            b_active = (b_rr > b_target / AIM_SQUARED) & (b_rr < 0.25 * b_rr_before)
-            b_rr_before = b_rr
-            b_p = tl.where(b_active[:, None], b_r / b_lamb_again[None, :], 0.0)
-            n_active = tl.sum(b_active.to(tl.int32))
-            n_left = tl.where(i_step < max_steps, n_active, 0)
+        o_tk = (o_t + i_zero)[:, None] * (H * K) + (o_k + i_zero)[None, :]
+        m_tk = (o_t + i_zero < T)[:, None] & (o_k + i_zero < K)[None, :]
+        tl.store(x + o_tk, b_x, mask=m_tk)
+        tl.debug_barrier()
+        b_hx = attend(x, H * K, k, H * K, k, H * K, h, K, 1, g, beta, o_t + i_zero, o_k + i_zero, T, K, i_zero,
+                      H, K, BT, BR, BK, BS, BD, FINE, False)  # fmt: skip
+        b_x = tl.load(x + o_tk, mask=m_tk, other=0.0)
+        b_lamb_again = tl.load(lamb + o_k + i_zero, mask=o_k + i_zero < K, other=1.0).to(tl.float32)
+        b_r, _ = scale_rows(tl.load(b + o_tk, mask=m_tk, other=0.0).to(tl.float32))
+        b_r -= b_hx + b_lamb_again[None, :] * b_x
+        tl.debug_barrier()
+        b_rr = tl.sum(b_r * b_r / b_lamb_again[None, :], axis=1) + (b_rr - b_rr)
+        # A restart that no longer halves the residual has met the rounding errors of FINE: stop there.
+        b_active = (b_rr > b_target / AIM_SQUARED) & (b_rr < 0.25 * b_rr_before)
+        b_rr_before = b_rr
+        b_p = tl.where(b_active[:, None], b_r / b_lamb_again[None, :], 0.0)
+        n_active = tl.sum(b_active.to(tl.int32))
+        n_left = tl.where(i_step < max_steps, n_active, 0)
+        if not REFINE:
+            n_left = tl.where(i_step == 0, n_left, 0)
 
     o_tk = (o_t + i_zero)[:, None] * (H * K) + (o_k + i_zero)[None, :]
     m_tk = (o_t + i_zero < T)[:, None] & (o_k + i_zero < K)[None, :]

@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from fla.ops.utils.op import exp2
 
-from fla_mesa.ops.triton.kernels_tile import decay_mask, inverse, scale_rows, scrub
+from fla_mesa.ops.triton.kernels_tile import decay_mask, diagonal, inverse, scale_rows, scrub
 
 # How far the residual of a round falls at most: more than float16 gives would be steps for nothing.
 GAIN = tl.constexpr(2.0**-8)
@@ -95,11 +95,16 @@ def solve_rounds(
     o_k = tl.arange(0, BK)
     o_s = tl.arange(0, BT)
     m_k = o_k < K
-    o_tk = o_t[:, None] * (H * K) + o_k[None, :]
-    m_tk = (o_t < T)[:, None] & m_k[None, :]
+    # The start, b / diag(S_t + 1). Nothing is needed again that was computed before the diagonal.
+    b_diagonal = diagonal(k + i_row * K, h, g + i_row, beta + i_row, o_t, o_k, T, H, K, BT, BR, BK, BT // 2, "tf32")
+    i_first = (tl.max(tl.max(b_diagonal, axis=1)) < 0.0).to(tl.int32)  # 0
+    o_tk = (o_t + i_first)[:, None] * (H * K) + o_k[None, :]
+    m_tk = (o_t + i_first < T)[:, None] & m_k[None, :]
     b_b, b_scale = right_hand_side(b + i_row * K, lamb, o_t, o_k, T, H, K)
     tl.store(r + i_row * K + o_tk, b_b, mask=m_tk)
-    tl.store(x + i_row * K + o_tk, tl.zeros([BR, BK], dtype=tl.float32), mask=m_tk)
+    b_root = inverse_root(lamb, o_k, K)
+    b_b = b_b / (b_diagonal * (b_root * b_root)[None, :] + 1.0)
+    tl.store(x + i_row * K + o_tk, b_b.to(tl.float16).to(tl.float32), mask=m_tk)
     tl.debug_barrier()
 
     # With c_0 and c_s the largest entries of S_0 and key s, and both divided by theirs,
@@ -126,18 +131,22 @@ def solve_rounds(
     i_step = 0
     i_zero = 0
     n_open = tl.sum(b_open.to(tl.int32))
+    i_round = tl.minimum(n_open, 0)  # 0
     while n_open > 0:
-        # One round: b_d corrects x. r, p and d are float16, of rows with largest entry 1.
+        # One round: b_d corrects x. r, p and d are float16, of rows with largest entry 1. Round 0 takes no step: its d is the start, which
+        # lies where x goes, and of which the residual is wanted. Its addresses are built anew, as those below: kept, they would spill.
         b_r, b_scale = scale_rows(b_b)
         b_r = tl.where(b_open, b_r, 0.0).to(tl.float16)
-        b_before = b_rr
+        b_before = tl.where(i_round == 0, float("inf"), b_rr)
         b_rr = b_rr / (b_scale * b_scale)
         b_stop = tl.maximum(b_target * (AIM * AIM) / (b_scale * b_scale), b_rr * (GAIN * GAIN))
         b_p = tl.zeros([BR, BK], dtype=tl.float16)
         b_beta = tl.zeros([BR, 1], dtype=tl.float16)
-        b_d = tl.zeros([BR, BK], dtype=tl.float16)
+        o_first = (o_t + i_zero)[:, None] * (H * K) + (o_k + i_zero)[None, :]
+        m_first = (o_t + i_zero < tl.where(i_round == 0, T, 0))[:, None] & (o_k + i_zero < K)[None, :]
+        b_d = tl.load(x + (i_row + i_zero) * K + o_first, mask=m_first, other=0.0).to(tl.float16)
         b_active = b_open
-        n_active = n_open
+        n_active = tl.where(i_round == 0, 0, n_open)
         while (n_active > 0) & (i_step < max_steps):
             b_p = b_r + b_beta * b_p
             b_hp = apply_half(b_p, b_k_high, b_h_high, b_m, b_ratio_half)
@@ -173,11 +182,13 @@ def solve_rounds(
         tl.debug_barrier()
         # Always; but the compiler cannot know, and so does not keep the float32 values of b_d from above.
         b_d = tl.where(i_zero == 0, b_d, 0.0)
-        b_x = tl.load(x + i_here * K + o_tk, mask=m_tk, other=0.0) + b_d * b_scale
+        m_later = (o_t + i_zero < tl.where(i_round == 0, 0, T))[:, None] & (o_k + i_zero < K)[None, :]
+        b_x = tl.load(x + i_here * K + o_tk, mask=m_later, other=0.0) + b_d * b_scale
         tl.store(x + i_here * K + o_tk, b_x, mask=m_tk)
         b_rr = tl.sum(b_b * b_b, axis=1, keep_dims=True)
         b_open = b_open & (b_rr > b_target) & (b_rr < LEAST * LEAST * b_before)
         n_open = tl.where(i_step < max_steps, tl.sum(b_open.to(tl.int32)), 0)
+        i_round += 1
 
     # Back to the coordinates and the scale of b.
     i_here = i_row + i_zero

@@ -8,8 +8,27 @@ import triton.language as tl
 from fla.ops.utils.op import exp
 from fla.utils import autotune_cache_kwargs
 
-from fla_mesa.ops.triton.kernels_precise import cg_step
 from fla_mesa.ops.triton.kernels_tile import scale_rows
+
+
+@triton.jit
+def apply_state(b_p, b_h, h, scratch, b_lamb, o_k, K: tl.constexpr, BK: tl.constexpr, BD: tl.constexpr,
+                RESIDENT: tl.constexpr):  # fmt: skip
+    """(H + diag(lamb)) p [1, BK]; where H is not in registers, p travels through the memory of scratch."""
+    if RESIDENT:
+        b_hp = tl.sum(b_h * b_p, axis=1)[None, :]
+    else:
+        m_k = o_k < K
+        tl.store(scratch + o_k[None, :], b_p, mask=m_k[None, :])
+        tl.debug_barrier()
+        b_hp = tl.zeros([1, BK], dtype=tl.float32)
+        for i_d in range(0, K, BD):
+            o_d = i_d + tl.arange(0, BD)
+            b_hd = tl.load(h + o_d[:, None] * K + o_k[None, :], mask=(o_d < K)[:, None] & m_k[None, :], other=0.0)
+            b_pd = tl.load(scratch + o_d, mask=o_d < K, other=0.0)
+            b_hp += tl.sum(b_hd * b_pd[:, None], axis=0)[None, :]
+        tl.debug_barrier()
+    return b_hp + b_lamb[None, :] * b_p
 
 
 @triton.autotune(
@@ -26,6 +45,9 @@ def step_kernel(
     """All in float32 without tensor cores: reading and writing the states is what takes the time.
 
     RESIDENT keeps H in registers through the iteration; otherwise it is read from the cache, BD rows at a time.
+
+    The iteration is algorithm 1 of arXiv 2506.05233, start and all, so that n steps are its n steps. lamb does not precondition here, as it
+    does over sequences; norms for the tolerance are weighted by 1 / lamb here, too.
     """
     i_bh = tl.program_id(0).to(tl.int64)
     q += i_bh * K
@@ -44,6 +66,8 @@ def step_kernel(
     b_k = tl.load(k + o_k, mask=m_k, other=0.0).to(tl.float32)
     b_lamb = tl.load(lamb + o_k, mask=m_k, other=1.0).to(tl.float32)
 
+    b_diagonal = tl.load(h_kk + o_k * (K + 1), mask=m_k, other=0.0) * b_decay + b_k * b_beta * b_k + b_lamb
+    b_h = 0.0
     if RESIDENT:
         o_kk, m_kk = o_k[:, None] * K + o_k[None, :], m_k[:, None] & m_k[None, :]
         b_h = tl.load(h_kk + o_kk, mask=m_kk, other=0.0) * b_decay + (b_k * b_beta)[:, None] * b_k[None, :]
@@ -59,36 +83,34 @@ def step_kernel(
             tl.store(h_kk_new + o_d[:, None] * K + o_k[None, :], b_hd, mask=m_dk)
         tl.debug_barrier()
 
-    # One row of the tile solver.
     b_weight = 1.0 / b_lamb
     b_r, b_scale = scale_rows(tl.load(q + o_k, mask=m_k, other=0.0).to(tl.float32)[None, :])
     b_bb = tl.sum(b_r * b_r * b_weight[None, :], axis=1)
-    b_x = tl.zeros([1, BK], dtype=tl.float32)
-    b_rr = b_bb
     b_enough = b_bb * tolerance * tolerance
-    b_active = b_rr > b_enough
+    b_x = b_r / b_diagonal[None, :]
+    b_r -= apply_state(b_x, b_h, h_kk_new, scratch, b_lamb, o_k, K, BK, BD, RESIDENT)
+    b_rho = tl.sum(b_r * b_r, axis=1)
+    b_rr = tl.sum(b_r * b_r * b_weight[None, :], axis=1)
+    b_active = (b_rr > b_enough) & (b_bb > 0.0)
     b_steps = tl.zeros([1], dtype=tl.int32)
-    b_p = b_r * b_weight[None, :]
+    b_p = b_r
     i_step = 0
     n_active = tl.sum(b_active.to(tl.int32))
     while (n_active > 0) & (i_step < max_steps):
-        if RESIDENT:
-            b_hp = tl.sum(b_h * b_p, axis=1)[None, :]
-        else:
-            tl.store(scratch + o_k[None, :], b_p, mask=m_k[None, :])
-            tl.debug_barrier()
-            b_hp = tl.zeros([1, BK], dtype=tl.float32)
-            for i_d in range(0, K, BD):
-                o_d = i_d + tl.arange(0, BD)
-                m_dk = (o_d < K)[:, None] & m_k[None, :]
-                b_hd = tl.load(h_kk_new + o_d[:, None] * K + o_k[None, :], mask=m_dk, other=0.0)
-                b_pd = tl.load(scratch + o_d, mask=o_d < K, other=0.0)
-                b_hp += tl.sum(b_hd * b_pd[:, None], axis=0)[None, :]
-            tl.debug_barrier()
-        b_hp += b_lamb[None, :] * b_p
-        b_x, b_r, b_p, b_rr, b_active, b_steps = cg_step(
-            b_x, b_r, b_p, b_hp, b_rr, b_active, b_steps, b_enough, b_weight
+        b_hp = apply_state(b_p, b_h, h_kk_new, scratch, b_lamb, o_k, K, BK, BD, RESIDENT)
+        b_php = tl.sum(b_p * b_hp, axis=1)
+        m_step = b_active & (b_php > 0.0)
+        b_alpha = tl.where(m_step, b_rho / b_php, 0.0)
+        b_x += b_alpha[:, None] * b_p
+        b_r -= b_alpha[:, None] * b_hp
+        b_rr = tl.where(
+            m_step, tl.sum(b_r * b_r * b_weight[None, :], axis=1), tl.where(b_active, b_rr + (b_php - b_php), b_rr)
         )
+        b_steps += b_active.to(tl.int32)
+        b_active = m_step & (b_rr > b_enough)
+        b_rho_before = b_rho
+        b_rho = tl.sum(b_r * b_r, axis=1)
+        b_p = tl.where(b_active[:, None], b_r + (b_rho / b_rho_before)[:, None] * b_p, 0.0)
         i_step += 1
         n_active = tl.sum(b_active.to(tl.int32))
     b_nan = (b_rr - b_rr) + (b_bb - b_bb)

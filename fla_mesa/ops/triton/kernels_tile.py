@@ -163,6 +163,24 @@ def decay_mask(g, beta, b_gt, o_t, o_s, T, H: tl.constexpr):
 
 
 @triton.jit
+def diagonal(
+    k, w, g, beta, o_t, o_k, T,  # pointers of this chunk and head
+    H: tl.constexpr, K: tl.constexpr, BT: tl.constexpr, BR: tl.constexpr, BK: tl.constexpr, BS: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """diag(H_t) for the rows o_t  [BR, BK]: exp2(a_t) diag(W) + sum_{s<=t} M_ts k_s * k_s , W the state before the chunk."""
+    m_k = o_k < K
+    b_gt = tl.load(g + o_t * H, mask=o_t < T, other=0.0).to(tl.float32)
+    b_acc = exp2(b_gt)[:, None] * tl.load(w + o_k * (K + 1), mask=m_k, other=0.0)[None, :]
+    for i_s in range(0, tl.minimum(tl.max(o_t) + 1, T), BS):
+        o_s = i_s + tl.arange(0, BS)
+        b_k = tl.load(k + o_s[:, None] * (H * K) + o_k[None, :], mask=(o_s < T)[:, None] & m_k[None, :], other=0.0)
+        b_k = scrub(b_k).to(tl.float32)
+        b_acc = dot(decay_mask(g, beta, b_gt, o_t, o_s, T, H), b_k * b_k, b_acc, PRECISION)
+    return b_acc
+
+
+@triton.jit
 def inverse(b_a):
     """1 / a where a is a normal number above zero, 1 elsewhere: there is nothing to scale there."""
     return 1.0 / tl.where(b_a > 1.2e-38, b_a, 1.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -143,29 +144,23 @@ def interpreted() -> bool:
     return bool(knobs.runtime.interpret)
 
 
-def check_supported(**tensors: torch.Tensor | None) -> None:
-    """Raise unless the kernels take these tensors; q, k and v carry the head size in their last dimension.
-
-    Raises:
-        TypeError: A dtype other than float32, bfloat16 and float16.
-        ValueError: A head size above 256, or a device without Triton.
-    """
+def why_not(function: str, tensors: Mapping[str, torch.Tensor | None]) -> str | None:
+    """What keeps the kernels from taking these tensors; q, k and v carry the head size in their last dimension."""
+    if function == "query":
+        return "has no read without a step"
     for name, x in tensors.items():
         if x is None:
             continue
         if x.dtype not in DTYPES:
-            raise TypeError(
-                f"{name} has dtype {x.dtype}; backend='triton' takes float32, bfloat16 and float16. "
-                "Use backend='pytorch' for other dtypes."
-            )
+            return f"takes float32, bfloat16 and float16; {name} has dtype {x.dtype}"
         if name in ("q", "k", "v") and x.shape[-1] > MAX_HEAD_SIZE:
-            raise ValueError(
-                f"{name} has head size {x.shape[-1]}; backend='triton' takes at most {MAX_HEAD_SIZE}. "
-                "Use backend='pytorch' for larger heads."
-            )
+            return f"takes heads of at most {MAX_HEAD_SIZE}; {name} has head size {x.shape[-1]}"
         if x.device.type != "cuda" and not (interpreted() and x.device.type == "cpu"):
-            raise ValueError(
-                f"{name} is on device {str(x.device)!r}; backend='triton' takes GPU tensors"
-                + (" and, in the interpreter, CPU tensors. " if interpreted() else ". ")
-                + "Use backend='pytorch' on any other device."
+            where = "GPU tensors" + (" and, in the interpreter, CPU tensors" if interpreted() else "")
+            how = (
+                ""
+                if interpreted() or x.device.type != "cpu"
+                else " (CPU tensors in Triton's interpreter, with TRITON_INTERPRET=1)"
             )
+            return f"takes {where}{how}; {name} is on device {str(x.device)!r}"
+    return None

@@ -6,7 +6,7 @@ import torch
 from fla.utils import input_guard
 
 from fla_mesa.ops.triton.kernels_step import step_kernel
-from fla_mesa.ops.triton.plan import check_supported, power_of_two
+from fla_mesa.ops.triton.plan import power_of_two
 from fla_mesa.ops.types import DecodingStep
 
 
@@ -24,13 +24,7 @@ def decoding_step(
     max_steps: int,
     tolerance: float,
 ) -> DecodingStep:
-    """One position in one kernel, without gradients. Shapes as in ``fla_mesa.ops.mesa_net_decoding_one_step``.
-
-    Raises:
-        TypeError: A dtype the kernel does not take.
-        ValueError: A head size or device the kernel does not take.
-    """
-    check_supported(q=q, k=k, v=v, g=g, beta=beta, lamb=lamb, h_kk=h_kk, h_kv=h_kv)
+    """One position in one kernel, without gradients. Shapes as in ``fla_mesa.ops.mesa_net_decoding_one_step``."""
     B, H, K, V = *k.shape, v.shape[-1]
     BK = power_of_two(K)
     result = DecodingStep(

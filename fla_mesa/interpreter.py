@@ -1,8 +1,8 @@
 """What Triton's interpreter lacks to run the kernels of this package and of fla on a machine without a GPU.
 
-Call `install()` before the first import of fla (fla asks the driver for its device while it is imported), and
-`mend_loops()` once the modules whose kernels will run are imported. Measured with triton 3.6 to 3.9; the interpreter of 3.6 needs numpy
-before 2.4, and cannot run the backward pass of fla's gla.
+With TRITON_INTERPRET=1 in the environment, `import fla_mesa` calls `install()`, and the Triton back end `mend_loops()`; kernels of fla
+that are called directly want that as well, once the modules that they are in are imported. Measured with triton 3.6 to 3.9; the
+interpreter of 3.6 needs numpy before 2.4, and cannot run the backward pass of fla's gla.
 
 1. Autotuned kernels ask the active driver for a target and a benchmarker: `StubDriver` gives both; the first
    configuration wins.
@@ -25,6 +25,8 @@ import torch
 import triton
 import triton.language as tl
 import triton.runtime.interpreter as interpreter
+from triton import knobs
+from triton.backends import backends
 from triton.backends.compiler import GPUTarget
 from triton.backends.driver import DriverBase
 
@@ -168,17 +170,13 @@ def patch_lang(fn: Any) -> Any:
 
 
 def install() -> None:
-    """Set the stub driver and mend the interpreter. Needs TRITON_INTERPRET=1 and must come before fla is imported.
-
-    Calling it again does nothing.
-    """
-    if not triton.knobs.runtime.interpret:
+    """Mend the interpreter, and set the stub driver where there is no GPU. Needs TRITON_INTERPRET=1. Calling it again does nothing."""
+    if not knobs.runtime.interpret:
         raise RuntimeError("set TRITON_INTERPRET=1 before triton is imported")
-    if isinstance(triton.runtime.driver._active, StubDriver):
+    if interpreter._patch_lang is patch_lang:
         return
-    if any(name == "fla" or name.startswith("fla.") for name in sys.modules):
-        raise RuntimeError("fla was imported before the stub driver was set: it has already asked for its device")
-    triton.runtime.driver.set_active(StubDriver())
+    if not any(backend.driver.is_active() for backend in backends.values()):
+        triton.runtime.driver.set_active(StubDriver())
     interpreter._patch_lang = patch_lang
     interpreter.InterpreterBuilder.create_dot = create_dot  # type: ignore[method-assign]
     interpreter.InterpreterBuilder.cast_impl = cast  # type: ignore[method-assign]

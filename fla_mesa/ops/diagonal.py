@@ -1,0 +1,49 @@
+"""The back end "diagonal": no step at all, the solver's start ``x = q / diag(H + diag(lamb))`` in place of the solution. For inference."""
+
+from __future__ import annotations
+
+from fla_mesa.ops import pytorch
+from fla_mesa.ops.checks import check_gradients
+from fla_mesa.ops.pytorch import l2_normalize
+from fla_mesa.ops.types import ChunkForward, ChunkGradients, DecodingStep, QueryForward, QueryGradients
+
+__all__ = [
+    "chunk_backward",
+    "chunk_forward",
+    "decoding_step",
+    "l2_normalize",
+    "query_backward",
+    "query_forward",
+    "why_not",
+]
+
+
+def why_not(function: str, tensors) -> None:
+    """It takes everything."""
+
+
+def chunk_forward(*tensors, **options) -> ChunkForward:
+    """See :class:`~fla_mesa.ops.backends.Backend`."""
+    return pytorch.chunk_forward(*tensors, **options | {"max_steps": 0})
+
+
+def chunk_backward(*tensors, **options) -> ChunkGradients:
+    """Raises ValueError: the start is not the solution, whose gradients the op knows."""
+    check_gradients(0)
+    raise AssertionError
+
+
+def decoding_step(*tensors, **options) -> DecodingStep:
+    """See :class:`~fla_mesa.ops.backends.Backend`."""
+    return pytorch.decoding_step(*tensors, **options | {"max_steps": 0})
+
+
+def query_forward(*tensors, **options) -> QueryForward:
+    """See :class:`~fla_mesa.ops.backends.Backend`."""
+    return pytorch.query_forward(*tensors, **options | {"max_steps": 0})
+
+
+def query_backward(*tensors, **options) -> QueryGradients:
+    """Raises ValueError, as ``chunk_backward``."""
+    check_gradients(0)
+    raise AssertionError
