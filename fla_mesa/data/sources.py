@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import cast
 
 from torch.utils.data import Dataset
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
@@ -152,7 +153,7 @@ def _text(request: DataRequest) -> Splits:
 
     cache = _token_cache()
     train_tokens, validation_tokens = tokenize(train, tokenizer, cache), tokenize(validation, tokenizer, cache)
-    unscored = None if request.predict_end_of_text else tokenizer.eos_token_id
+    unscored = None if request.predict_end_of_text else cast("int | None", tokenizer.eos_token_id)
     train_blocks = TokenBlocks(train_tokens.ids, seq_len, unscored=unscored)
     # The model looks back only, so what fills up the last block is never seen by what is scored in it.
     validation_blocks = TokenBlocks(validation_tokens.ids, seq_len, keep_tail=True, unscored=unscored)
