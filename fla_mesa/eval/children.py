@@ -11,12 +11,14 @@ import multiprocessing
 import os
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from multiprocessing import reduction
 from pathlib import Path
 from typing import Any
 
 from fla_mesa.cpu import accelerator_available
+from fla_mesa.train.status import DISK_FULL, is_disk_full
 
 Main = Callable[[list[str]], int]
 
@@ -39,8 +41,8 @@ class Children:
         self._context: Any = multiprocessing.get_context("spawn" if accelerator_available() else "forkserver")
         self._context.set_forkserver_preload(_PRELOADED)
 
-    def run(self, main: Main, argv: list[str], log: Path, follow: Callable[[str], None]) -> tuple[int, str, float]:
-        """Runs one with its output in the file `log`; returns the exit code (-9 if killed by signal 9), the output, and seconds.
+    def run(self, main: Main, argv: list[str], log: Path, follow: Callable[[], None]) -> tuple[int, float]:
+        """Runs one with its output in the file `log`; returns the exit code (-9 if killed by signal 9) and seconds.
 
         If this process is told to stop, so is the child, and its end is waited for: it saves a checkpoint.
 
@@ -48,7 +50,7 @@ class Children:
             main: The command, `main(argv) -> exit code`; found by its name in the child.
             argv: Its flags.
             log: Written anew.
-            follow: Is given the output so far, twice a second.
+            follow: Is called twice a second.
 
         Raises:
             DiskFull: The child failed because of that.
@@ -62,16 +64,16 @@ class Children:
         try:
             while child.is_alive():
                 child.join(0.5)
-                follow(log.read_text(errors="replace"))
+                follow()
         except BaseException:
             child.terminate()
             child.join()
             raise
-        text, code = log.read_text(errors="replace"), child.exitcode
+        code = child.exitcode
         assert code is not None
-        if code != 0 and os.strerror(errno.ENOSPC) in text:
+        if code == DISK_FULL:
             raise DiskFull(errno.ENOSPC, f"no space left on the disk; see {log}")
-        return code, text, time.perf_counter() - begin
+        return code, time.perf_counter() - begin
 
 
 class _Inherited:
@@ -95,4 +97,11 @@ def _child(main: Main, argv: list[str], log: Path, held: _Inherited | None) -> N
         stream.flush()
         os.dup2(output, number)
         stream.reconfigure(line_buffering=True)  # pyright: ignore[reportAttributeAccessIssue] (TextIO has it)
-    sys.exit(main(argv))
+    try:
+        code = main(argv)
+    except Exception as error:
+        if not is_disk_full(error):
+            raise
+        traceback.print_exc()
+        code = DISK_FULL
+    sys.exit(code)

@@ -10,7 +10,6 @@ output_dir/cells/MODEL/
 from __future__ import annotations
 
 import json
-import re
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -21,12 +20,10 @@ from fla_mesa.eval import compare_measure as measuring
 from fla_mesa.eval.children import Children
 from fla_mesa.eval.compare_settings import Plan
 from fla_mesa.train import command as training
-from fla_mesa.train.folder import METRICS_FILE, RUN_FILE, write_json
-from fla_mesa.train.trainer import Diverged
+from fla_mesa.train.folder import METRICS_FILE, RUN_FILE, STATUS_FILE, write_json
+from fla_mesa.train.status import read_status
 
 OUTCOME_FILE, MEASURED_FILE = "outcome.json", "measured.json"
-_DIVERGED = re.compile(re.escape(str(Diverged(0))).replace("0", r"(\d+)"))
-_STEP = re.compile(r"^step +(\d+)/(\d+)  loss (\S+)", re.MULTILINE)
 
 Report = Callable[[float, str], None]  # share done, in [0, 1], and what to show
 
@@ -121,20 +118,21 @@ class Cell:
         if (changes := self.plan.overrides[self.model]) is not None:
             flags += ["--config_overrides", changes]
 
-        def follow(log: str) -> None:
-            steps = _STEP.findall(log)
-            if steps:
-                step, steps_in_all, loss = steps[-1]
-                report(int(step) / int(steps_in_all), f"step {step}/{steps_in_all} loss {loss}")
+        (self.folder / STATUS_FILE).unlink(missing_ok=True)  # of an earlier call
 
-        code, log, seconds = self.children.run(training.main, flags, self._log("train"), follow)
+        def follow() -> None:
+            status = read_status(self.folder)
+            if status is not None and status.loss is not None:
+                report(status.step / status.steps, f"step {status.step}/{status.steps} loss {status.loss:.4f}")
+
+        code, seconds = self.children.run(training.main, flags, self._log("train"), follow)
         if code == 0 and (self.folder / METRICS_FILE).exists():
             outcome = Outcome("done", seconds)
-        elif found := _DIVERGED.search(log):
-            step = int(found[1])
-            outcome = Outcome("diverged", seconds, f"the loss was no longer a finite number at step {step}", step)
+        elif (status := read_status(self.folder)) is not None and status.state == "diverged":
+            reason = f"the loss was no longer a finite number at step {status.step}"
+            outcome = Outcome("diverged", seconds, reason, status.step)
         else:
-            outcome = Outcome("failed", seconds, _why(code, log, self._log("train")))
+            outcome = Outcome("failed", seconds, _why(code, self._log("train")))
         if self.folder.exists():
             write_json(self.folder / OUTCOME_FILE, vars(outcome))
         return outcome
@@ -144,10 +142,9 @@ class Cell:
         report(0.0, "measuring")
         flags = ["--file", str(self.folder / MEASURED_FILE), "--position_tokens", str(self.plan.position_tokens)]
         flags += ["--speed"] if speed else []
-        code, log, _ = self.children.run(
-            measuring.main, [str(self.folder), *flags], self._log("measure"), lambda log: None
-        )
-        return None if code == 0 else _why(code, log, self._log("measure"))
+        log = self._log("measure")
+        code, _ = self.children.run(measuring.main, [str(self.folder), *flags], log, lambda: None)
+        return None if code == 0 else _why(code, log)
 
     def _log(self, stage: str) -> Path:
         # Not in the cell's folder: a training takes no folder that holds other files.
@@ -174,12 +171,12 @@ def _unused(path: Path) -> Path:
     return aside
 
 
-def _why(code: int, log: str, path: Path) -> str:
+def _why(code: int, log: Path) -> str:
     """Why a child failed, in a sentence."""
     if code < 0:
         name = signal.Signals(-code).name
         hint = ", perhaps because memory ran out" if name == "SIGKILL" else ""
         return f"killed by {name}{hint}; the same command goes on from its last checkpoint"
-    lines = [line.strip() for line in log.splitlines() if line.strip()]
+    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
     last = lines[-1].removeprefix("fla-mesa train: ") if lines else "no output"
-    return f"{last} (exit code {code}; see {path})"
+    return f"{last} (exit code {code}; see {log})"

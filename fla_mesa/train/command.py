@@ -6,17 +6,18 @@ from fla_mesa.train import folder
 from fla_mesa.train.interrupt import Interrupted
 from fla_mesa.train.recipe import Run
 from fla_mesa.train.settings import parse
+from fla_mesa.train.status import DISK_FULL, is_disk_full
 from fla_mesa.train.trainer import Diverged
 
 
 def main(argv: list[str]) -> int:
-    """Runs the command; returns its exit code: 0, 1 (diverged), 2 (wrong settings or data), 130 or 143 (stopped)."""
+    """Runs the command; returns its exit code: 0, 1 (diverged), 2 (wrong settings or data), 3 (disk full), 130 or 143 (stopped)."""
     try:
         settings, arguments = parse(argv)
         run = Run(settings, arguments, command=["fla-mesa", "train", *argv])
     except (ValueError, TypeError, OSError, RuntimeError, ImportError) as error:
         print(f"fla-mesa train: {error}", file=sys.stderr)
-        return 2
+        return DISK_FULL if is_disk_full(error) else 2
     try:
         metrics = run.train()
     except Interrupted as stop:
@@ -30,6 +31,11 @@ def main(argv: list[str]) -> int:
     except Diverged as error:
         print(f"fla-mesa train: {error}", file=sys.stderr)
         return 1
+    except Exception as error:
+        if not is_disk_full(error):
+            raise
+        print(f"fla-mesa train: {error}; make room, and go on with --resume", file=sys.stderr)
+        return DISK_FULL
     run.say(summary(metrics))
     run.say(f"model, tokenizer, metrics.json and loss.png are in {run.folder}")
     return 0

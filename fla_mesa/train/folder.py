@@ -2,6 +2,7 @@
 
 output_dir/
   run.json           the settings that make the run what it is; written when training starts
+  status.json        how far it is and how it ended: status.py
   checkpoint-N/      all that is needed to go on after step N; whole if complete.json is in it
   model.safetensors, config.json, tokenizer.json, ..., loss.png, metrics.json     written at the end, in this order
 """
@@ -15,6 +16,7 @@ from typing import Any
 
 RUN_FILE = "run.json"
 METRICS_FILE = "metrics.json"
+STATUS_FILE = "status.json"
 COMPLETE_FILE = "complete.json"
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 _STATE_FILES = ("trainer_state.json", "scheduler.pt")
@@ -40,7 +42,7 @@ def check_free(folder: Path) -> None:
 
 
 _RESULTS = re.compile(
-    r"run\.json|metrics\.json|loss\.png|training_args\.bin|(generation_)?config\.json|model.*\.safetensors(\.index\.json)?"
+    r"run\.json|metrics\.json|status\.json|loss\.png|training_args\.bin|(generation_)?config\.json|model.*\.safetensors(\.index\.json)?"
     r"|load_fla_mesa\.py|tokenizer.*|special_tokens_map\.json|added_tokens\.json|vocab\.\w+|merges\.txt|chat_template\.jinja|.*\.tmp"
 )
 

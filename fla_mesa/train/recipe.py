@@ -1,7 +1,8 @@
 """The one recipe: data, model, training, evaluation, results on disk."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,14 @@ from fla_mesa.data import DataRequest, Splits, load_data
 from fla_mesa.models import zoo
 from fla_mesa.models.stub import write_stub
 from fla_mesa.train import folder, overrides, sharding
-from fla_mesa.train.interrupt import SignalStop, signals_to
+from fla_mesa.train.interrupt import Interrupted, SignalStop, signals_to
 from fla_mesa.train.metrics import collect, parameter_counts
 from fla_mesa.train.optimization import check_optimization, needs_model
 from fla_mesa.train.plot import loss_curve
 from fla_mesa.train.settings import RecipeArguments, RecipeSettings
 from fla_mesa.train.sharded_trainer import ShardedTrainer
-from fla_mesa.train.trainer import RecipeTrainer
+from fla_mesa.train.status import StatusWriter
+from fla_mesa.train.trainer import Diverged, RecipeTrainer
 
 # What, beside the settings, makes a run the run it is. Steps and epochs are not among them: a run may be prolonged.
 _TRAJECTORY = (
@@ -177,17 +179,36 @@ class Run:
         trainer.add_callback(stop)
         with signals_to(stop.receive):
             self._begin()
-            if not self._nothing_left():
-                with stop.training():
-                    trainer.train(resume_from_checkpoint=str(self.checkpoint) if self.checkpoint else None)
-            trainer.save_model(str(self.folder))  # before an evaluation that may cast it (bf16_full_eval)
-            if self.arguments.should_save:
-                write_stub(self.folder)
-            tokens = self.settings.final_eval_tokens
-            self.say(f"validating on {f'{tokens:,} tokens of' if tokens else 'all'} held-out data")
-            final = trainer.evaluate(self._validation(tokens), metric_key_prefix="final")
-            self.metrics = self._report(final)
+            with self._recorded():
+                if not self._nothing_left():
+                    with stop.training():
+                        trainer.train(resume_from_checkpoint=str(self.checkpoint) if self.checkpoint else None)
+                trainer.save_model(str(self.folder))  # before an evaluation that may cast it (bf16_full_eval)
+                if self.arguments.should_save:
+                    write_stub(self.folder)
+                tokens = self.settings.final_eval_tokens
+                self.say(f"validating on {f'{tokens:,} tokens of' if tokens else 'all'} held-out data")
+                final = trainer.evaluate(self._validation(tokens), metric_key_prefix="final")
+                self.metrics = self._report(final)
         return self.metrics
+
+    @contextmanager
+    def _recorded(self) -> Iterator[None]:
+        """What happens inside is told in status.json."""
+        status, state = StatusWriter(self.folder, writes=self.arguments.should_save), lambda: self.trainer.state
+        self.trainer.add_callback(status)
+        try:
+            yield
+        except Diverged as error:
+            status.end("diverged", state(), str(error), error.step)
+            raise
+        except Interrupted as stop:
+            status.end("stopped", state(), f"by {stop.name}")
+            raise
+        except BaseException as error:
+            status.end("failed", state(), f"{type(error).__name__}: {error}")
+            raise
+        status.end("done", state())
 
     def _begin(self) -> None:
         """The first writing: from here on the folder is this run's."""

@@ -327,7 +327,7 @@ def plan_of(tmp_path, *flags):
 
 
 def test_a_killed_child_is_named_and_its_cell_goes_on(tmp_path, program):
-    program("import os; print('step  3/10  loss 2.5', flush=True); os.kill(os.getpid(), 9)")
+    program("import os; os.kill(os.getpid(), 9)")
     cell = compare_cells.Cell(plan_of(tmp_path), "gla", 3e-3, 1)
     outcome = cell.train(lambda share, what: None)
     assert outcome.status == "failed" and outcome.reason.startswith("killed by SIGKILL, perhaps because memory ran out")
@@ -335,26 +335,48 @@ def test_a_killed_child_is_named_and_its_cell_goes_on(tmp_path, program):
 
 
 def test_the_progress_of_a_child_is_seen(tmp_path, program):
-    program("import time; print('step   5/10  loss 2.5000  learning', flush=True); time.sleep(1.2)")
     seen = []
     cell = compare_cells.Cell(plan_of(tmp_path), "gla", 3e-3, 1)
+    program(tells(cell, 'Status("training", 5, 10, 2.5)') + "; import time; time.sleep(1.2)")
     cell.train(lambda share, what: seen.append((share, what)))
     assert (0.5, "step 5/10 loss 2.5000") in seen
 
 
+def tells(cell, status: str) -> str:
+    """Source code that writes the status of a cell's run, as a training does."""
+    return (
+        f"from pathlib import Path; folder = Path({str(cell.folder)!r}); folder.mkdir(parents=True); "
+        f"from fla_mesa.train.status import Status, write_status; write_status(folder, {status})"
+    )
+
+
+def test_only_a_training_s_own_status_says_that_it_diverged(tmp_path, program):
+    cell = compare_cells.Cell(plan_of(tmp_path), "gla", 3e-3, 1)
+    program(
+        "import sys; print('the loss was no longer a finite number at step 3: try a lower --learning_rate'); sys.exit(1)"
+    )
+    assert cell.train(lambda share, what: None).status == "failed"
+    program(tells(cell, 'Status("diverged", 7, 10)') + "; import sys; sys.exit(1)")
+    outcome = cell.train(lambda share, what: None)
+    assert (outcome.status, outcome.step) == ("diverged", 7)
+    program("import sys; sys.exit(2)")  # what an earlier call left is not taken for its own
+    assert cell.train(lambda share, what: None).status == "failed"
+
+
 def test_a_full_disk_ends_the_comparison_and_says_so(tmp_path, program, capsys):
-    program(f"import sys; sys.exit({os.strerror(errno.ENOSPC)!r})")
+    program(f"raise RuntimeError('cannot write') from OSError({errno.ENOSPC}, {os.strerror(errno.ENOSPC)!r})")
     assert compare.main(["--models", "gla", "--output_dir", str(tmp_path / "out")]) == 1
     err = capsys.readouterr().err
     assert "no space left on the disk" in err and "what was finished is kept" in err
 
 
 def test_stopping_stops_the_child_and_waits_for_it(tmp_path, program, monkeypatch, capsys):
-    mark = tmp_path / "ended"
+    mark, cell = tmp_path / "ended", compare_cells.Cell(plan_of(tmp_path), "gla", 3e-3, 1)
+    begun = tells(cell, 'Status("training", 1, 2, 1.0)')
     program(
         "import pathlib, signal, sys, time\n"
         f"def end(*_): time.sleep(0.3); pathlib.Path({str(mark)!r}).touch(); sys.exit(143)\n"
-        "signal.signal(signal.SIGTERM, end); print('step 1/2  loss 1', flush=True); time.sleep(60)"
+        f"signal.signal(signal.SIGTERM, end); {begun}; time.sleep(60)"
     )
 
     def interrupt(self, share, what):
@@ -379,7 +401,7 @@ def test_a_child_that_outlives_its_comparison_keeps_the_folder(tmp_path):
             "from tests.eval.test_compare import *\n"
             f"plan = parse(['--models', 'gla', '--output_dir', {str(plan.folder)!r}])\n"
             "lock = compare.take(plan)\n"
-            f"Children(lock.fileno()).run(Program({source!r}), [], plan.folder / 'log', print)",
+            f"Children(lock.fileno()).run(Program({source!r}), [], plan.folder / 'log', lambda: None)",
         ]
     )
     while not number.exists() or not number.read_text():
@@ -401,8 +423,8 @@ def test_a_child_that_outlives_its_comparison_keeps_the_folder(tmp_path):
 
 
 def test_a_real_child(tmp_path):
-    code, log, seconds = Children().run(cli.main, ["--version"], tmp_path / "log", lambda log: None)
-    assert code == 0 and log.startswith("fla-mesa ") and seconds > 0
+    code, seconds = Children().run(cli.main, ["--version"], tmp_path / "log", lambda: None)
+    assert code == 0 and (tmp_path / "log").read_text().startswith("fla-mesa ") and seconds > 0
 
 
 # Settings and reports

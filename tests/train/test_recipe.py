@@ -1,5 +1,6 @@
 """Whole runs: what they leave behind, how they are killed, stopped and resumed, and what they refuse."""
 
+import errno
 import io
 import json
 import os
@@ -22,6 +23,7 @@ from fla_mesa.train.command import main
 from fla_mesa.train.interrupt import Interrupted, SignalStop
 from fla_mesa.train.recipe import Run
 from fla_mesa.train.settings import parse
+from fla_mesa.train.status import DISK_FULL, read_status
 from fla_mesa.train.trainer import Diverged
 
 
@@ -38,6 +40,13 @@ def assert_same_weights(one: Path, other: Path) -> None:
 
 def metrics_of(run: Path) -> dict:
     return json.loads((run / "metrics.json").read_text())
+
+
+def logs_of(run: Path) -> list[dict]:
+    """What the Trainer logged until its last checkpoint."""
+    checkpoint = folder.latest_checkpoint(run)
+    assert checkpoint is not None
+    return json.loads((checkpoint / "trainer_state.json").read_text())["log_history"]
 
 
 def listing(root: Path) -> dict[str, float]:
@@ -411,6 +420,36 @@ def test_diverged_run_says_so_and_keeps_what_was_good(flags, text, tmp_path, cap
     with pytest.raises(Diverged, match="no longer a finite number at step 6"):
         run.train()
     assert folder.latest_checkpoint(run.folder) == run.folder / "checkpoint-4"
+    status = read_status(run.folder)
+    assert status is not None and (status.state, status.step, status.steps, status.loss) == ("diverged", 6, 12, None)
+    assert "try a lower --learning_rate" in status.reason
+
+
+def test_a_full_disk_has_an_exit_code(flags, text, tmp_path, capsys, monkeypatch):
+    write, room = folder.write_json, [5]
+
+    def full(path, content):
+        room[0] -= 1
+        if room[0] < 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write(path, content)
+
+    monkeypatch.setattr(folder, "write_json", full)
+    monkeypatch.setattr("fla_mesa.train.status.write_json", full)
+    assert main(flags(text, tmp_path / "run")) == DISK_FULL
+    assert "make room, and go on with --resume" in capsys.readouterr().err
+    room[0] = 1000
+    assert main(flags(text, tmp_path / "run", "--resume")) == 0
+
+
+def test_status_says_how_far_a_run_is_and_how_it_ended(undisturbed, tmp_path):
+    status = read_status(undisturbed)
+    assert status is not None and (status.state, status.step, status.steps, status.reason) == ("done", 12, 12, "")
+    assert status.loss == [logged["loss"] for logged in logs_of(undisturbed) if "loss" in logged][-1]
+    assert read_status(tmp_path) is None
+    for content in ("{", "{}", '{"state": "dreaming"}', '{"state": "done", "more": 1}'):
+        (tmp_path / folder.STATUS_FILE).write_text(content)
+        assert read_status(tmp_path) is None
 
 
 # More than one process, more than one batch
