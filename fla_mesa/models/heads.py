@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+from typing import Any
+
 import torch.nn as nn
 from transformers.modeling_layers import (
     GenericForQuestionAnswering,
@@ -13,21 +17,36 @@ from fla_mesa.models.modeling_matched import MatchedPreTrainedModel
 from fla_mesa.models.modeling_mesanet import MesaNetPreTrainedModel
 
 
+def _on_whole_sequences(forward: Callable[..., Any]) -> Any:
+    """The head's forward, which would give predictions and a loss of one shard of a row that is cut over ranks: it refuses."""
+
+    @functools.wraps(forward)
+    def refusing(self: nn.Module, *args: Any, cp_context: Any = None, **kwargs: Any) -> Any:
+        if cp_context is not None:
+            raise ValueError(f"cp_context: {type(self).__name__} reads whole sequences; the language model can be cut")
+        return forward(self, *args, **kwargs)
+
+    return refusing
+
+
 class MesaNetForSequenceClassification(GenericForSequenceClassification, MesaNetPreTrainedModel):
     """One label a sequence, read at its last token: the last that is not ``config.pad_token_id``."""
 
+    forward = _on_whole_sequences(GenericForSequenceClassification.forward)
     accepts_loss_kwargs = False  # its loss is a mean over the batch
 
 
 class MesaNetForTokenClassification(GenericForTokenClassification, MesaNetPreTrainedModel):
     """One label a token."""
 
+    forward = _on_whole_sequences(GenericForTokenClassification.forward)
     accepts_loss_kwargs = False
 
 
 class MesaNetForQuestionAnswering(GenericForQuestionAnswering, MesaNetPreTrainedModel):
     """Where an answer starts and ends."""
 
+    forward = _on_whole_sequences(GenericForQuestionAnswering.forward)
     accepts_loss_kwargs = False
 
     def get_input_embeddings(self) -> nn.Module:

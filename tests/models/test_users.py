@@ -49,6 +49,8 @@ def test_heads_train_save_and_load(config_class, tmp_path):
             torch.testing.assert_close(auto.from_pretrained(tmp_path).eval()(x, attention_mask=mask)[name], want)
         with pytest.raises(TypeError, match="does not take nonsense"):
             model(x, nonsense=1)
+        with pytest.raises(ValueError, match=r"cp_context: .* reads whole sequences"):
+            model(x, cp_context=object())
 
 
 def test_a_head_starts_from_a_language_model_and_padding_does_not_matter(tmp_path):
