@@ -233,7 +233,7 @@ class MesaNetModel(MesaNetPreTrainedModel, FLAModel):
         x = self.norm(x)
         output = BaseModelOutputWithPast(
             last_hidden_state=x,
-            past_key_values=cache,
+            past_key_values=cache,  # pyright: ignore[reportCallIssue] (transformers 5.24 calls it cache, and takes both names)
             hidden_states=(*states, x) if with_states else None,
         )
         return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
@@ -328,7 +328,7 @@ class MesaNetForCausalLM(MesaNetPreTrainedModel, FLAForCausalLM, FLAUnsupportedC
         output = CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
-            past_key_values=outputs.past_key_values,
+            past_key_values=outputs.past_key_values,  # pyright: ignore[reportCallIssue]
             hidden_states=outputs.hidden_states,
         )
         return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()

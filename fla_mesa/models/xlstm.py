@@ -150,7 +150,8 @@ class TiedXLSTMForCausalLM(xLSTMForCausalLM):
                     _copy(own, slice(None), cache, slice(row, row + 1))
             if use_cache:
                 cache.seqlen_offset += layout.length
-        return xLSTMCausalLMOutput(logits=layout.unpack(torch.cat(logits)[None]), cache_params=cache)
+        # (transformers 5.24 calls it cache, and takes both names)
+        return xLSTMCausalLMOutput(logits=layout.unpack(torch.cat(logits)[None]), cache_params=cache)  # pyright: ignore[reportCallIssue]
 
 
 def _new_cache(config: Any, x: Tensor) -> xLSTMCache:
