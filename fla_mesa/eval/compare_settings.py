@@ -53,7 +53,11 @@ PRESETS: dict[str, dict[str, str]] = {
         # One parametrisation, in which all forget gates start alike, spread over the heads: those that start at 1/2 learn recall
         # several times later (docs/log.md), so that a comparison in which they did not start alike would be one of starts.
         "parametrization": "matched",
-        "config_overrides": '{"fuse_linear_cross_entropy": true, "fuse_cross_entropy": false, "gamma_init": [0.5, 0.98]}',
+        "config_overrides": '{"fuse_linear_cross_entropy": true, "fuse_cross_entropy": false, '
+        + ", ".join(
+            f'"{rule}": {{"gamma_init": [0.5, 0.98]}}' for rule in ("mesanet", "gated_deltanet", "gla", "mamba2")
+        )
+        + "}",
     },
 }
 

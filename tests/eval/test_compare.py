@@ -85,7 +85,7 @@ def test_a_comparison_from_training_to_pictures_and_its_going_on(text, tmp_path,
     mesanet, transformer = found["models"]
     assert mesanet["state_bytes"]["32"] == mesanet["state_bytes"]["128"]
     # H_kk and H_kv of 2 layers and heads in float32, and the last 4 inputs of two convolutions of width 32.
-    assert mesanet["state_bytes"]["32"] == 4 * 2 * (2 * 2 * 16 * 16 + 2 * 4 * 32)
+    assert mesanet["state_bytes"]["32"] == 4 * 2 * (2 * 2 * 16 * 16 + 3 * 4 * 32)
     assert transformer["state_bytes"]["128"] - transformer["state_bytes"]["32"] == 4 * 2 * 2 * 32 * (128 - 32)
 
     markdown = (tmp_path / "a" / "report.md").read_text()

@@ -60,9 +60,12 @@ VARIANTS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
 def build(settings: dict[str, Any]) -> MesaNetForCausalLM:
     """The same model on every rank."""
     torch.manual_seed(0)
+    settings = {**TINY, **settings}
     if "rule" in settings:
-        return MatchedForCausalLM(MatchedConfig(**{**TINY, **settings})).train()
-    return MesaNetForCausalLM(MesaNetConfig(**{**TINY, **settings})).train()
+        if "mesa" not in settings["rule"]:  # a rule without a solver refuses its settings
+            settings = {name: value for name, value in settings.items() if name not in EXACT}
+        return MatchedForCausalLM(MatchedConfig(**settings)).train()
+    return MesaNetForCausalLM(MesaNetConfig(**settings)).train()
 
 
 def batch() -> tuple[torch.Tensor, torch.Tensor]:
