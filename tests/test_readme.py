@@ -81,8 +81,8 @@ def test_commands_then_python(folder, monkeypatch):
             run([sys.executable, "-m", "fla_mesa", *words], folder)
         else:  # forked from a process that has imported the package, which takes as long as some of the commands
             assert program == "fla-mesa", f"a command that this test does not know: {line}"
-            code, log = children.run(in_folder, [str(folder), *words], folder / "log", lambda: None)
-            assert code == 0, f"{line}\n{log[-6000:]}"
+            code, _ = children.run(in_folder, [str(folder), *words], folder / "log", lambda: None)
+            assert code == 0, f"{line}\n{(folder / 'log').read_text()[-6000:]}"
     python = blocks("python")
     assert len(python) >= 4
     run([sys.executable, "-c", "\n".join(python)], folder)
