@@ -20,7 +20,7 @@ _TEXT = (
     f"{_STEPS} --data text.txt --seq_len 32 --eval_tokens 256 "
     "--config_overrides hidden_size=16,num_hidden_layers=1,num_heads=1,head_dim=16,intermediate_size=16"
 )
-_SUITE = f"{_STEPS} --suite mqar:vocab_size=64,length=32,num_pairs=2,train=32,validation=8,test=8 --size 2x32,2x64"
+_SUITE = f"{_STEPS} --suite mqar:vocab_size=64,length=32,num_pairs=2,train=32,validation=8,test=8 --size 2x64"
 _SWEEP = "--context_lengths 32,64 --sequences 1 --repeats 1 --steps 1 --tolerances 1e-2"
 SHORT = {
     "train": _TEXT,
