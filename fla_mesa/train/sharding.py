@@ -4,7 +4,7 @@ With gloo on CPUs as with NCCL on GPUs. A checkpoint of such a run holds, in pla
 
     weights_of_ranks/  optimizer_of_ranks/     a file a process, and `.metadata`, which says where each piece of each tensor is
 
-so that no process ever has the whole of it, and any number of processes can go on from it.
+so that no process ever has the whole of it. Going on is tested with as many processes as wrote it.
 """
 
 import warnings
