@@ -47,8 +47,8 @@ def main(argv: list[str] | None = None) -> int:
     module, _ = COMMANDS[given.command]
     try:
         importlib.import_module("fla_mesa.registration")  # `import fla_mesa` has not done so in this process
-        return importlib.import_module(module).main(given.arguments)
-    except KeyboardInterrupt:  # a command says more where there is more to say
+        return importlib.import_module(module).main(given.arguments)  # an `errors.command`: it ends as that says
+    except KeyboardInterrupt:  # while this imports
         print("\nfla-mesa: stopped", file=sys.stderr)
         return 130
 

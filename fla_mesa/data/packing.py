@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from fla_mesa.data import tokenizer as byte_level
+from fla_mesa.errors import UserError
 
 _DOCUMENTS_A_CALL = 256  # fast tokenizers spread one call over the cores
 IGNORED = -100  # the label that transformers leaves out of the loss
@@ -103,11 +104,11 @@ def _pieces(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, counter: _Counte
 def tokenize(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, cache: Path | None = None) -> Tokens:
     """All tokens of `corpus`; kept under `cache` for the next run where the corpus has a fingerprint.
 
-    Raises ValueError for a tokenizer without an end-of-text token.
+    Raises UserError for a tokenizer without an end-of-text token.
     """
     if tokenizer.eos_token_id is None:
         name = tokenizer.name_or_path
-        raise ValueError(f"tokenizer: {name!r} has no end-of-text token (eos_token) to put between documents")
+        raise UserError(f"tokenizer: {name!r} has no end-of-text token (eos_token) to put between documents")
     if cache is not None and corpus.fingerprint is not None:
         return _tokenize_on_disk(corpus, tokenizer, cache)
     counter = _Counter()
@@ -154,7 +155,7 @@ class TokenBlocks(Dataset):
         self, ids: np.ndarray, seq_len: int, *, keep_tail: bool = False, pad_id: int = 0, unscored: int | None = None
     ):
         if seq_len < 2:
-            raise ValueError(f"seq_len: a block needs at least 2 tokens, one to read and one to predict, got {seq_len}")
+            raise UserError(f"seq_len: a block needs at least 2 tokens, one to read and one to predict, got {seq_len}")
         self.ids, self.seq_len, self.pad_id, self.unscored = ids, seq_len, pad_id, unscored
         whole, rest = divmod(len(ids), seq_len)
         self._length = whole + (keep_tail and rest >= 2)  # a lone last token would predict nothing

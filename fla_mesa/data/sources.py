@@ -13,6 +13,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from fla_mesa.data import tables, text_files
 from fla_mesa.data.packing import TokenBlocks, describe, tokenize
 from fla_mesa.data.tokenizer import byte_tokenizer
+from fla_mesa.errors import UserError
 
 TEXT_SEQ_LEN = 256
 BYTE_TOKENIZER = "bytes"
@@ -37,10 +38,10 @@ class DataRequest:
     say: Callable[[str], None] = print
 
     def reject(self, *names: str) -> None:
-        """Raises ValueError if one of the named options was given: for sources to which they mean nothing."""
+        """Raises UserError if one of the named options was given: for sources to which they mean nothing."""
         for name in names:
             if getattr(self, name) is not None:
-                raise ValueError(f"{name}: does not apply to --data {self.spec}, got {getattr(self, name)!r}")
+                raise UserError(f"{name}: does not apply to --data {self.spec}, got {getattr(self, name)!r}")
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ def load_data(request: DataRequest) -> Splits:
     `spec` is, in this order: a registered name, which settings may follow after a colon; a file or folder; the name of a
     data set on the Hugging Face hub.
     Validation is `request.validation`, else the data's own validation split, else a fixed part that is held out.
-    Raises ValueError naming the file or the option at fault.
+    Raises UserError naming the file or the option at fault.
     """
     loader = _REGISTERED.get(request.spec.partition(":")[0], _text)
     return loader(request)
@@ -100,10 +101,10 @@ def _find(spec: str, request: DataRequest) -> text_files.TextFiles | tables.Tabl
     if spec != "stdlib" and not path.exists():
         known = tables.suffix_of(path) in text_files.SUFFIXES | tables.SUFFIXES
         if known or spec.startswith((".", "/", "~")) or spec.count("/") > 1:
-            raise ValueError(f"{path}: no such file or folder")
+            raise UserError(f"{path}: no such file or folder")
         return tables.read_hub(spec, request.config, request.text_column)
     if request.config is not None and spec == request.spec:
-        raise ValueError(
+        raise UserError(
             f"data_config: {spec} is no data set of the hub and has no configurations, got {request.config!r}"
         )
     if spec == "stdlib":
@@ -122,7 +123,7 @@ def _find_in_folder(root: Path, request: DataRequest) -> text_files.TextFiles | 
     used = rows or texts
     if not used:
         known = " ".join(sorted(tables.SUFFIXES | text_files.SUFFIXES))
-        raise ValueError(f"{root}: no file of a known type in the folder; known are {known}")
+        raise UserError(f"{root}: no file of a known type in the folder; known are {known}")
     if len(used) < len(files):
         kinds = Counter(file.suffix or "without suffix" for file in set(files) - set(used)).most_common()
         request.say(f"{root}: files of other kinds left out: {', '.join(f'{kind} {count}' for kind, count in kinds)}")
@@ -130,13 +131,13 @@ def _find_in_folder(root: Path, request: DataRequest) -> text_files.TextFiles | 
 
 
 def load_tokenizer(name: str | None) -> PreTrainedTokenizerBase:
-    """The byte tokenizer (`bytes`), or one by its folder or hub name. Raises ValueError if it cannot be loaded."""
+    """The byte tokenizer (`bytes`), or one by its folder or hub name. Raises UserError if it cannot be loaded."""
     if name in (None, BYTE_TOKENIZER):
         return byte_tokenizer()
     try:
         return AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError) as error:
-        raise ValueError(f"tokenizer: {name!r} cannot be loaded: {error}") from error
+        raise UserError(f"tokenizer: {name!r} cannot be loaded: {error}") from error
 
 
 def _text(request: DataRequest) -> Splits:
@@ -145,7 +146,7 @@ def _text(request: DataRequest) -> Splits:
     found = _find(request.spec, request)
     other = found if request.validation is None else _find(request.validation, request)
     if request.text_column is not None and not isinstance(found, tables.Table) and not isinstance(other, tables.Table):
-        raise ValueError(f"text_column: {request.spec} is text without columns, got {request.text_column!r}")
+        raise UserError(f"text_column: {request.spec} is text without columns, got {request.text_column!r}")
     if request.validation is not None:
         train, validation, how = found.for_training(), other.for_validation(), request.validation
     else:
@@ -159,7 +160,7 @@ def _text(request: DataRequest) -> Splits:
     validation_blocks = TokenBlocks(validation_tokens.ids, seq_len, keep_tail=True, unscored=unscored)
     for part, blocks in (("training", train_blocks), ("validation", validation_blocks)):
         if not len(blocks):
-            raise ValueError(
+            raise UserError(
                 f"data: {len(blocks.ids)} tokens of {part} text are too few for a block of {seq_len} (seq_len)"
             )
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from fla_mesa.data.holdout import ENOUGH, FRACTION, cut_tail
 from fla_mesa.data.packing import Corpus
+from fla_mesa.errors import UserError
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -80,28 +81,28 @@ class Table:
 
 
 def text_column(rows: "Dataset", wanted: str | None, where: str) -> str:
-    """The column to read: `wanted`, else `text`, else the only one that holds strings. Raises ValueError otherwise."""
+    """The column to read: `wanted`, else `text`, else the only one that holds strings. Raises UserError otherwise."""
     kinds = {name: getattr(feature, "dtype", None) for name, feature in rows.features.items()}
     strings = [name for name, kind in kinds.items() if kind in ("string", "large_string")]
     if wanted is not None:
         if wanted not in strings:
             has = ", ".join(strings) or "none"
-            raise ValueError(f"text_column: {where} has no column of text {wanted!r}; it has {has}")
+            raise UserError(f"text_column: {where} has no column of text {wanted!r}; it has {has}")
         return wanted
     if "text" in strings:
         return "text"
     if len(strings) != 1:
         found = f"{len(strings)} ({', '.join(strings)})" if strings else "none"
-        raise ValueError(f"text_column: {where} has no column `text`, and {found} that could be it: pass --text_column")
+        raise UserError(f"text_column: {where} has no column `text`, and {found} that could be it: pass --text_column")
     return strings[0]
 
 
 def _table(splits: "DatasetDict", column: str | None, where: str) -> Table:
     train = splits["train"] if "train" in splits else next(iter(splits.values())) if len(splits) == 1 else None
     if train is None:
-        raise ValueError(f"data: {where} has no split `train`; it has {', '.join(map(str, splits))}")
+        raise UserError(f"data: {where} has no split `train`; it has {', '.join(map(str, splits))}")
     if not len(train):
-        raise ValueError(f"data: {where} is empty")
+        raise UserError(f"data: {where} is empty")
     validation = next((splits[name] for name in _VALIDATION if name in splits and len(splits[name])), None)
     name = text_column(train, column, where)
     return Table(_Column(train, name), None if validation is None else _Column(validation, name))
@@ -119,14 +120,14 @@ def _load(builder: str, where: str, **options) -> "DatasetDict":
     except (ValueError, OSError, DatasetsError) as error:
         reason = error.__cause__ or error
         line = str(reason).strip().split("\n")[0]
-        raise ValueError(f"{where}: cannot be read: {type(reason).__name__}: {line[:300]}") from error
+        raise UserError(f"{where}: cannot be read: {type(reason).__name__}: {line[:300]}") from error
 
 
 def _check(path: Path) -> None:
-    """Raises ValueError naming the file: missing, empty, truncated, or not UTF-8 (with the first bad byte's offset)."""
+    """Raises UserError naming the file: missing, empty, truncated, or not UTF-8 (with the first bad byte's offset)."""
     try:
         if not path.stat().st_size:
-            raise ValueError(f"{path}: the file is empty")
+            raise UserError(f"{path}: the file is empty")
         if suffix_of(path) == ".parquet":
             import pyarrow
             import pyarrow.parquet
@@ -134,13 +135,13 @@ def _check(path: Path) -> None:
             try:
                 rows = pyarrow.parquet.ParquetFile(path).metadata.num_rows
             except pyarrow.ArrowException as error:
-                raise ValueError(f"{path}: not a whole parquet file: {error}") from None
+                raise UserError(f"{path}: not a whole parquet file: {error}") from None
             if not rows:
-                raise ValueError(f"{path}: the file has no rows")
+                raise UserError(f"{path}: the file has no rows")
         elif suffix_of(path) in (".json", ".jsonl"):
             _check_utf8(path)
     except OSError as error:
-        raise ValueError(f"{path}: cannot be read: {error.strerror}") from None
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
 
 
 def _check_utf8(path: Path) -> None:
@@ -151,7 +152,7 @@ def _check_utf8(path: Path) -> None:
                 line.decode("utf-8")
             except UnicodeDecodeError as error:
                 bad = line[error.start]
-                raise ValueError(f"{path}: not UTF-8 text: byte {bad:#04x} at offset {offset + error.start}") from None
+                raise UserError(f"{path}: not UTF-8 text: byte {bad:#04x} at offset {offset + error.start}") from None
             offset += len(line)
 
 
@@ -166,11 +167,11 @@ def _split_of(name: str) -> str:
 def read_files(root: Path, files: list[Path], column: str | None) -> Table:
     """Parquet or JSON files below `root`; files whose names say `validation` or `test` are those splits.
 
-    Raises ValueError naming what is wrong, a file at fault by its name.
+    Raises UserError naming what is wrong, a file at fault by its name.
     """
     kinds = {_BUILDERS[suffix_of(file)] for file in files}
     if len(kinds) > 1:
-        raise ValueError(f"data: {root} holds parquet and JSON files: name one kind, or a folder with one kind")
+        raise UserError(f"data: {root} holds parquet and JSON files: name one kind, or a folder with one kind")
     by_split: dict[str, list[str]] = {}
     for file in sorted(files):
         _check(file)
@@ -183,11 +184,11 @@ def read_files(root: Path, files: list[Path], column: str | None) -> Table:
 
 
 def read_hub(name: str, config: str | None, column: str | None) -> Table:
-    """A data set of the hub by its name. Raises ValueError where it cannot be had, offline for one."""
+    """A data set of the hub by its name. Raises UserError where it cannot be had, offline for one."""
     try:
         splits = _load(name, name, name=config)
     except ValueError as error:
-        raise ValueError(
+        raise UserError(
             f"data: {name!r} is no source of this package, no file or folder here, and the Hugging Face hub could not "
             f"give a data set of that name: {error}"
         ) from error

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from fla_mesa.data.holdout import ENOUGH, cut_tail, held_out_names
 from fla_mesa.data.packing import Corpus
+from fla_mesa.errors import UserError
 
 SUFFIXES = frozenset(
     "." + kind
@@ -31,15 +32,15 @@ def walk(root: Path, leave_out: frozenset[str] = frozenset()) -> list[Path]:
 def decode(path: Path) -> str:
     """The text of a file in UTF-8.
 
-    Raises ValueError naming the file: missing, unreadable, or undecodable (with the offset of the first bad byte).
+    Raises UserError naming the file: missing, unreadable, or undecodable (with the offset of the first bad byte).
     """
     try:
         return path.read_bytes().decode("utf-8")
     except UnicodeDecodeError as error:
         bad = error.object[error.start]
-        raise ValueError(f"{path}: not UTF-8 text: byte {bad:#04x} at offset {error.start}") from None
+        raise UserError(f"{path}: not UTF-8 text: byte {bad:#04x} at offset {error.start}") from None
     except OSError as error:
-        raise ValueError(f"{path}: cannot be read: {error.strerror}") from None
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
 
 
 @dataclass(frozen=True)
@@ -70,15 +71,15 @@ def _read(root: Path, files: list[Path]) -> TextFiles:
     texts = {file.relative_to(root).as_posix(): decode(file) for file in files}
     texts = {name: text for name, text in texts.items() if text}
     if not texts:
-        raise ValueError(f"{root}: no text: all {len(files)} text files in it are empty")
+        raise UserError(f"{root}: no text: all {len(files)} text files in it are empty")
     return TextFiles(texts)
 
 
 def read_file(path: Path) -> TextFiles:
-    """One text file. Raises ValueError naming it where it is missing, empty or no UTF-8."""
+    """One text file. Raises UserError naming it where it is missing, empty or no UTF-8."""
     text = decode(path)
     if not text:
-        raise ValueError(f"{path}: the file is empty")
+        raise UserError(f"{path}: the file is empty")
     return TextFiles({path.name: text})
 
 
@@ -96,7 +97,7 @@ def standard_library(root: Path | None = None, say: Callable[[str], None] = prin
     root = root or Path(sysconfig.get_paths()["stdlib"])
     files = [file for file in walk(root, _NOT_LIBRARY) if file.suffix == ".py"]
     if not files:
-        raise ValueError(f"{root}: this Python comes without the source of its standard library: pass --data")
+        raise UserError(f"{root}: this Python comes without the source of its standard library: pass --data")
     library = read_folder(root, files)
     say(f"standard library of Python {sysconfig.get_python_version()}: {len(library.texts):,} files in {root}")
     return library

@@ -12,6 +12,8 @@ from typing import Any
 
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
+from fla_mesa.errors import UserError, mistakes_of
+
 ADAPTER_FILE = "adapter_config.json"
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin", "*.safetensors.index.json", "pytorch_model.bin.index.json", "*.gguf")
 
@@ -31,7 +33,7 @@ def check_checkpoint(path: str) -> None:
         return
     directory = Path(path).expanduser()
     if not directory.is_dir():
-        raise ValueError(f"checkpoint {path!r}: there is no such directory")
+        raise UserError(f"checkpoint {path!r}: there is no such directory")
     if (directory / ADAPTER_FILE).is_file():
         _check_adapter(path)
         return
@@ -40,30 +42,30 @@ def check_checkpoint(path: str) -> None:
         inside = sorted(entry.name for entry in directory.iterdir())
         hint = [name for name in inside if (directory / name / "config.json").is_file()]
         more = f"; did you mean one of {', '.join(hint)} inside it?" if hint else ""
-        raise ValueError(f"{path!r} is no checkpoint: it has no config.json (it holds {_some(inside)}){more}")
+        raise UserError(f"{path!r} is no checkpoint: it has no config.json (it holds {_some(inside)}){more}")
     try:
         config = json.loads(config_file.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path!r} is no checkpoint: its config.json is not JSON ({error})") from error
+        raise UserError(f"{path!r} is no checkpoint: its config.json is not JSON ({error})") from error
     model_type = config.get("model_type") if isinstance(config, dict) else None
     if model_type not in CONFIG_MAPPING and "auto_map" not in config:
-        raise ValueError(
+        raise UserError(
             f"checkpoint {path!r} has the unknown model_type {model_type!r}: neither this package ('mesanet') nor flash-linear-attention "
             f"nor transformers provides it; install or import the package that does"
         )
     if not any(any(directory.glob(pattern)) for pattern in _WEIGHTS):
-        raise ValueError(f"{path!r} is no checkpoint: it has no weights (*.safetensors or pytorch_model*.bin)")
+        raise UserError(f"{path!r} is no checkpoint: it has no weights (*.safetensors or pytorch_model*.bin)")
 
 
 def _check_adapter(path: str) -> None:
     if importlib.util.find_spec("peft") is None:
-        raise ValueError(f"{path!r} is the folder of a PEFT adapter, and peft is not installed; run: pip install peft")
+        raise UserError(f"{path!r} is the folder of a PEFT adapter, and peft is not installed; run: pip install peft")
     if not any(Path(path).expanduser().glob("adapter_model.*")):
-        raise ValueError(f"{path!r} is no adapter: it has no weights (adapter_model.safetensors)")
+        raise UserError(f"{path!r} is no adapter: it has no weights (adapter_model.safetensors)")
     try:
         check_checkpoint(adapted_model(path) or "")
     except ValueError as error:
-        raise ValueError(f"the model that the adapter {path!r} changes: {error}") from error
+        raise UserError(f"the model that the adapter {path!r} changes: {error}") from error
 
 
 def adapted_model(path: str) -> str | None:
@@ -78,9 +80,9 @@ def adapted_model(path: str) -> str | None:
     try:
         base = json.loads(file.read_text(encoding="utf-8")).get("base_model_name_or_path")
     except (json.JSONDecodeError, AttributeError) as error:
-        raise ValueError(f"{str(file)!r} is no adapter's configuration ({error})") from error
+        raise UserError(f"{str(file)!r} is no adapter's configuration ({error})") from error
     if not isinstance(base, str) or not base:
-        raise ValueError(f"{str(file)!r} does not name the model that the adapter changes (base_model_name_or_path)")
+        raise UserError(f"{str(file)!r} does not name the model that the adapter changes (base_model_name_or_path)")
     return base
 
 
@@ -93,7 +95,10 @@ def tokenizer_of(path: str) -> str:
 def load_model(path: str, dtype: Any = "auto") -> PreTrainedModel:
     """The model of a checkpoint, with an adapter merged into its weights; on the CPU, ready to be evaluated."""
     base = adapted_model(path)
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(path if base is None else base, dtype=dtype)
+    with mistakes_of(
+        OSError, ValueError, prefix=f"checkpoint {path!r}: "
+    ):  # a hub that cannot be reached, settings out of range
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(path if base is None else base, dtype=dtype)
     if base is not None:
         from peft import PeftModel  # pyright: ignore[reportMissingImports] (optional)
 

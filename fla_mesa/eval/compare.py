@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from fla_mesa.data import load_data
+from fla_mesa.errors import UserError, command
 from fla_mesa.eval import report, report_suite
 from fla_mesa.eval.children import Children
 from fla_mesa.eval.compare_cells import Cell, Outcome
@@ -25,39 +26,36 @@ PLAN_FILE, LOCK_FILE = "compare.json", "lock"
 _BAR = 20  # columns
 
 
+@command("compare")
 def main(argv: list[str]) -> int:
     """Runs the command; returns its exit code: 0, 1 (no model could be trained, or the disk is full), 2 (wrong settings), 130 or 143
     (stopped)."""
-    command = ["fla-mesa", "compare", *argv]
-    try:
-        plans = parse_all(argv)
-        for plan in plans:  # what is wrong with the data is said once, and now
-            load_data(data_request(plan.settings, plan.seeds[0], say=lambda _: None))
-        for plan in plans:
-            open_folder(plan)
-        locks = [take(plan) for plan in plans]
-    except (ValueError, TypeError, OSError, ImportError) as error:
-        print(f"fla-mesa compare: {error}", file=sys.stderr)
-        return 2
+    line = ["fla-mesa", "compare", *argv]
+    plans = parse_all(argv)
+    for plan in plans:  # what is wrong with the data is said once, and now
+        load_data(data_request(plan.settings, plan.seeds[0], say=lambda _: None))
+    for plan in plans:
+        open_folder(plan)
+    locks = [take(plan) for plan in plans]
     with contextlib.ExitStack() as stack:
         for lock in locks:
             stack.enter_context(lock)
         codes = []
         for plan, lock in zip(plans, locks, strict=True):
-            codes.append(compare(plan, Children(lock.fileno()), command))
+            codes.append(compare(plan, Children(lock.fileno()), line))
             if codes[-1] > 1:
                 return codes[-1]
         if len(plans) > 1:
             folder = Path(os.path.commonpath([plan.folder for plan in plans]))
             try:
-                print(report_suite.write(plans, folder, command))
+                print(report_suite.write(plans, folder, line))
             except (OSError, ValueError) as error:  # a full disk, here or when one of the reports was written
                 print(f"fla-mesa compare: the table of all cannot be written: {error}", file=sys.stderr)
                 return 1
         return min(codes)
 
 
-def compare(plan: Plan, children: Children, command: list[str]) -> int:
+def compare(plan: Plan, children: Children, line: list[str]) -> int:
     """Runs the plan and reports; returns the exit code."""
     comparison = Comparison(plan, children)
     try:
@@ -71,7 +69,7 @@ def compare(plan: Plan, children: Children, command: list[str]) -> int:
             f"fla-mesa compare: {error}\nwhat was finished is kept in {plan.folder}: make room, and the same command goes on"
         )
         return 1
-    results = comparison.results(command)
+    results = comparison.results(line)
     try:
         report.write(results, plan.folder)
     except OSError as error:
@@ -97,15 +95,15 @@ def open_folder(plan: Plan) -> None:
         try:
             stored = json.loads(path.read_text())
         except ValueError as error:
-            raise ValueError(f"output_dir: {path} cannot be read: {error}") from None
+            raise UserError(f"output_dir: {path} cannot be read: {error}") from None
         now = plan.fixed | {"size": plan.size}
         changed = [name for name in now if stored.get(name) != now[name]]
         if changed:
             changes = "; ".join(f"{name} was {stored.get(name)!r} and is now {now[name]!r}" for name in changed)
-            raise ValueError(f"output_dir: the comparison in {plan.folder} had other settings: {changes}")
+            raise UserError(f"output_dir: the comparison in {plan.folder} had other settings: {changes}")
         return
     if plan.folder.exists() and (not plan.folder.is_dir() or any(plan.folder.iterdir())):
-        raise ValueError(f"output_dir: {plan.folder} holds files that are no comparison of this program: name another")
+        raise UserError(f"output_dir: {plan.folder} holds files that are no comparison of this program: name another")
     plan.folder.mkdir(parents=True, exist_ok=True)
     write_json(path, plan.fixed | {"size": plan.size})
 
@@ -123,7 +121,7 @@ def take(plan: Plan) -> TextIO:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         lock.close()
-        raise ValueError(f"output_dir: another process is at work in {plan.folder}: wait for it, or end it") from None
+        raise UserError(f"output_dir: another process is at work in {plan.folder}: wait for it, or end it") from None
     return lock
 
 
@@ -275,7 +273,7 @@ class Comparison:
         else:
             self.progress.finish("measure", ran=False)
 
-    def results(self, command: list[str]) -> dict[str, Any]:
+    def results(self, line: list[str]) -> dict[str, Any]:
         """Everything that report.json holds."""
         rows = []
         for model in self.plan.models:
@@ -294,7 +292,7 @@ class Comparison:
             rates = {f"{rate:g}": self._mean_loss(model, rate) for rate in self.plan.learning_rates}
             row = report.row(model, self.plan.full_name(model), best[0].learning_rate if best else None, runs)
             rows.append(row | {"mean_loss_by_learning_rate": rates, "failures": failures})
-        return report.results(self.plan, rows, command)
+        return report.results(self.plan, rows, line)
 
     def _mean_loss(self, model: str, rate: float) -> float | None:
         cells = [cell for cell in self._of(model) if cell.learning_rate == rate]

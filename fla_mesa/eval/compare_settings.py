@@ -13,6 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from fla_mesa.data import synthetic
+from fla_mesa.errors import UserError
 from fla_mesa.models import zoo
 from fla_mesa.train import overrides
 from fla_mesa.train.optimization import check_optimization, needs_model
@@ -173,7 +174,7 @@ def parse_all(argv: list[str]) -> list[Plan]:
     tasks: list[str | None] = [None]
     if given.suite is not None:
         if any(word.split("=")[0] == "--data" for word in rest):
-            raise ValueError("suite, data: each says what to learn; give one of the two")
+            raise UserError("suite, data: each says what to learn; give one of the two")
         tasks = _tasks(given.suite)
     sizes: list[str | None] = [None] if given.size is None else [*dict.fromkeys(_names("size", given.size))]
     folder = given.output_dir or (f"runs/compare-{'-'.join(map(str, sizes))}" if len(sizes) > 1 else None)
@@ -196,7 +197,7 @@ def _without_preset(argv: list[str]) -> list[str]:
     if given.preset is None:
         return argv
     if given.preset not in PRESETS:
-        raise ValueError(f"preset: allowed are {', '.join(PRESETS)}; got {given.preset!r}")
+        raise UserError(f"preset: allowed are {', '.join(PRESETS)}; got {given.preset!r}")
     flags = PRESETS[given.preset]
     if any(word.split("=")[0] == "--data" for word in rest):
         flags = {name: value for name, value in flags.items() if name != "suite"}
@@ -210,7 +211,7 @@ def _tasks(suite: str) -> list[str | None]:
     try:
         return [synthetic.get(suite).spec]
     except ValueError as error:
-        raise ValueError(f"suite: allowed are {', '.join(SUITES)}, or a synthetic task; {error}") from None
+        raise UserError(f"suite: allowed are {', '.join(SUITES)}, or a synthetic task; {error}") from None
 
 
 def parse(argv: list[str]) -> Plan:
@@ -225,7 +226,7 @@ def parse(argv: list[str]) -> Plan:
     for flag in training:
         name = flag.lstrip("-").split("=")[0]
         if flag.startswith("--") and name in _TAKEN:
-            raise ValueError(f"{name}: a comparison sets it for each of its runs; use {_TAKEN[name]}")
+            raise UserError(f"{name}: a comparison sets it for each of its runs; use {_TAKEN[name]}")
 
     models = _names("models", own["models"])
     full_names = [zoo.resolve(model, own["parametrization"]) for model in models]
@@ -234,7 +235,7 @@ def parse(argv: list[str]) -> Plan:
     rates = [_rate(part) for part in _names("lr", own["lr"])]
     for name, values in (("seeds", seeds), ("lr", rates)):
         if len(set(values)) < len(values):
-            raise ValueError(f"{name}: each value once; got {own[name]}")
+            raise UserError(f"{name}: each value once; got {own[name]}")
     folder = Path(
         own.get("output_dir", f"runs/compare-{size}" + ("-matched" if own["parametrization"] == "matched" else ""))
     )
@@ -283,7 +284,7 @@ def _overrides(text: str | None, models: list[str]) -> dict[str, str | None]:
     own = {key: common.pop(key) for key in list(common) if key in zoo.RELEASED}
     for name, changes in own.items():
         if not isinstance(changes, dict):
-            raise ValueError(
+            raise UserError(
                 f"config_overrides: {name} is an architecture, and takes an object of its settings; got {changes!r}"
             )
     return {model: json.dumps({**common, **own.get(model, {})}) for model in dict.fromkeys([*models, *own])}
@@ -292,7 +293,7 @@ def _overrides(text: str | None, models: list[str]) -> dict[str, str | None]:
 def _names(flag: str, text: str) -> list[str]:
     parts = [part.strip() for part in text.split(",") if part.strip()]
     if not parts:
-        raise ValueError(f"{flag}: expected a comma-separated list; got {text!r}")
+        raise UserError(f"{flag}: expected a comma-separated list; got {text!r}")
     return list(dict.fromkeys(parts)) if flag == "models" else parts
 
 
@@ -302,7 +303,7 @@ def _integer(flag: str, text: str, least: int) -> int:
     except ValueError:
         value = least - 1
     if value < least:
-        raise ValueError(f"{flag}: allowed are integers >= {least}; got {text!r}")
+        raise UserError(f"{flag}: allowed are integers >= {least}; got {text!r}")
     return value
 
 
@@ -312,5 +313,5 @@ def _rate(text: str) -> float:
     except ValueError:
         value = math.nan
     if not (math.isfinite(value) and value > 0):
-        raise ValueError(f"lr: allowed are numbers > 0, such as 1e-3,3e-3; got {text!r}")
+        raise UserError(f"lr: allowed are numbers > 0, such as 1e-3,3e-3; got {text!r}")
     return value

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from fla_mesa.errors import UserError
+
 
 def check_device(name: str) -> torch.device:
     """The device of a name such as 'cpu', 'cuda' or 'cuda:1'.
@@ -16,5 +18,5 @@ def check_device(name: str) -> torch.device:
         kind = str(torch.accelerator.current_accelerator()).partition(":")[0]
         there += [kind, *(f"{kind}:{number}" for number in range(torch.accelerator.device_count()))]
     if name not in there:
-        raise ValueError(f"device: this machine has {', '.join(there)}; got {name!r}")
+        raise UserError(f"device: this machine has {', '.join(there)}; got {name!r}")
     return torch.device(name)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from fla_mesa.errors import UserError
 from fla_mesa.eval.solver import mesa_layers
 from fla_mesa.train.provenance import versions
 
@@ -62,7 +63,7 @@ def fingerprint(lm: Any, name: str, arguments: dict[str, Any]) -> str:
             digest.update(f"{key} {tensor}".encode())
             continue
         if tensor.is_meta:
-            raise ValueError(
+            raise UserError(
                 f"use_cache: the weights of this model are kept on disk ({key}), so its cache cannot be named"
             )
         digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())

@@ -28,6 +28,8 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+from fla_mesa.errors import UserError, command, mistakes_of
+
 TASKS = Path(__file__).parent / "tasks"
 
 # lm-eval's names of the tasks in tables 14 and 16 of arXiv 2506.05233. The paper also has RACE-M, which lm-eval has not (its `race` is
@@ -61,6 +63,7 @@ SUITES = {
 }
 
 
+@command("eval")
 def main(argv: list[str]) -> int:
     """Run `fla-mesa eval` with these arguments.
 
@@ -68,8 +71,7 @@ def main(argv: list[str]) -> int:
         0, or 2 after printing one line on stderr about a bad argument, checkpoint or task.
     """
     if importlib.util.find_spec("lm_eval") is None:
-        print("fla-mesa eval: lm-eval is not installed; run: pip install 'fla-mesa[eval]'", file=sys.stderr)
-        return 2
+        raise UserError("lm-eval is not installed; run: pip install 'fla-mesa[eval]'")
     own, rest = _own_parser().parse_known_args(argv)
     if own.help and not any(command in rest for command in ("run", "ls", "validate")):
         _own_parser().print_help()
@@ -77,11 +79,8 @@ def main(argv: list[str]) -> int:
         rest = ["run", "--help"]
     elif own.help:
         rest.append("--help")
-    try:
+    with mistakes_of(ValueError, TypeError, OSError, KeyError):  # lm-eval's own, which say what is wrong with a task
         return _run(own.checkpoint, own.suite, rest)
-    except (ValueError, TypeError, OSError, KeyError) as error:
-        print(f"fla-mesa eval: {error}", file=sys.stderr)
-        return 2
 
 
 def _own_parser() -> argparse.ArgumentParser:
@@ -118,7 +117,7 @@ def _run(checkpoints: list[str], suites: list[str], rest: list[str]) -> int:
         parsed = cli.parse_args()
     if parsed.command != "run":
         if checkpoints or suites:
-            raise ValueError(f"--checkpoint and --suite belong to run, not to {parsed.command}")
+            raise UserError(f"--checkpoint and --suite belong to run, not to {parsed.command}")
         with _with_our_tasks():
             cli.execute(parsed)
         return 0
@@ -126,11 +125,11 @@ def _run(checkpoints: list[str], suites: list[str], rest: list[str]) -> int:
     if suite_tasks:
         parsed.tasks = [*(parsed.tasks or []), *suite_tasks]
     if not parsed.tasks and not parsed.config:
-        raise ValueError(f"no tasks: pass --tasks NAME,... or --suite {'|'.join(SUITES)}")
+        raise UserError(f"no tasks: pass --tasks NAME,... or --suite {'|'.join(SUITES)}")
     if parsed.model is None and not parsed.config:
         parsed.model = "fla_mesa"
     if checkpoints and "pretrained" in (parsed.model_args or {}):
-        raise ValueError("pass the model either as --checkpoint or as pretrained= in --model_args, not both")
+        raise UserError("pass the model either as --checkpoint or as pretrained= in --model_args, not both")
 
     _check_all(checkpoints, parsed)
     from fla_mesa.eval.table import compare, short_names
@@ -158,7 +157,7 @@ def _run(checkpoints: list[str], suites: list[str], rest: list[str]) -> int:
 def _check_all(checkpoints: list[str], parsed: argparse.Namespace) -> None:
     """Raise ValueError for what would end the evaluation of a later checkpoint, before the first is evaluated."""
     if parsed.output_path and (file := _no_folder(Path(parsed.output_path))):
-        raise ValueError(f"output_path: {str(file)!r} is a file, so nothing can be written below it")
+        raise UserError(f"output_path: {str(file)!r} is a file, so nothing can be written below it")
     if parsed.model != "fla_mesa":
         return
     from transformers import AutoConfig
@@ -218,7 +217,7 @@ def _with_our_tasks(wanted: list[Any] | None = None) -> Iterator[None]:
             given = include_path if isinstance(include_path, list | tuple) else [include_path] if include_path else []
             missing = [str(path) for path in given if not os.path.exists(path)]
             if missing:
-                raise ValueError(f"--include_path: there is no {', '.join(missing)}")
+                raise UserError(f"--include_path: there is no {', '.join(missing)}")
             paths = [TASKS, *given]
             ours = build_once([Path(path) for path in paths])
             if wanted and all(name in ours for name in wanted):

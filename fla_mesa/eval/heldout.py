@@ -12,6 +12,7 @@ from typing import Any
 import datasets
 
 from fla_mesa.data import text_files
+from fla_mesa.errors import UserError
 from fla_mesa.eval.checkpoint import tokenizer_of
 
 logger = logging.getLogger(__name__)
@@ -31,7 +32,7 @@ def read_documents(text: object = STDLIB) -> list[str]:
         ValueError: No such file, nothing in it, or it is not text.
     """
     if not isinstance(text, str) or not text:
-        raise ValueError(f"held-out text: text must be 'stdlib' or the path of a file or folder, got {text!r}")
+        raise UserError(f"held-out text: text must be 'stdlib' or the path of a file or folder, got {text!r}")
     if text == STDLIB:
         _, held_out, _ = text_files.standard_library(say=logger.info).split()
         return list(held_out.documents)
@@ -39,13 +40,13 @@ def read_documents(text: object = STDLIB) -> list[str]:
     if path.is_dir():
         found = [file for file in text_files.walk(path) if file.suffix.lower() in text_files.SUFFIXES]
         if not found:
-            raise ValueError(f"held-out text: no text file in the folder {text!r}")
+            raise UserError(f"held-out text: no text file in the folder {text!r}")
         return list(text_files.read_folder(path, sorted(found)).texts.values())
     if path.suffix != ".jsonl":
         return list(text_files.read_file(path).texts.values())
     documents = [document for document in _json_lines(path) if document]
     if not documents:
-        raise ValueError(f"held-out text: {text!r} holds no text")
+        raise UserError(f"held-out text: {text!r} holds no text")
     return documents
 
 
@@ -58,7 +59,7 @@ def _json_lines(file: Path) -> Iterator[str]:
                 raise TypeError(f"text is {document!r}")
             yield document
         except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise ValueError(
+            raise UserError(
                 f"held-out text: line {number} of {str(file)!r} is no JSON object with a 'text' ({error!r})"
             ) from error
 
@@ -78,7 +79,7 @@ def token_blocks(settings: dict[str, Any], length: int) -> list[list[int]]:
 
     name = settings.get("tokenizer") or settings.get("pretrained")
     if not isinstance(name, str):
-        raise ValueError(
+        raise UserError(
             "loss by position needs a tokenizer: pass --model_args pretrained=PATH or --metadata tokenizer=PATH"
         )
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_of(name))
@@ -87,7 +88,7 @@ def token_blocks(settings: dict[str, Any], length: int) -> list[list[int]]:
         ids = tokenizer(document, add_special_tokens=False)["input_ids"]
         blocks += [ids[start : start + length] for start in range(0, len(ids) - length + 1, length)]
     if not blocks:
-        raise ValueError(f"held-out text: no document has {length} tokens; pass a smaller --metadata positions=")
+        raise UserError(f"held-out text: no document has {length} tokens; pass a smaller --metadata positions=")
     return blocks
 
 

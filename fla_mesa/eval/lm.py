@@ -16,6 +16,7 @@ from tqdm import tqdm
 from transformers import PreTrainedConfig
 
 import fla_mesa  # noqa: F401 (registers this package's family, and the CPU back end where there is no accelerator)
+from fla_mesa.errors import UserError, mistakes_of
 from fla_mesa.eval.checkpoint import adapted_model, check_checkpoint, merged, most_positions, tokenizer_of
 from fla_mesa.eval.cut import new_tokens, tokens
 from fla_mesa.eval.solver import set_solver
@@ -61,11 +62,12 @@ class FlaMesaLM(HFLM):
             if name not in known:
                 near = difflib.get_close_matches(name, known, n=1)
                 hint = f" Did you mean {near[0]!r}?" if near else ""
-                raise ValueError(f"unknown model argument {name!r}.{hint} Allowed: {', '.join(known)}")
+                raise UserError(f"unknown model argument {name!r}.{hint} Allowed: {', '.join(known)}")
         if isinstance(pretrained, str):
             check_checkpoint(pretrained)
             pretrained, arguments = _with_adapter(pretrained, arguments)
-        check_backend(backend)
+        with mistakes_of(ValueError):
+            check_backend(backend)
         check_dtype(arguments.get("dtype"))
         wanted, truncation = arguments.pop("max_length", None), bool(arguments.pop("truncation", False))
         check_context(wanted)
@@ -85,7 +87,7 @@ class FlaMesaLM(HFLM):
     def _check_length(self, tokens: int, what: str, *, may_be_cut: bool = True) -> None:
         if self._refuses_longer and tokens > self.max_length:
             cut = ", or pass truncation=True to cut it on the left" if may_be_cut else ""
-            raise ValueError(
+            raise UserError(
                 f"{what} of {tokens} tokens is longer than max_length={self.max_length}; raise max_length{cut}"
             )
 
@@ -103,7 +105,7 @@ class FlaMesaLM(HFLM):
                     tokens(self, context, at_most=self.max_length - new) + new, "an input and its answer"
                 )
             if new >= self.max_length:
-                raise ValueError(
+                raise UserError(
                     f"an answer of {new} tokens (max_gen_toks) leaves no room for an input in max_length={self.max_length}; "
                     f"raise max_length, or pass --gen_kwargs max_gen_toks=N"
                 )
@@ -137,7 +139,7 @@ class FlaMesaLM(HFLM):
         for ids in sequences:
             self._check_length(len(ids), "a sequence", may_be_cut=False)
             if max(ids) >= rows:
-                raise ValueError(
+                raise UserError(
                     f"the task needs token id {max(ids)}, but the model has {rows} of them (0 to {rows - 1}): it was trained on another "
                     f"suite or tokenizer"
                 )
@@ -166,14 +168,14 @@ class FlaMesaLM(HFLM):
 def check_context(max_length: Any) -> None:
     """Raise ValueError for a context length that is none; None stands for the default."""
     if max_length is not None and (isinstance(max_length, bool) or not isinstance(max_length, int) or max_length < 2):
-        raise ValueError(f"max_length must be an integer >= 2; got {max_length!r}")
+        raise UserError(f"max_length must be an integer >= 2; got {max_length!r}")
 
 
 def check_positions(config: PreTrainedConfig, max_length: int | None) -> None:
     """Raise ValueError if a model has fewer positions than the context (by default :data:`CONTEXT`)."""
     positions, length = most_positions(config), max_length or CONTEXT
     if positions is not None and positions < length:
-        raise ValueError(
+        raise UserError(
             f"a {config.model_type!r} with {positions} positions cannot read {length} tokens; the context is one for all models of a "
             f"table: pass --model_args max_length={positions},truncation=True"
         )
@@ -182,7 +184,7 @@ def check_positions(config: PreTrainedConfig, max_length: int | None) -> None:
 def check_dtype(dtype: Any) -> None:
     """Raise ValueError for a name that is no type of PyTorch's numbers."""
     if isinstance(dtype, str) and dtype != "auto" and not isinstance(getattr(torch, dtype, None), torch.dtype):
-        raise ValueError(f"dtype: allowed are auto, float32, bfloat16, float16, float64; got {dtype!r}")
+        raise UserError(f"dtype: allowed are auto, float32, bfloat16, float16, float64; got {dtype!r}")
 
 
 def _with_adapter(pretrained: str, arguments: dict[str, Any]) -> tuple[str, dict[str, Any]]:
@@ -191,5 +193,5 @@ def _with_adapter(pretrained: str, arguments: dict[str, Any]) -> tuple[str, dict
     if base is None:
         return pretrained, arguments
     if arguments.get("peft"):
-        raise ValueError(f"peft: {pretrained!r} is an adapter itself; got {arguments['peft']!r} as well")
+        raise UserError(f"peft: {pretrained!r} is an adapter itself; got {arguments['peft']!r} as well")
     return base, {"tokenizer": tokenizer_of(pretrained), **arguments, "peft": pretrained}

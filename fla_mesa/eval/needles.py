@@ -9,6 +9,7 @@ import datasets
 import numpy as np
 
 from fla_mesa.data.synthetic.own_haystack_niah import OwnHaystackNIAH
+from fla_mesa.errors import UserError
 from fla_mesa.eval.checkpoint import tokenizer_of
 
 SHORTEST = 320  # characters that hold any variant's needle, question and answer, and a haystack worth the name
@@ -28,12 +29,12 @@ def documents(variant: int, **settings: Any) -> dict[str, datasets.Dataset]:
     )
     for name, value, low in (("length", length, 64), ("samples", samples, 1), ("seed", seed, 0)):
         if isinstance(value, bool) or not isinstance(value, int) or value < low:
-            raise ValueError(f"own_haystack_niah_{variant}: {name} must be an integer >= {low}, got {value!r}")
+            raise UserError(f"own_haystack_niah_{variant}: {name} must be an integer >= {low}, got {value!r}")
     from transformers import AutoTokenizer
 
     source = settings.get("tokenizer") or settings.get("pretrained")
     if not isinstance(source, str):
-        raise ValueError(
+        raise UserError(
             "own_haystack_niah needs a tokenizer: pass --model_args pretrained=PATH or --metadata tokenizer=PATH"
         )
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_of(source))
@@ -46,13 +47,13 @@ def documents(variant: int, **settings: Any) -> dict[str, datasets.Dataset]:
         document = task.document(rng, length=int(characters))
         tokens = len(tokenizer(document.context + document.answer, add_special_tokens=False)["input_ids"])
         if tokens == 0:
-            raise ValueError(f"the tokenizer of {source!r} gives no tokens for text")
+            raise UserError(f"the tokenizer of {source!r} gives no tokens for text")
         if tokens <= length and tokens >= 0.95 * length:
             rows.append({"context": document.context, "answer": document.answer})
         else:
             characters = max(characters * 0.98 * length / tokens, SHORTEST)
             if characters == SHORTEST and tokens > length:
-                raise ValueError(
+                raise UserError(
                     f"own_haystack_niah_{variant}: length {length} is too short for a document; it takes {tokens} tokens"
                 )
     return {"test": datasets.Dataset.from_list(rows)}

@@ -13,6 +13,7 @@ from lm_eval.evaluator import simple_evaluate
 from lm_eval.tasks import TaskManager
 from lm_eval.tasks._index import Kind
 
+from fla_mesa.errors import UserError
 from fla_mesa.eval.cut import cut_inputs
 from fla_mesa.eval.fingerprint import fingerprint
 
@@ -89,7 +90,7 @@ class OneByOne:
                 merged = one if merged is None else _merge(merged, one)
         if merged is None and self.skipped:
             reasons = "; ".join(f"{name}: {reason}" for name, reason in self.skipped.items())
-            raise ValueError(f"no task could be run: {reasons}")
+            raise UserError(f"no task could be run: {reasons}")
         if merged is not None:
             merged["config"].update(model=model, model_args=model_args)
             merged["skipped"] = dict(self.skipped)

@@ -13,6 +13,7 @@ from lm_eval.config.task import TaskConfig
 from lm_eval.filters import build_filter_ensemble
 
 from fla_mesa.data import synthetic
+from fla_mesa.errors import UserError
 from fla_mesa.eval import heldout
 from fla_mesa.eval.checkpoint import recorded_suite
 
@@ -70,7 +71,7 @@ class SequenceTask(Task):
     def fewshot_context(self, doc: dict[str, Any], num_fewshot: int = 0, **_: Any) -> str:
         """The sequence itself. lm-eval passes its prompt settings, none of which applies to bare token ids."""
         if num_fewshot:
-            raise ValueError(
+            raise UserError(
                 f"{self.config.task}: num_fewshot must be 0, got {num_fewshot}: a sequence of ids has no examples before it"
             )
         return self.doc_to_text(doc)
@@ -116,17 +117,17 @@ class SuiteTask(SequenceTask):
         recorded = recorded_suite(self.settings.get("pretrained"))
         if wanted == "recorded":
             if recorded is None:
-                raise ValueError(
+                raise UserError(
                     "this task is the suite that the checkpoint was trained on, but its tokenizer records none"
                 )
             return recorded
         if recorded is not None:
             merged = synthetic.merge_specs(recorded, wanted)
             if merged is None:
-                raise ValueError(f"the checkpoint was trained on another suite, {recorded}")
+                raise UserError(f"the checkpoint was trained on another suite, {recorded}")
             return merged
         if not self.settings.get("any_checkpoint"):
-            raise ValueError(
+            raise UserError(
                 "the checkpoint's tokenizer records no synthetic suite, so its ids mean something else; "
                 "pass --metadata any_checkpoint=True to ask it nevertheless"
             )
@@ -152,7 +153,7 @@ class LossByPosition(SequenceTask):
     def make_docs(self) -> list[dict[str, Any]]:
         positions = self.settings.get("positions", 512)
         if isinstance(positions, bool) or not isinstance(positions, int) or positions < 2:
-            raise ValueError(f"{self.config.task}: positions must be an integer >= 2, got {positions!r}")
+            raise UserError(f"{self.config.task}: positions must be an integer >= 2, got {positions!r}")
         self._buckets = heldout.buckets(positions)
         return [{"input_ids": block} for block in heldout.token_blocks(self.settings, positions)]
 

@@ -6,6 +6,7 @@ from numbers import Real
 
 import torch.nn as nn
 
+from fla_mesa.errors import UserError, mistakes_of
 from fla_mesa.layers import MesaNet
 from fla_mesa.ops.backends import check_backend
 
@@ -36,18 +37,19 @@ def set_solver(
     if max_cg_steps is not None and (
         isinstance(max_cg_steps, bool) or not isinstance(max_cg_steps, int) or max_cg_steps < 1
     ):
-        raise ValueError(f"max_cg_steps must be an integer >= 1; got {max_cg_steps!r}")
+        raise UserError(f"max_cg_steps must be an integer >= 1; got {max_cg_steps!r}")
     if cg_tolerance is not None and (
         isinstance(cg_tolerance, bool) or not isinstance(cg_tolerance, Real) or not 0 < float(cg_tolerance) < 1
     ):
-        raise ValueError(f"cg_tolerance must be a number in (0, 1); got {cg_tolerance!r}")
-    check_backend(backend)
+        raise UserError(f"cg_tolerance must be a number in (0, 1); got {cg_tolerance!r}")
+    with mistakes_of(ValueError):
+        check_backend(backend)
     if max_cg_steps is None and cg_tolerance is None and backend is None:
         return
     layers = mesa_layers(model)
     if not layers:
         model_type = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
-        raise ValueError(
+        raise UserError(
             "max_cg_steps, cg_tolerance and backend are settings of MesaNet's layers (model_type 'mesanet'); "
             f"got a model of type {model_type!r}"
         )

@@ -12,30 +12,26 @@ from __future__ import annotations
 
 import argparse
 import shlex
-import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from fla_mesa.errors import UserError, command, mistakes_of
 from fla_mesa.eval.sweep_measure import Measured, Setting
 
 STEPS = (0, 1, 2, 5, 10, 20, 30)
 TOLERANCES = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
 
 
+@command("sweep")
 def main(argv: list[str]) -> int:
     """Run `fla-mesa sweep` with these arguments.
 
     Returns:
         0, or 2 after printing one line on stderr about a bad argument or checkpoint.
     """
-    arguments = _parser().parse_args(argv)
-    try:
-        sweep(arguments, argv)
-    except (ValueError, TypeError, OSError) as error:
-        print(f"fla-mesa sweep: {error}", file=sys.stderr)
-        return 2
+    sweep(_parser().parse_args(argv), argv)
     return 0
 
 
@@ -120,15 +116,15 @@ def sweep(arguments: argparse.Namespace, argv: list[str]) -> list[Measured]:
     for name, low in (("sequences", 1), ("needles", 1), ("batch_size", 1), ("repeats", 0), ("seed", 0)):
         value = getattr(arguments, name)
         if value is not None and value < low:
-            raise ValueError(f"{name} must be an integer >= {low}; got {value!r}")
+            raise UserError(f"{name} must be an integer >= {low}; got {value!r}")
     check_checkpoint(arguments.checkpoint)
     device, folder = check_device(arguments.device), Path(arguments.output_dir)
     if file := next((place for place in (folder, *folder.parents) if place.is_file()), None):
-        raise ValueError(f"output_dir: {str(file)!r} is a file")
+        raise UserError(f"output_dir: {str(file)!r} is a file")
     model = load_model(arguments.checkpoint)
     model.to(device)  # pyright: ignore[reportArgumentType] (transformers' own typing)
     if not mesa_layers(model):
-        raise ValueError(
+        raise UserError(
             f"checkpoint {arguments.checkpoint!r} is a {model.config.model_type!r}; only Mesa layers ('mesanet') have steps to sweep"
         )
     readings = _readings(arguments, model.config.max_position_embeddings)
@@ -155,12 +151,12 @@ def sweep(arguments: argparse.Namespace, argv: list[str]) -> list[Measured]:
 def _settings(arguments: argparse.Namespace) -> list[Setting]:
     for value in arguments.steps:
         if value < 0:
-            raise ValueError(f"steps must be integers >= 0; got {value!r}")
+            raise UserError(f"steps must be integers >= 0; got {value!r}")
     for value in arguments.tolerances:
         if not 0 < value < 1:
-            raise ValueError(f"tolerances must be numbers in (0, 1); got {value!r}")
+            raise UserError(f"tolerances must be numbers in (0, 1); got {value!r}")
     if arguments.most_steps < 1:
-        raise ValueError(f"most_steps must be an integer >= 1; got {arguments.most_steps!r}")
+        raise UserError(f"most_steps must be an integer >= 1; got {arguments.most_steps!r}")
     settings = [Setting("steps", value) for value in arguments.steps]
     settings += [Setting("tolerance", value, arguments.most_steps) for value in arguments.tolerances]
     return settings if arguments.no_exact else [*settings, Setting("exact")]
@@ -174,14 +170,15 @@ def _readings(arguments: argparse.Namespace, trained: int):
 
     lengths = sorted(set(arguments.context_lengths or (trained, 2 * trained, 4 * trained, 8 * trained)))
     if lengths[0] < 2:
-        raise ValueError(f"context_lengths must be integers >= 2; got {lengths[0]!r}")
+        raise UserError(f"context_lengths must be integers >= 2; got {lengths[0]!r}")
     spec = recorded_suite(arguments.checkpoint)
     if spec is not None:
         for name in ("text", "needles", "seed"):
             if getattr(arguments, name) is not None:
-                raise ValueError(f"{name}: the checkpoint was trained on {spec}, and is asked for that")
+                raise UserError(f"{name}: the checkpoint was trained on {spec}, and is asked for that")
         return read_suite(spec, lengths, arguments.sequences)
-    tokenizer = AutoTokenizer.from_pretrained(tokenizer_of(arguments.checkpoint))
+    with mistakes_of(OSError, ValueError, prefix=f"checkpoint {arguments.checkpoint!r}: "):
+        tokenizer = AutoTokenizer.from_pretrained(tokenizer_of(arguments.checkpoint))
     text, needles = arguments.text or "stdlib", arguments.needles or 16
     return read_text(tokenizer, text, lengths, arguments.sequences, needles, arguments.seed or 0)
 

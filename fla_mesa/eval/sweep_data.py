@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from fla_mesa.data import synthetic
 from fla_mesa.data.synthetic.mqar import MQAR
 from fla_mesa.data.synthetic.own_haystack_niah import OwnHaystackNIAH
+from fla_mesa.errors import UserError
 from fla_mesa.eval import heldout
 
 IGNORE = synthetic.IGNORE
@@ -53,7 +54,7 @@ def read_text(
     longest = max(lengths)
     for length in lengths:
         if longest % length:
-            raise ValueError(f"context_lengths must all divide the longest, {longest}; got {length}")
+            raise UserError(f"context_lengths must all divide the longest, {longest}; got {length}")
     ids = _blocks(tokenizer, text, longest, sequences, seed)
     readings = []
     for length in lengths:
@@ -91,7 +92,7 @@ def _blocks(tokenizer: PreTrainedTokenizerBase, text: str, length: int, count: i
         stream.extend([] if end is None else [end])
     available = len(stream) // length
     if available < count:
-        raise ValueError(
+        raise UserError(
             f"held-out text: {len(stream)} tokens hold {available} blocks of {length}; {count} are wanted (sequences)"
         )
     chosen = np.sort(np.random.default_rng(seed).choice(available, size=count, replace=False))

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedConfig
 
+from fla_mesa.errors import command, mistakes_of
 from fla_mesa.models import zoo
 
 SHIPPED = ("mesanet", "hawk_mesa")
@@ -52,6 +52,7 @@ def files(models: Sequence[str] = SHIPPED, sizes: Sequence[str] = SIZES, **token
     }
 
 
+@command("configs")
 def main(argv: list[str]) -> int:
     """Runs the command; returns its exit code: 0, or 2 for a wrong argument."""
     parser = argparse.ArgumentParser(
@@ -68,13 +69,10 @@ def main(argv: list[str]) -> int:
     given = vars(parser.parse_args(argv))
     models, sizes = given.pop("models").split(","), given.pop("sizes").split(",")
     folder = Path(given.pop("output_dir"))
-    try:
+    with mistakes_of(ValueError):  # a setting out of its configuration's range
         written = files(models, sizes, **given)
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, text in written.items():
-            (folder / name).write_text(text)
-    except (ValueError, OSError) as error:
-        print(f"fla-mesa configs: {error}", file=sys.stderr)
-        return 2
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in written.items():
+        (folder / name).write_text(text)
     print(f"{len(written)} files in {folder}: {', '.join(written)}")
     return 0

@@ -30,6 +30,7 @@ from fla.models import (
 from fla.models import MesaNetConfig as FlaMesaNetConfig
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
+from fla_mesa.errors import UserError
 from fla_mesa.layers.matched import RULES
 from fla_mesa.models.configuration_matched import MatchedConfig
 from fla_mesa.models.configuration_mesanet import MesaNetConfig
@@ -85,7 +86,7 @@ def shape(size: str) -> Shape:
     numbers = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", size)
     layers, width = map(int, numbers.groups()) if numbers else (0, 0)
     if width not in (32, 64) and (width == 0 or width % 128):  # an even number of heads, of 16 channels at least
-        raise ValueError(
+        raise UserError(
             f"unknown size {size!r}; available: {', '.join(sizes())}, or LAYERSxWIDTH such as 2x64, where the width is 32, 64 or a "
             "multiple of 128"
         )
@@ -264,10 +265,10 @@ def resolve(name: str, parametrization: str) -> str:
         ValueError: There is none; the message lists what exists.
     """
     if parametrization not in PARAMETRIZATIONS:
-        raise ValueError(f"parametrization must be one of {', '.join(PARAMETRIZATIONS)}; got {parametrization!r}")
+        raise UserError(f"parametrization must be one of {', '.join(PARAMETRIZATIONS)}; got {parametrization!r}")
     available = PARAMETRIZATIONS[parametrization]
     if name not in available:
-        raise ValueError(
+        raise UserError(
             f"unknown model {name!r}; available with {parametrization} parametrization: {', '.join(available)}"
         )
     return name if parametrization == "released" else MATCHED_PREFIX + name
@@ -295,7 +296,7 @@ def build_config(
         ValueError: Name or size is unknown; the message lists what exists.
     """
     if name not in ARCHITECTURES:
-        raise ValueError(f"unknown model {name!r}; available: {', '.join(names())}")
+        raise UserError(f"unknown model {name!r}; available: {', '.join(names())}")
     tokens = {
         "vocab_size": vocab_size,
         "bos_token_id": bos_token_id,

@@ -2,22 +2,19 @@
 
 import sys
 
+from fla_mesa.errors import DISK_FULL, command, is_disk_full
 from fla_mesa.train import folder
 from fla_mesa.train.interrupt import Interrupted
 from fla_mesa.train.recipe import Run
 from fla_mesa.train.settings import parse
-from fla_mesa.train.status import DISK_FULL, is_disk_full
 from fla_mesa.train.trainer import Diverged
 
 
+@command("train")
 def main(argv: list[str]) -> int:
     """Runs the command; returns its exit code: 0, 1 (diverged), 2 (wrong settings or data), 3 (disk full), 130 or 143 (stopped)."""
-    try:
-        settings, arguments = parse(argv)
-        run = Run(settings, arguments, command=["fla-mesa", "train", *argv])
-    except (ValueError, TypeError, OSError, RuntimeError, ImportError) as error:
-        print(f"fla-mesa train: {error}", file=sys.stderr)
-        return DISK_FULL if is_disk_full(error) else 2
+    settings, arguments = parse(argv)
+    run = Run(settings, arguments, command=["fla-mesa", "train", *argv])
     try:
         metrics = run.train()
     except Interrupted as stop:

@@ -1,11 +1,11 @@
 """`fla-mesa export`: a checkpoint that several processes wrote, as a folder that `from_pretrained` reads."""
 
 import argparse
-import sys
 from pathlib import Path
 
 from transformers import AutoTokenizer
 
+from fla_mesa.errors import UserError, command
 from fla_mesa.models.stub import write_stub
 from fla_mesa.train import folder, sharding
 
@@ -21,10 +21,10 @@ def export(checkpoint: Path, output_dir: Path) -> None:
         ValueError: There is nothing to put together, or no place for it.
     """
     if not checkpoint.is_dir():
-        raise ValueError(f"checkpoint: {checkpoint} is no folder")
+        raise UserError(f"checkpoint: {checkpoint} is no folder")
     if not sharding.is_sharded(checkpoint):
         reads = (checkpoint / "config.json").exists()
-        raise ValueError(
+        raise UserError(
             f"checkpoint: {checkpoint} "
             + (
                 "is whole: from_pretrained reads it as it is"
@@ -33,15 +33,16 @@ def export(checkpoint: Path, output_dir: Path) -> None:
             )
         )
     if not folder.is_complete(checkpoint):
-        raise ValueError(f"checkpoint: {checkpoint} is not complete: the run ended while it was being written")
+        raise UserError(f"checkpoint: {checkpoint} is not complete: the run ended while it was being written")
     if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
-        raise ValueError(f"output_dir: {output_dir} is not empty: name another")
+        raise UserError(f"output_dir: {output_dir} is not empty: name another")
     sharding.assemble(checkpoint).save_pretrained(output_dir)
     if (checkpoint / "tokenizer_config.json").exists():
         AutoTokenizer.from_pretrained(checkpoint).save_pretrained(output_dir)
     write_stub(output_dir)
 
 
+@command("export")
 def main(argv: list[str]) -> int:
     """Runs the command; returns its exit code: 0, or 2 for a wrong argument."""
     parser = argparse.ArgumentParser(
@@ -52,10 +53,6 @@ def main(argv: list[str]) -> int:
     parser.add_argument("checkpoint", type=Path, help="a folder checkpoint-N")
     parser.add_argument("--output_dir", type=Path, required=True, help="folder for the model; new, or empty")
     given = parser.parse_args(argv)
-    try:
-        export(given.checkpoint, given.output_dir)
-    except (ValueError, OSError) as error:
-        print(f"fla-mesa export: {error}", file=sys.stderr)
-        return 2
+    export(given.checkpoint, given.output_dir)
     print(f"model and tokenizer are in {given.output_dir}")
     return 0

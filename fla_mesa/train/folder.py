@@ -14,6 +14,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from fla_mesa.errors import UserError
+
 RUN_FILE = "run.json"
 METRICS_FILE = "metrics.json"
 STATUS_FILE = "status.json"
@@ -31,14 +33,14 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def check_free(folder: Path) -> None:
-    """Raises ValueError if a new run in `folder` would touch anything."""
+    """Raises UserError if a new run in `folder` would touch anything."""
     if folder.exists() and not folder.is_dir():
-        raise ValueError(f"output_dir: {folder} is a file")
+        raise UserError(f"output_dir: {folder} is a file")
     if (folder / RUN_FILE).exists():
-        raise ValueError(f"output_dir: {folder} holds a run already: add --resume to go on with it, or name another")
+        raise UserError(f"output_dir: {folder} holds a run already: add --resume to go on with it, or name another")
     if folder.exists() and (found := sorted(item.name for item in folder.iterdir())):
         shown = ", ".join(found[:3]) + (", ..." if len(found) > 3 else "")
-        raise ValueError(f"output_dir: {folder} holds files that are no run of this program ({shown}): name another")
+        raise UserError(f"output_dir: {folder} holds files that are no run of this program ({shown}): name another")
 
 
 _RESULTS = re.compile(
@@ -57,7 +59,7 @@ def remove_run(folder: Path) -> None:
 
 
 def check_removable(folder: Path) -> None:
-    """Raises ValueError if `folder` holds anything but a run."""
+    """Raises UserError if `folder` holds anything but a run."""
     if not (folder / RUN_FILE).exists():
         check_free(folder)
         return
@@ -66,13 +68,11 @@ def check_removable(folder: Path) -> None:
         path.name for path in folder.iterdir() if path.name not in checkpoints and not _RESULTS.fullmatch(path.name)
     )
     if foreign:
-        raise ValueError(
-            f"output_dir: {folder} holds more than an earlier run ({', '.join(foreign[:3])}): name another"
-        )
+        raise UserError(f"output_dir: {folder} holds more than an earlier run ({', '.join(foreign[:3])}): name another")
 
 
 def stored_run(folder: Path) -> dict | None:
-    """What run.json says, or None where no run has begun. Raises ValueError if it cannot be read."""
+    """What run.json says, or None where no run has begun. Raises UserError if it cannot be read."""
     path = folder / RUN_FILE
     if not path.exists():
         check_free(folder)
@@ -80,15 +80,15 @@ def stored_run(folder: Path) -> dict | None:
     try:
         return json.loads(path.read_text())
     except ValueError as error:
-        raise ValueError(f"resume: {path} cannot be read: {error}") from None
+        raise UserError(f"resume: {path} cannot be read: {error}") from None
 
 
 def check_same(folder: Path, stored: dict, now: dict) -> None:
-    """Raises ValueError naming every setting in which the run that is stored differs from the one that is asked for."""
+    """Raises UserError naming every setting in which the run that is stored differs from the one that is asked for."""
     differing = [name for name in now if stored.get(name) != now[name]]
     if differing:
         changes = "; ".join(f"{name} was {stored.get(name)!r} and is now {now[name]!r}" for name in differing)
-        raise ValueError(f"resume: the run in {folder} had other settings: {changes}")
+        raise UserError(f"resume: the run in {folder} had other settings: {changes}")
 
 
 def _step(checkpoint: Path) -> int:
@@ -126,12 +126,12 @@ def latest_checkpoint(folder: Path) -> Path | None:
 
 
 def check_resumable(checkpoint: Path) -> None:
-    """Raises ValueError if training cannot go on from `checkpoint`."""
+    """Raises UserError if training cannot go on from `checkpoint`."""
     if not is_complete(checkpoint):
-        raise ValueError(f"resume_from_checkpoint: {checkpoint} is not a complete checkpoint")
+        raise UserError(f"resume_from_checkpoint: {checkpoint} is not a complete checkpoint")
     missing = [name for name in _STATE_FILES if not (checkpoint / name).exists()]
     if missing:
-        raise ValueError(f"resume: {checkpoint} holds a model only (save_only_model), not {', '.join(missing)}")
+        raise UserError(f"resume: {checkpoint} holds a model only (save_only_model), not {', '.join(missing)}")
 
 
 def _remove(checkpoint: Path) -> None:

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 from transformers import Trainer, get_scheduler
 
+from fla_mesa.errors import UserError
 from fla_mesa.train.settings import RecipeArguments
 
 _STEPS = 1000  # where epochs are counted, the number is not known yet; no schedule is refused for it
@@ -48,7 +49,7 @@ def _check_optimizer(arguments: RecipeArguments, model: nn.Module | None) -> Non
             made_by(_one_parameter(), **options)
     except (ImportError, ValueError, TypeError, RuntimeError) as error:  # NotImplementedError is a RuntimeError
         given = f" with optim_args={arguments.optim_args!r}" if arguments.optim_args else ""
-        raise ValueError(f"optim: {name}{given} cannot be used here: {error}") from error
+        raise UserError(f"optim: {name}{given} cannot be used here: {error}") from error
 
 
 def _check_schedule(arguments: RecipeArguments) -> None:
@@ -64,6 +65,6 @@ def _check_schedule(arguments: RecipeArguments) -> None:
         )
     except (ValueError, TypeError) as error:
         given = arguments.lr_scheduler_kwargs
-        raise ValueError(
+        raise UserError(
             f"lr_scheduler_type: {name} cannot be made with lr_scheduler_kwargs={given!r}: {error}"
         ) from error

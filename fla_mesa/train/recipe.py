@@ -12,6 +12,7 @@ from torch.utils.data import Dataset, Subset
 from transformers import AutoModelForCausalLM, PreTrainedConfig, TrainerState, set_seed
 
 from fla_mesa.data import DataRequest, Splits, load_data
+from fla_mesa.errors import UserError, mistakes_of
 from fla_mesa.models import zoo
 from fla_mesa.models.stub import write_stub
 from fla_mesa.train import folder, overrides, sharding
@@ -36,7 +37,7 @@ _TRAJECTORY = (
 def make_config(settings: RecipeSettings, splits: Splits | None) -> PreTrainedConfig:
     """The model's configuration for the tokens of `splits`; without them, for bytes, to have the settings checked early.
 
-    Raises ValueError or TypeError for a model, size or override that does not exist or is out of range.
+    Raises UserError for a model, size or override that does not exist or is out of range.
     """
     ids = splits.special_ids if splits else {}
     config = zoo.build_config(
@@ -77,8 +78,8 @@ def evenly(rows: Dataset, count: int) -> Dataset:
 class Run:
     """A run made ready: everything that can be wrong with what was asked for has been found by `Run(...)`.
 
-    Until `train` is called nothing is written; an output folder may have come into being, empty. Raises ValueError,
-    TypeError or OSError, and whatever transformers raises, RuntimeError or ImportError, for what this machine lacks.
+    Until `train` is called nothing is written; an output folder may have come into being, empty. Raises UserError for what was asked
+    for, and OSError for files that cannot be read or written.
     """
 
     def __init__(
@@ -140,17 +141,17 @@ class Run:
         checkpoint = Path(chosen) if chosen else folder.latest_checkpoint(self.folder) if stored is not None else None
         if checkpoint is not None:
             if stored is None or checkpoint.resolve().parent != self.folder.resolve():
-                raise ValueError(f"resume_from_checkpoint: {checkpoint} is not of the run in {self.folder}")
+                raise UserError(f"resume_from_checkpoint: {checkpoint} is not of the run in {self.folder}")
             folder.check_resumable(checkpoint)
             sharding.check_kind(checkpoint, self.arguments.shard)
         return checkpoint
 
     def _check_best_metric(self) -> None:
-        """Raises ValueError for a --metric_for_best_model that no evaluation gives; the Trainer would find out at the first."""
+        """Raises UserError for a --metric_for_best_model that no evaluation gives; the Trainer would find out at the first."""
         name = self.arguments.metric_for_best_model
         figures = ["loss", "accuracy"] + (["bits_per_byte"] if self.splits.bytes_per_token is not None else [])
         if name is not None and name.removeprefix("eval_") not in figures:
-            raise ValueError(f"metric_for_best_model: allowed are {', '.join(figures)}; got {name!r}")
+            raise UserError(f"metric_for_best_model: allowed are {', '.join(figures)}; got {name!r}")
 
     def _make_trainer(self) -> RecipeTrainer:
         set_seed(self.arguments.seed)
@@ -162,7 +163,10 @@ class Run:
         count = parameter_counts(model)["parameters"]
         self.say(f"model: {self.settings.model} {self.settings.size}, {count:,} parameters")
         trainer = ShardedTrainer if self.arguments.shard else RecipeTrainer
-        return trainer(model, self.arguments, self.splits, self._validation(self.settings.eval_tokens))
+        with mistakes_of(
+            ValueError, RuntimeError, ImportError
+        ):  # what transformers refuses of this machine or these settings
+            return trainer(model, self.arguments, self.splits, self._validation(self.settings.eval_tokens))
 
     def _validation(self, tokens: int) -> Dataset:
         """Held-out rows of so many tokens, or all for 0."""

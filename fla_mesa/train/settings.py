@@ -20,6 +20,7 @@ from transformers.trainer_utils import SchedulerType
 from transformers.utils.import_utils import is_liger_kernel_available
 
 from fla_mesa.data import source_names
+from fla_mesa.errors import UserError, mistakes_of
 from fla_mesa.models import zoo
 
 
@@ -167,7 +168,7 @@ class RecipeArguments(TrainingArguments):
         if (
             self.use_liger_kernel and not is_liger_kernel_available()
         ):  # transformers would say so after run.json was written
-            raise ValueError("use_liger_kernel: needs a package: pip install liger-kernel")
+            raise UserError("use_liger_kernel: needs a package: pip install liger-kernel")
         _check(self.max_steps != 0, "max_steps", self.max_steps, "1 or more, or -1 to count epochs")
         _check(self.max_steps > 0 or self.num_train_epochs > 0, "num_train_epochs", self.num_train_epochs, "> 0")
 
@@ -175,18 +176,17 @@ class RecipeArguments(TrainingArguments):
         self.use_cpu = on_cpu = self.use_cpu or not torch.accelerator.is_available()
         if on_cpu and (self.fsdp or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"):
             # transformers would run plain data parallelism here and say nothing.
-            raise ValueError(
-                "fsdp: transformers' and accelerate's needs GPUs; --shard spreads the model over CPUs, too"
-            )
+            raise UserError("fsdp: transformers' and accelerate's needs GPUs; --shard spreads the model over CPUs, too")
         if on_cpu and self.fp16:  # transformers would compute in float32 and say nothing
-            raise ValueError("fp16: needs a GPU; on a CPU leave it out, or use --bf16")
+            raise UserError("fp16: needs a GPU; on a CPU leave it out, or use --bf16")
         if self.bf16 is None:
             self.bf16 = not on_cpu and not self.fp16 and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
         if self.disable_tqdm is None:
             self.disable_tqdm = not sys.stderr.isatty()
         if self.lr_scheduler_type == SchedulerType.COSINE_WITH_MIN_LR and self.lr_scheduler_kwargs is None:
             self.lr_scheduler_kwargs = {"min_lr_rate": 0.1}
-        super().__post_init__()
+        with mistakes_of(ValueError, TypeError, RuntimeError, ImportError):  # transformers' own checks
+            super().__post_init__()
         if self.shard:
             self._check_shard()
 
@@ -194,9 +194,7 @@ class RecipeArguments(TrainingArguments):
         for name in ("fsdp", "deepspeed", "auto_find_batch_size"):
             _check(not getattr(self, name), f"shard, {name}", "both", "one of the two")
         if self.world_size == 1:
-            raise ValueError(
-                "shard: needs several processes: torchrun --nproc_per_node N -m fla_mesa train --shard ..."
-            )
+            raise UserError("shard: needs several processes: torchrun --nproc_per_node N -m fla_mesa train --shard ...")
 
     @property
     def sequences_per_step(self) -> int:
@@ -206,7 +204,7 @@ class RecipeArguments(TrainingArguments):
 
 def _check(holds: bool, name: str, received: Any, allowed: str) -> None:
     if not holds:
-        raise ValueError(f"{name}: allowed is {allowed}, got {received}")
+        raise UserError(f"{name}: allowed is {allowed}, got {received}")
 
 
 def default_output_dir(model: str, size: str) -> str:
@@ -238,7 +236,7 @@ def parser() -> HfArgumentParser:
 def parse(argv: list[str]) -> tuple[RecipeSettings, RecipeArguments]:
     """The settings that a command line names. Ends the process with a message for a flag that does not exist.
 
-    Raises ValueError for a value that is not allowed.
+    Raises UserError for a value that is not allowed.
     """
     flags = parser()
     known, unknown = flags.parse_known_args(argv)

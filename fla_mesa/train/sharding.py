@@ -28,6 +28,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from fla_mesa.errors import UserError
+
 WEIGHTS, OPTIMIZER = "weights_of_ranks", "optimizer_of_ranks"
 
 
@@ -93,9 +95,9 @@ def is_sharded(checkpoint: Path) -> bool:
 
 
 def check_kind(checkpoint: Path, sharded: bool) -> None:
-    """Raises ValueError if a checkpoint cannot be gone on from with, or without, sharding."""
+    """Raises UserError if a checkpoint cannot be gone on from with, or without, sharding."""
     if is_sharded(checkpoint) != sharded:
         saved, now = ("with", "without") if is_sharded(checkpoint) else ("without", "with")
-        raise ValueError(
+        raise UserError(
             f"shard: {checkpoint} was saved {saved} --shard, and the run goes on only so; got a command {now} it"
         )

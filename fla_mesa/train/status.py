@@ -2,24 +2,21 @@
 
 {"state": "training", "step": 120, "steps": 1000, "loss": 2.31, "reason": ""}      written whole or not at all
 
-The exit code of `fla-mesa train` says the same of its end; DISK_FULL among them, when nothing may be left to write into.
+The exit code of `fla-mesa train` says the same of its end (fla_mesa.errors).
 """
 
 from __future__ import annotations
 
-import errno
 import json
 import math
-import os
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from transformers import TrainerCallback, TrainerState
 
+from fla_mesa.errors import DISK_FULL, is_disk_full  # noqa: F401 (they moved)
 from fla_mesa.train.folder import STATUS_FILE, write_json
-
-DISK_FULL = 3  # an exit code
 
 STATES = ("training", "done", "diverged", "stopped", "failed")
 
@@ -86,12 +83,3 @@ class StatusWriter(TrainerCallback):
         if self._writes:
             reached = state.global_step if step is None else step
             write_status(self._folder, Status(how, reached, state.max_steps, self._loss, reason))
-
-
-def is_disk_full(error: BaseException | None) -> bool:
-    """Whether an error, or one that it came from, is that of a full disk; libraries that write files wrap it in their own."""
-    while error is not None:
-        if getattr(error, "errno", None) == errno.ENOSPC or os.strerror(errno.ENOSPC) in str(error):
-            return True
-        error = error.__cause__ or error.__context__
-    return False

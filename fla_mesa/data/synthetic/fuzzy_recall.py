@@ -22,6 +22,7 @@ import numpy as np
 
 from fla_mesa.data.synthetic.checks import check_choice, check_int
 from fla_mesa.data.synthetic.task import IGNORE, Rows, Task
+from fla_mesa.errors import UserError
 
 # A map from every key motif to a value is drawn for each sequence; more motifs than this would not fit in memory.
 _MAX_MOTIFS = 20_000
@@ -49,7 +50,7 @@ class FuzzyInContextRecall(Task):
         for field, size in (("max_key_motif", self.max_key_motif), ("max_value_motif", self.max_value_motif)):
             motifs = (self.vocab_size // 2) ** size
             if motifs > _MAX_MOTIFS:
-                raise ValueError(
+                raise UserError(
                     f"{self.name}: (vocab_size // 2) ** {field} must be at most {_MAX_MOTIFS}, got {motifs}"
                 )
 

@@ -26,6 +26,7 @@ import numpy as np
 
 from fla_mesa.data.synthetic.checks import check_choice, check_int, check_share
 from fla_mesa.data.synthetic.task import IGNORE, Rows, Task
+from fla_mesa.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -46,10 +47,10 @@ class InContextRecall(Task):
         check_int(self.name, "vocab_size", self.vocab_size, 4 + self.noise_vocab_size)
         check_int(self.name, "length", self.length, 4)
         if self.length % 2:
-            raise ValueError(f"{self.name}: length must be even, got {self.length!r}")
+            raise UserError(f"{self.name}: length must be even, got {self.length!r}")
         check_share(self.name, "noise_share", self.noise_share)
         if self.noise_share > 0 and self.noise_vocab_size == 0:
-            raise ValueError(f"{self.name}: noise_vocab_size must be >= 1 where noise_share is above 0, got 0")
+            raise UserError(f"{self.name}: noise_vocab_size must be >= 1 where noise_share is above 0, got 0")
         check_choice(self.name, "train_on", self.train_on, ("all", "answers"))
 
     @property

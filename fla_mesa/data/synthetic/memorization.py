@@ -20,6 +20,7 @@ import numpy as np
 
 from fla_mesa.data.synthetic.checks import check_int
 from fla_mesa.data.synthetic.task import IGNORE, Rows, Task
+from fla_mesa.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Memorization(Task):
         check_int(self.name, "vocab_size", self.vocab_size, 3)
         check_int(self.name, "length", self.length, 2)
         if self.length % 2:
-            raise ValueError(f"{self.name}: length must be even, got {self.length!r}")
+            raise UserError(f"{self.name}: length must be even, got {self.length!r}")
         check_int(self.name, "map_seed", self.map_seed, 0)
 
     @property

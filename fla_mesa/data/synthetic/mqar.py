@@ -23,6 +23,7 @@ import numpy as np
 from fla_mesa.data.synthetic.checks import check_bool, check_int
 from fla_mesa.data.synthetic.draw import choose_distinct, choose_weighted
 from fla_mesa.data.synthetic.task import IGNORE, Rows, Task
+from fla_mesa.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -45,10 +46,10 @@ class MQAR(Task):
         check_int(self.name, "num_pairs", self.num_pairs, 1)
         check_int(self.name, "length", self.length, 4 * self.num_pairs)
         if self.length % 2:
-            raise ValueError(f"mqar: length must be even, got {self.length!r}")
+            raise UserError(f"mqar: length must be even, got {self.length!r}")
         check_int(self.name, "vocab_size", self.vocab_size, 2 * self.num_pairs + 2)
         if isinstance(self.power_a, bool) or not isinstance(self.power_a, int | float) or self.power_a <= 0:
-            raise ValueError(f"mqar: power_a must be a number > 0, got {self.power_a!r}")
+            raise UserError(f"mqar: power_a must be a number > 0, got {self.power_a!r}")
         check_bool(self.name, "random_filler", self.random_filler)
 
     @property

@@ -31,6 +31,7 @@ import numpy as np
 
 from fla_mesa.data.synthetic.checks import check_choice, check_int
 from fla_mesa.data.synthetic.task import IGNORE, Rows, Task
+from fla_mesa.errors import UserError
 
 _VOCABULARY = {
     "adjective": (
@@ -109,7 +110,7 @@ class OwnHaystackNIAH(Task):
         answer = f" {value}"
         room = length - len(head) - len(needle) - len(tail) - len(answer)
         if room < 0:
-            raise ValueError(f"{self.name}: length must be at least {length - room} for this document, got {length}")
+            raise UserError(f"{self.name}: length must be at least {length - room} for this document, got {length}")
         sentences = self._sentences(rng, room)
         # The first sentence is cut at its front to fill the length; the needle may stand after any sentence.
         surplus = sum(map(len, sentences)) - room

@@ -21,6 +21,7 @@ from fla_mesa.data.synthetic.own_haystack_niah import OwnHaystackNIAH
 from fla_mesa.data.synthetic.regbench import RegBench
 from fla_mesa.data.synthetic.selective_copying import SelectiveCopying
 from fla_mesa.data.synthetic.task import IGNORE, SPLITS, Rows, Task
+from fla_mesa.errors import UserError
 
 if TYPE_CHECKING:
     import datasets
@@ -224,7 +225,7 @@ def get(spec: str) -> Suite:
     if name not in _REGISTRY:
         near = difflib.get_close_matches(name, _REGISTRY, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"unknown synthetic suite {name!r}.{hint} Available: {', '.join(_REGISTRY)}")
+        raise UserError(f"unknown synthetic suite {name!r}.{hint} Available: {', '.join(_REGISTRY)}")
     entry = _REGISTRY[name]
     fields = {field.name for field in dataclasses.fields(entry.task)} - set(entry.fixed)
     sizes, parameters, seed = dict(zip(SPLITS, entry.sizes, strict=True)), {}, 0
@@ -240,12 +241,12 @@ def get(spec: str) -> Suite:
             parameters[key] = value
         else:
             allowed = ", ".join([*sorted(fields), *SPLITS, "seed"])
-            raise ValueError(f"{name}: unknown setting {key!r}; allowed: {allowed}")
+            raise UserError(f"{name}: unknown setting {key!r}; allowed: {allowed}")
     canonical = ",".join(f"{key}={_text(value)}" for key, value in given.items())
     canonical = f"{name}:{canonical}" if canonical else name
     if entry.mixture is not None and not parameters:
         if any(key in given for key in SPLITS):
-            raise ValueError(
+            raise UserError(
                 f"{name}: the sizes {', '.join(SPLITS)} need a single setting; give its fields as well, "
                 f"such as {name}:length=64,num_pairs=4,train=20000"
             )
@@ -279,7 +280,7 @@ def _parse(name: str, settings: str) -> dict[str, Any]:
     for part in [*parts, current] if settings else []:
         key, equals, value = part.strip().partition("=")
         if not equals or not key or not value or key in parsed:
-            raise ValueError(f"{name}: settings must be key=value, each key once, got {part.strip()!r}")
+            raise UserError(f"{name}: settings must be key=value, each key once, got {part.strip()!r}")
         try:
             parsed[key] = ast.literal_eval(value)
         except (SyntaxError, ValueError):

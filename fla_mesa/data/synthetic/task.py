@@ -19,6 +19,7 @@ import numpy as np
 
 from fla_mesa.data.synthetic.checks import check_choice, check_int
 from fla_mesa.data.synthetic.draw import hash_rows
+from fla_mesa.errors import UserError
 
 SPLITS = ("train", "validation", "test")
 IGNORE = -100
@@ -87,7 +88,7 @@ class Task(ABC):
             missing -= len(mine)
             if missing == 0:
                 return {key: np.concatenate([part[key] for part in kept]) for key in kept[0]}
-        raise ValueError(
+        raise UserError(
             f"{self.name}: only {n - missing} of {n} sequences found for split {split!r}; these parameters allow too "
             f"few different sequences ({self}): use a larger vocabulary or longer sequences"
         )
@@ -104,7 +105,7 @@ class Task(ABC):
         """
         predictions, labels = np.asarray(predictions), np.asarray(rows["labels"])
         if predictions.shape != labels.shape:
-            raise ValueError(
+            raise UserError(
                 f"{self.name}: predictions must have the labels' shape {labels.shape}, got {predictions.shape}"
             )
         scored = labels[:, 1:] != IGNORE

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from fla_mesa.data.synthetic.suite import Suite
+from fla_mesa.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -23,7 +24,7 @@ def number_tokenizer(suite: Suite) -> PreTrainedTokenizerFast:
     from transformers import PreTrainedTokenizerFast
 
     if suite.is_text:
-        raise ValueError(f"suite must be one of numbers, got {suite.name!r}, whose ids are bytes: use a byte tokenizer")
+        raise UserError(f"suite must be one of numbers, got {suite.name!r}, whose ids are bytes: use a byte tokenizer")
     tokenizer = Tokenizer(models.WordLevel({str(i): i for i in range(suite.vocab_size)}))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     zero = AddedToken("0", single_word=True, normalized=False, special=True)  # not the zero inside '40'
