@@ -21,7 +21,7 @@ from timing import circumstances, in_turns, ratios, seconds, spread, write
 from torch.profiler import ProfilerActivity, profile
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig, PreTrainedModel
 
-from fla_mesa.eval.compare_measure import prefill
+from fla_mesa.eval.measure.speed import prefill
 from fla_mesa.models import zoo
 
 BATCH, LENGTH, VOCABULARY, DECODED = 8, 256, 257, 32
@@ -58,7 +58,7 @@ def decoding_error(model: PreTrainedModel, ids: torch.Tensor) -> float:
     """The largest difference of logits between decoding `ids` `[1, T]` token by token and one forward pass."""
     model.eval()
     whole = model(ids, use_cache=False).logits
-    _, cache = prefill(model, ids[:, :1])
+    cache = prefill(model, ids[:, :1]).cache
     steps = [model(ids[:, t : t + 1], use_cache=True, **cache).logits for t in range(1, ids.shape[1])]
     model.train()
     return float((torch.cat(steps, 1) - whole[:, 1:]).abs().max())
@@ -82,8 +82,8 @@ def decoder(model: PreTrainedModel, ids: torch.Tensor) -> Callable[[], float]:
     @torch.no_grad()
     def run() -> float:
         model.eval()
-        token, cache = prefill(model, ids)
-        spent = seconds(lambda: [model(token, use_cache=True, **cache) for _ in range(DECODED)])
+        continued = prefill(model, ids)
+        spent = seconds(lambda: continued.decode(DECODED))
         model.train()
         return spent / DECODED
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
 import sys
@@ -18,8 +17,9 @@ from fla_mesa.eval import report, report_suite
 from fla_mesa.eval.children import Children
 from fla_mesa.eval.compare_cells import Cell, Outcome
 from fla_mesa.eval.compare_settings import Plan, parse_all
-from fla_mesa.train.folder import write_json
+from fla_mesa.json_files import read_json, write_json
 from fla_mesa.train.interrupt import Interrupted, signals_to
+from fla_mesa.train.progress import clock
 from fla_mesa.train.recipe import data_request
 
 PLAN_FILE, LOCK_FILE = "compare.json", "lock"
@@ -93,9 +93,9 @@ def open_folder(plan: Plan) -> None:
     path = plan.folder / PLAN_FILE
     if path.exists():
         try:
-            stored = json.loads(path.read_text())
+            stored = read_json(path)
         except ValueError as error:
-            raise UserError(f"output_dir: {path} cannot be read: {error}") from None
+            raise UserError(f"output_dir: {error}") from None
         now = plan.fixed | {"size": plan.size}
         changed = [name for name in now if stored.get(name) != now[name]]
         if changed:
@@ -123,13 +123,6 @@ def take(plan: Plan) -> TextIO:
         lock.close()
         raise UserError(f"output_dir: another process is at work in {plan.folder}: wait for it, or end it") from None
     return lock
-
-
-def clock(seconds: float) -> str:
-    """As 1:02:03 or 2:03."""
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
 
 
 class Display:

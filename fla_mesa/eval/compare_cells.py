@@ -9,7 +9,6 @@ output_dir/cells/MODEL/
 
 from __future__ import annotations
 
-import json
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -19,8 +18,9 @@ from typing import Any
 from fla_mesa.eval import compare_measure as measuring
 from fla_mesa.eval.children import Children
 from fla_mesa.eval.compare_settings import Plan
+from fla_mesa.json_files import read_json_if_there, write_json
 from fla_mesa.train import command as training
-from fla_mesa.train.folder import METRICS_FILE, RUN_FILE, STATUS_FILE, write_json
+from fla_mesa.train.folder import METRICS_FILE, RUN_FILE, STATUS_FILE
 from fla_mesa.train.status import read_status
 
 OUTCOME_FILE, MEASURED_FILE = "outcome.json", "measured.json"
@@ -65,7 +65,7 @@ class Cell:
         Raises:
             ValueError: A stored file cannot be read.
         """
-        stored = _read(self.folder / OUTCOME_FILE)
+        stored = read_json_if_there(self.folder / OUTCOME_FILE)
         if stored is not None and stored.get("status") == "diverged":
             return Outcome(**stored)
         metrics = self.metrics()
@@ -75,14 +75,14 @@ class Cell:
 
     def metrics(self) -> dict[str, Any] | None:
         """What `fla-mesa train` reports, None before it is finished. Raises ValueError if it cannot be read."""
-        metrics = _read(self.folder / METRICS_FILE)
+        metrics = read_json_if_there(self.folder / METRICS_FILE)
         if metrics is not None and not {"loss", "history", "settings", "seq_len"} <= set(metrics):
             raise ValueError(f"{self.folder / METRICS_FILE} is not complete")
         return metrics
 
     def measured(self, speed: bool) -> dict[str, Any] | None:
         """What `fla-mesa compare measure` found, None if it has to be run. Raises ValueError if it cannot be read."""
-        found = _read(self.folder / MEASURED_FILE)
+        found = read_json_if_there(self.folder / MEASURED_FILE)
         return None if found is None or (speed and "state_bytes" not in found) else found
 
     def set_aside_unreadable(self) -> list[str]:
@@ -91,7 +91,7 @@ class Cell:
         for name in (OUTCOME_FILE, MEASURED_FILE, METRICS_FILE, RUN_FILE):
             path = self.folder / name
             try:
-                (self.metrics if name == METRICS_FILE else lambda path=path: _read(path))()
+                (self.metrics if name == METRICS_FILE else lambda path=path: read_json_if_there(path))()
             except ValueError as error:
                 if name == RUN_FILE:  # what its checkpoints belong to is not known
                     aside = _unused(self.folder)
@@ -149,19 +149,6 @@ class Cell:
     def _log(self, stage: str) -> Path:
         # Not in the cell's folder: a training takes no folder that holds other files.
         return self.folder.with_name(f"{self.folder.name}.{stage}.log")
-
-
-def _read(path: Path) -> dict[str, Any] | None:
-    """A JSON object, None if there is no file. Raises ValueError if it cannot be read."""
-    try:
-        content = json.loads(path.read_text())
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read ({error})") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} cannot be read (it holds no object)")
-    return content
 
 
 def _unused(path: Path) -> Path:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
-
 from fla_mesa.eval import compare
 from fla_mesa.eval.compare_cells import Cell
 from fla_mesa.eval.compare_settings import Plan, parse_all
+from fla_mesa.json_files import read_json
 from fla_mesa.train.sample import sample
 
 PRESET = ["--preset", "demo"]
@@ -30,7 +29,7 @@ def main(argv: list[str]) -> int:
 
 def _written(plan: Plan) -> str | None:
     """Indented lines, or nothing where there is no MesaNet of text."""
-    found = json.loads((plan.folder / "report.json").read_text())
+    found = read_json(plan.folder / "report.json")
     rows = [row for row in found["models"] if row["model"] == WRITER and row.get("bits_per_byte")]
     if not rows:
         return None

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from fla_mesa.errors import UserError
-from fla_mesa.eval.solver import mesa_layers
+from fla_mesa.eval.measure.solver import mesa_layers
 from fla_mesa.train.provenance import versions
 
 # Arguments of a model that say where its weights come from, which are hashed themselves, or how fast it answers.

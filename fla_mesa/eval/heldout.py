@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import logging
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ import datasets
 from fla_mesa.data import text_files
 from fla_mesa.errors import UserError
 from fla_mesa.eval.checkpoint import tokenizer_of
+from fla_mesa.eval.measure.quality import position_ranges as buckets  # noqa: F401 (of the task's columns)
 
 logger = logging.getLogger(__name__)
 
@@ -90,11 +90,3 @@ def token_blocks(settings: dict[str, Any], length: int) -> list[list[int]]:
     if not blocks:
         raise UserError(f"held-out text: no document has {length} tokens; pass a smaller --metadata positions=")
     return blocks
-
-
-def buckets(length: int) -> list[tuple[int, int]]:
-    """Ranges [first, end) of positions that double in size: 1-15, 16-31, 32-63, ... up to `length`."""
-    edges = [1]
-    while edges[-1] < length:
-        edges.append(min(max(2 * edges[-1], 16), length))
-    return list(itertools.pairwise(edges))

@@ -19,7 +19,7 @@ import fla_mesa  # noqa: F401 (registers this package's family, and the CPU back
 from fla_mesa.errors import UserError, mistakes_of
 from fla_mesa.eval.checkpoint import adapted_model, check_checkpoint, merged, most_positions, tokenizer_of
 from fla_mesa.eval.cut import new_tokens, tokens
-from fla_mesa.eval.solver import set_solver
+from fla_mesa.eval.measure.solver import set_solver
 from fla_mesa.ops.backends import check_backend
 
 HFLM: Any = _HFLM

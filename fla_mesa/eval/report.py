@@ -14,10 +14,12 @@ from typing import Any
 from fla_mesa.eval import report_plots
 from fla_mesa.eval.compare_measure import BATCHES, EXTRAPOLATION
 from fla_mesa.eval.compare_settings import Plan
-from fla_mesa.eval.heldout import buckets
+from fla_mesa.eval.measure.quality import position_ranges
+from fla_mesa.json_files import read_json, write_json
+from fla_mesa.markdown import EMPTY
+from fla_mesa.markdown import table as markdown_table
 from fla_mesa.models import zoo
 from fla_mesa.train.command import scale
-from fla_mesa.train.folder import write_json
 from fla_mesa.train.provenance import commit
 
 Row = dict[str, Any]
@@ -85,7 +87,7 @@ def row(model: str, full_name: str, learning_rate: float | None, runs: Runs) -> 
 
 def ranges(length: int) -> list[tuple[int, int]]:
     """Ranges [first, end) of positions: doubling up to the training length, then up to ``EXTRAPOLATION`` times it."""
-    edges = [*buckets(length)]
+    edges = [*position_ranges(length)]
     start = length
     while start < EXTRAPOLATION * length:
         edges.append((start, 2 * start))
@@ -118,7 +120,7 @@ def _circumstances(plan: Plan, rows: list[Row]) -> dict[str, Any]:
     for row_ in rows:
         for path in sorted((plan.folder / "cells" / row_["zoo_name"]).glob("*/metrics.json")):
             with contextlib.suppress(ValueError):
-                finished.append(report_plots.read_json(path))
+                finished.append(read_json(path))
     made = {"machine": platform.platform(), "commit": commit()}
     if not finished:
         return made
@@ -222,21 +224,13 @@ def table(rows: list[Row], columns: list[Column], *, bold: bool = True) -> str:
     """A Markdown table, a line for each model; the best value of a column is bold."""
     finished = [row for row in rows if row["seeds"]]
     body = [[row["model"], *(_cell(row, column, finished, bold) for column in columns)] for row in rows]
-    head = ["model", *(column.head for column in columns)]
-    widths = [max(len(line[i]) for line in (head, *body)) for i in range(len(head))]
-
-    def line(cells: Sequence[str]) -> str:
-        aligned = [cells[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(cells[1:], widths[1:], strict=True))]
-        return "| " + " | ".join(aligned) + " |"
-
-    rule = "| " + "-" * widths[0] + " | " + " | ".join("-" * (w - 1) + ":" for w in widths[1:]) + " |"
-    return "\n".join([line(head), rule, *map(line, body)])
+    return markdown_table(["model", *(column.head for column in columns)], body)
 
 
 def _cell(row: Row, column: Column, rows: list[Row], bold: bool) -> str:
     value = column.value(row) if row["seeds"] else None
     if value is None:
-        return "–"
+        return EMPTY
     text, std = column.text(value), column.std(row)
     if std is not None:
         text += f" ± {column.text(std)}"

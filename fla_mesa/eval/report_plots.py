@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 from collections.abc import Sequence
@@ -34,14 +33,6 @@ _COLOURS = (
 )
 _MARKERS = "osD^vPX*<>hp"
 _STYLE: dict[Any, Any] = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Raises ValueError if it cannot be read."""
-    try:
-        return json.loads(path.read_text())
-    except OSError as error:
-        raise ValueError(str(error)) from None
 
 
 def _look(model: str) -> dict[str, Any]:

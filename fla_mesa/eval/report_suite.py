@@ -7,8 +7,8 @@ from typing import Any
 
 from fla_mesa.eval import report, report_plots
 from fla_mesa.eval.compare_settings import Plan
+from fla_mesa.json_files import read_json, write_json
 from fla_mesa.models import zoo
-from fla_mesa.train.folder import write_json
 
 PICTURE = "quality_by_width.png"
 
@@ -23,7 +23,7 @@ def write(plans: list[Plan], folder: Path, command: list[str]) -> str:
     """
     tasks, sizes = (list(dict.fromkeys(of)) for of in ([p.settings.data for p in plans], [p.size for p in plans]))
     heads = [_head(plan, tasks, sizes) for plan in plans]
-    reports = [report_plots.read_json(plan.folder / "report.json") for plan in plans]
+    reports = [read_json(plan.folder / "report.json") for plan in plans]
     models: dict[str, report.Row] = {}
     label = "quality"
     for head, found in zip(heads, reports, strict=True):

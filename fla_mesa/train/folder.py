@@ -7,14 +7,13 @@ output_dir/
   model.safetensors, config.json, tokenizer.json, ..., loss.png, metrics.json     written at the end, in this order
 """
 
-import json
 import re
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from fla_mesa.errors import UserError
+from fla_mesa.json_files import Unreadable, read_json, read_json_if_there, write_json
 
 RUN_FILE = "run.json"
 METRICS_FILE = "metrics.json"
@@ -22,14 +21,6 @@ STATUS_FILE = "status.json"
 COMPLETE_FILE = "complete.json"
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 _STATE_FILES = ("trainer_state.json", "scheduler.pt")
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Writes `path` whole or not at all. Raises ValueError for what JSON cannot hold, NaN among it."""
-    text = json.dumps(content, indent=2, allow_nan=False) + "\n"
-    unfinished = path.with_name(path.name + ".tmp")
-    unfinished.write_text(text)
-    unfinished.replace(path)
 
 
 def check_free(folder: Path) -> None:
@@ -73,14 +64,13 @@ def check_removable(folder: Path) -> None:
 
 def stored_run(folder: Path) -> dict | None:
     """What run.json says, or None where no run has begun. Raises UserError if it cannot be read."""
-    path = folder / RUN_FILE
-    if not path.exists():
-        check_free(folder)
-        return None
     try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise UserError(f"resume: {path} cannot be read: {error}") from None
+        stored = read_json_if_there(folder / RUN_FILE)
+    except Unreadable as error:
+        raise UserError(f"resume: {error}") from None
+    if stored is None:
+        check_free(folder)
+    return stored
 
 
 def check_same(folder: Path, stored: dict, now: dict) -> None:
@@ -114,7 +104,7 @@ def mark_complete(checkpoint: Path) -> None:
 def is_complete(checkpoint: Path) -> bool:
     """Whether a checkpoint was declared whole and still is what was declared."""
     try:
-        files = json.loads((checkpoint / COMPLETE_FILE).read_text())["files"]
+        files = read_json(checkpoint / COMPLETE_FILE)["files"]
         return all((checkpoint / name).stat().st_size == size for name, size in files.items())
     except (OSError, ValueError, KeyError):
         return False

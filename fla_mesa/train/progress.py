@@ -24,7 +24,8 @@ def no_bars() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """As 1:02:03 or 2:03."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
@@ -72,7 +73,7 @@ class Progress(TrainerCallback):
             begin, first = self._begin
             left = (state.max_steps - state.global_step) * (time.perf_counter() - begin) / (state.global_step - first)
             rate = f"learning rate {logs['learning_rate']:.2e}"
-            self._write(f"{where}  loss {shown['loss']}  {rate}  {shown['tokens/s']} tokens/s  {_clock(left)} left")
+            self._write(f"{where}  loss {shown['loss']}  {rate}  {shown['tokens/s']} tokens/s  {clock(left)} left")
         elif "eval_loss" in logs:
             bits = logs.get("eval_bits_per_byte")
             more = f"accuracy {logs['eval_accuracy']:.4f}" if bits is None else f"{bits:.4f} bits per byte"

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, TrainerState, s
 
 from fla_mesa.data import DataRequest, Splits, load_data
 from fla_mesa.errors import UserError, mistakes_of
+from fla_mesa.json_files import write_json
 from fla_mesa.models import zoo
 from fla_mesa.models.stub import write_stub
 from fla_mesa.train import folder, overrides, sharding
@@ -223,7 +224,7 @@ class Run:
                 folder.remove_run(self.folder)
             for name in folder.remove_incomplete(self.folder):
                 self.say(f"{name} was being written when the run stopped: removed")
-            folder.write_json(self.folder / folder.RUN_FILE, self.description)
+            write_json(self.folder / folder.RUN_FILE, self.description)
         if self.checkpoint is not None:
             self.say(f"going on from {self.checkpoint}")
         elif self.settings.resume:
@@ -248,5 +249,5 @@ class Run:
         if self.arguments.should_save:
             title = f"{self.settings.model} {self.settings.size} on {self.settings.data}"
             loss_curve(metrics["history"], title, self.folder / "loss.png")
-            folder.write_json(self.folder / folder.METRICS_FILE, metrics)  # last: it says that the run is finished
+            write_json(self.folder / folder.METRICS_FILE, metrics)  # last: it says that the run is finished
         return metrics

@@ -7,7 +7,6 @@ The exit code of `fla-mesa train` says the same of its end (fla_mesa.errors).
 
 from __future__ import annotations
 
-import json
 import math
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -16,7 +15,8 @@ from pathlib import Path
 from transformers import TrainerCallback, TrainerState
 
 from fla_mesa.errors import DISK_FULL, is_disk_full  # noqa: F401 (they moved)
-from fla_mesa.train.folder import STATUS_FILE, write_json
+from fla_mesa.json_files import read_json, write_json
+from fla_mesa.train.folder import STATUS_FILE
 
 STATES = ("training", "done", "diverged", "stopped", "failed")
 
@@ -47,7 +47,7 @@ def write_status(folder: Path, status: Status) -> None:
 def read_status(folder: Path) -> Status | None:
     """The status of the run in `folder`; None if there is none, or it is none of this program."""
     try:
-        status = Status(**json.loads((folder / STATUS_FILE).read_text()))
+        status = Status(**read_json(folder / STATUS_FILE))
     except (OSError, ValueError, TypeError):
         return None
     return status if status.state in STATES else None

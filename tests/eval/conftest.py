@@ -14,6 +14,7 @@ from fla_mesa.data import synthetic
 from fla_mesa.data.tokenizer import VOCAB_SIZE, byte_tokenizer
 from fla_mesa.eval import compare_measure
 from fla_mesa.eval.children import Children
+from fla_mesa.eval.measure import speed
 from fla_mesa.models import MesaNetConfig, MesaNetForCausalLM
 from fla_mesa.train import command as training
 
@@ -164,7 +165,7 @@ def here(monkeypatch):
         return code, 1.0
 
     monkeypatch.setattr(Children, "run", run)
-    monkeypatch.setattr(compare_measure, "REPEATS", 1)
+    monkeypatch.setattr(speed, "REPEATS", 1)
     monkeypatch.setattr(compare_measure, "DECODED", 2)
     return commands
 

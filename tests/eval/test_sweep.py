@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 import torch
@@ -10,11 +11,11 @@ import torch.nn.functional as F
 from transformers import AutoModelForCausalLM
 
 from fla_mesa.data import synthetic
-from fla_mesa.eval.solver import mesa_layers
-from fla_mesa.eval.sweep import main
-from fla_mesa.eval.sweep_data import IGNORE, Reading, read_suite, read_text
-from fla_mesa.eval.sweep_measure import Measured, Setting, measure_quality
-from fla_mesa.eval.sweep_report import cheapest, statements
+from fla_mesa.eval.measure.solver import mesa_layers
+from fla_mesa.eval.sweep.command import main
+from fla_mesa.eval.sweep.measured import Measured, Setting, measure_quality
+from fla_mesa.eval.sweep.reading import IGNORE, Reading, Recall, read_suite, read_text
+from fla_mesa.eval.sweep.report import cheapest, statements
 
 
 @pytest.fixture(scope="module")
@@ -25,9 +26,11 @@ def model(request):
 @pytest.fixture(scope="module")
 def reading():
     ids = torch.randint(0, 256, (3, 70), generator=torch.Generator().manual_seed(0))
-    recall = torch.full_like(ids, IGNORE)
-    recall[:, -3:] = ids[:, -3:]
-    return Reading(70, ids, ids, ids, recall, "copy")
+
+    def last_three(guesses):
+        return float((guesses[:, -4:-1] == ids[:, -3:].numpy()).mean())
+
+    return Reading(70, ids, ids, Recall(ids, last_three), "copy")
 
 
 def test_settings_hold_inside_and_are_restored(model, reading):
@@ -36,7 +39,7 @@ def test_settings_hold_inside_and_are_restored(model, reading):
 
     before = settings()
     for setting in (Setting("exact"), Setting("steps", 0), Setting("steps", 3), Setting("tolerance", 0.1)):
-        with setting.on(model):
+        with setting.solver.on(model):
             assert settings() != before
         measure_quality(model, setting, reading, 2)
         assert settings() == before
@@ -45,7 +48,7 @@ def test_settings_hold_inside_and_are_restored(model, reading):
 
 def test_quality_is_what_the_model_gives(model, reading):
     """Against the model called directly: loss in all and by position, recall, iterations; whatever the batch size."""
-    with torch.no_grad(), Setting("steps", 2).on(model):
+    with torch.no_grad(), Setting("steps", 2).solver.on(model):
         logits = model(input_ids=reading.ids).logits
     losses = F.cross_entropy(logits[:, :-1].transpose(1, 2), reading.ids[:, 1:], reduction="none")
     right = (logits[:, :-1].argmax(-1) == reading.ids[:, 1:])[:, -3:].float().mean().item()
@@ -92,10 +95,12 @@ def test_every_length_reads_the_same_text(mesanet_checkpoint, tmp_path):
     short, middle, long = read_text(tokenizer, str(tmp_path / "text.txt"), [100, 400, 800], 3, needles=2, seed=0)
     assert [list(r.ids.shape) for r in (short, middle, long)] == [[24, 100], [6, 400], [3, 800]]
     assert torch.equal(short.ids.flatten(), long.ids.flatten())
-    assert short.recall_ids is None  # no needle fits into so few tokens
-    for row, labels in zip(long.recall_ids, long.recall_labels, strict=True):
-        answer = bytes(labels[labels != IGNORE].tolist()).decode()
-        assert len(answer) == 8 and bytes(row.tolist()).decode().count(answer.strip()) == 2
+    assert short.recall is None  # no needle fits into so few tokens
+    for row in long.recall.ids:
+        answer = bytes(row.tolist()).decode().rstrip("\0")[-8:]
+        assert answer[0] == " " and answer[1:].isdigit() and bytes(row.tolist()).decode().count(answer[1:]) == 2
+    right = torch.nn.functional.pad(long.recall.ids[:, 1:], (0, 1)).numpy()
+    assert long.recall.score(right) == 1 and long.recall.score(right + 1) == 0
     with pytest.raises(ValueError, match="context_lengths must all divide the longest, 800; got 300"):
         read_text(tokenizer, str(tmp_path / "text.txt"), [300, 800], 3, needles=2, seed=0)
     with pytest.raises(ValueError, match="hold 6 blocks of 800; 9 are wanted"):
@@ -108,6 +113,19 @@ def test_a_suite_is_read_at_every_length():
     assert all(((r.labels != IGNORE).sum(1) == 2).all() for r in readings)
     (own,) = read_suite("mad-compression", [32, 64], 5)
     assert own.length == synthetic.get("mad-compression").tasks[0].columns
+
+
+def test_recall_on_a_suite_is_scored_by_its_rule():
+    """RegBench takes any symbol that the automaton allows, whether or not the walk took it."""
+    spec = "regbench:strings=(2,3),string_length=(2,6)"
+    (reading,) = read_suite(spec, [32], 3)
+    task = synthetic.get(spec).tasks[0]
+    rows = task.generate("validation", 3, 0)
+    allowed = rows["allowed"][:, 1:]
+    other = (allowed & -allowed) | (allowed == 0)  # the lowest symbol that may stand there
+    guesses = torch.nn.functional.pad(torch.from_numpy(other).double().log2().long(), (0, 1)).numpy()
+    assert reading.recall.score(guesses) == 1
+    assert (guesses[:, :-1] != rows["labels"][:, 1:])[rows["labels"][:, 1:] >= 0].any()
 
 
 def made(kind, value, loss, iterations):
@@ -152,7 +170,7 @@ def test_the_command_writes_tables_numbers_and_pictures(suite_checkpoint, tmp_pa
         if iterative:
             assert row["prefill_ms"] > 0 and row["decode_ms"] > 0 and row["memory_mib"] > 50
         assert row["loss"] > 0 and 0 <= row["recall"] <= 1
-        assert f"| {row['name']} | {row['loss']:.4f} |" in report
+        assert re.search(rf"^\| {re.escape(row['name'])} +\| +{row['loss']:.4f} \|", report, re.MULTILINE)
     for name in ("quality_against_compute.png", "iterations.png"):
         assert (tmp_path / name).read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
 

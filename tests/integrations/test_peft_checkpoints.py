@@ -53,7 +53,7 @@ def test_eval_scores_an_adapter_as_the_merged_model(folders, tmp_path):
 
 
 def test_sweep_measures_an_adapter_as_the_merged_model(folders, tmp_path):
-    from fla_mesa.eval.sweep import main
+    from fla_mesa.eval.sweep.command import main
 
     losses = []
     for name in ("adapter", "merged"):

@@ -1,7 +1,5 @@
 """Whose folder it is, which checkpoints are whole, and which may go."""
 
-import json
-
 import pytest
 
 from fla_mesa.train import folder
@@ -72,15 +70,6 @@ def test_a_run_is_removed_and_nothing_else(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
     with pytest.raises(ValueError, match="no run of this program"):
         folder.check_removable(tmp_path)
-
-
-def test_json_is_written_whole_or_not_at_all(tmp_path):
-    path = tmp_path / "a.json"
-    folder.write_json(path, {"loss": 1.5})
-    with pytest.raises(ValueError, match="JSON compliant"):
-        folder.write_json(path, {"loss": float("nan")})
-    assert json.loads(path.read_text()) == {"loss": 1.5}
-    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_unreadable_run_file(tmp_path):

@@ -434,8 +434,8 @@ def test_a_full_disk_has_an_exit_code(flags, text, tmp_path, capsys, monkeypatch
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         write(path, content)
 
-    monkeypatch.setattr(folder, "write_json", full)
-    monkeypatch.setattr("fla_mesa.train.status.write_json", full)
+    for module in ("folder", "recipe", "status"):
+        monkeypatch.setattr(f"fla_mesa.train.{module}.write_json", full)
     assert main(flags(text, tmp_path / "run")) == DISK_FULL
     assert "make room, and go on with --resume" in capsys.readouterr().err
     room[0] = 1000

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
-from fla_mesa.eval.heldout import buckets
-from fla_mesa.eval.sweep_measure import Measured
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from fla_mesa.eval.measure.quality import position_ranges, range_name
+from fla_mesa.eval.sweep.measured import Measured
+from fla_mesa.json_files import write_json
+from fla_mesa.markdown import EMPTY, table
 
 WITHIN = 1e-3  # of the best loss: as good as the best
 
@@ -47,48 +51,43 @@ def statements(results: list[Measured], length: int) -> list[str]:
     return lines
 
 
-def markdown(results: list[Measured], facts: dict[str, Any]) -> str:
+# Heading, a setting's value, and how it is written; an exact solve spends no iterations.
+_COLUMNS: list[tuple[str, Callable[[Measured], float | None], str]] = [
+    ("loss", lambda m: m.loss, ".4f"),
+    ("recall", lambda m: m.recall, ".3f"),
+    ("iterations, mean", lambda m: None if m.setting.kind == "exact" else m.iterations, ".2f"),
+    ("most", lambda m: None if m.setting.kind == "exact" else max(map(max, m.max_iterations)), "d"),
+    ("prefill ms/token", lambda m: m.prefill_ms, ".4f"),
+    ("decode ms/token", lambda m: m.decode_ms, ".2f"),
+    ("memory MiB", lambda m: m.memory_mib, ".0f"),
+]
+
+
+def markdown(results: list[Measured], facts: dict[str, str | int]) -> str:
     """A table for each context length, with what it says above it."""
     lines = [f"# What the steps of the solver buy: {facts['checkpoint']}", ""]
     lines += [f"- {name}: {value}" for name, value in facts.items() if name != "checkpoint"]
     for length in sorted({m.length for m in results}):
         here = [m for m in results if m.length == length]
-        spans = list(here[0].loss_by_position)
         lines += ["", f"## Context of {length} tokens", "", *statements(results, length), ""]
-        columns = [
-            "setting",
-            "loss",
-            "recall",
-            "iterations, mean",
-            "most",
-            "prefill ms/token",
-            "decode ms/token",
-            "memory MiB",
+        columns = _COLUMNS + [
+            (f"loss at {span}", lambda m, span=span: m.loss_by_position.get(span), ".4f")
+            for span in here[0].loss_by_position
         ]
-        columns += [f"loss at {span}" for span in spans]
-        lines += ["| " + " | ".join(columns) + " |", "| --- |" + " ---: |" * (len(columns) - 1)]
-        for m in here:
-            most = max(value for heads in m.max_iterations for value in heads)
-            exact = m.setting.kind == "exact"
-            cells = [m.setting.name, f"{m.loss:.4f}", _number(m.recall, ".3f"), "–" if exact else f"{m.iterations:.2f}"]
-            cells += ["–" if exact else str(most), _number(m.prefill_ms, ".4f"), _number(m.decode_ms, ".2f")]
-            cells += [_number(m.memory_mib, ".0f"), *(_number(m.loss_by_position.get(span), ".4f") for span in spans)]
-            lines.append("| " + " | ".join(cells) + " |")
+        body = [[m.setting.name, *(_number(value(m), form) for _, value, form in columns)] for m in here]
+        lines.append(table(["setting", *(head for head, _, _ in columns)], body))
     lines += ["", "## Iterations by layer and head (mean, most)", ""]
     for length in sorted({m.length for m in results}):
         shown = _shown([m for m in results if m.length == length])
         lines += [f"Context of {length}, {shown.setting.name}:", ""]
-        heads = len(shown.mean_iterations[0])
-        lines += ["| layer | " + " | ".join(f"head {h}" for h in range(heads)) + " |", "| --- |" + " ---: |" * heads]
-        for layer, (mean, most) in enumerate(zip(shown.mean_iterations, shown.max_iterations, strict=True)):
-            cells = [f"{a:.2f}, {b}" for a, b in zip(mean, most, strict=True)]
-            lines.append(f"| {layer} | " + " | ".join(cells) + " |")
-        lines.append("")
+        of_layers = enumerate(zip(shown.mean_iterations, shown.max_iterations, strict=True))
+        body = [[f"{i}", *(f"{a:.2f}, {b}" for a, b in zip(*both, strict=True))] for i, both in of_layers]
+        lines += [table(["layer", *(f"head {h}" for h in range(len(shown.mean_iterations[0])))], body), ""]
     return "\n".join(lines)
 
 
 def _number(value: float | None, form: str) -> str:
-    return "–" if value is None else format(value, form)
+    return EMPTY if value is None else format(value, form)
 
 
 def _shown(results: list[Measured]) -> Measured:
@@ -98,7 +97,7 @@ def _shown(results: list[Measured]) -> Measured:
     return by_name.get("tolerance 1e-04") or (tolerances or sorted(results, key=lambda m: -m.iterations))[0]
 
 
-def save(results: list[Measured], facts: dict[str, Any], directory: Path) -> list[Path]:
+def save(results: list[Measured], facts: dict[str, str | int], directory: Path) -> list[Path]:
     """Write sweep.md, sweep.json, quality_against_compute.png and iterations.png; returns their paths."""
     directory.mkdir(parents=True, exist_ok=True)
     report, data = directory / "sweep.md", directory / "sweep.json"
@@ -107,7 +106,7 @@ def save(results: list[Measured], facts: dict[str, Any], directory: Path) -> lis
     lengths = sorted({m.length for m in results})
     smallest = {length: cheapest([m for m in results if m.length == length]).setting.name for length in lengths}
     content = {"facts": facts, "smallest_compute": smallest, "results": rows}
-    data.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    write_json(data, content)
     pictures = [directory / "quality_against_compute.png", directory / "iterations.png"]
     draw_quality(results, pictures[0])
     draw_iterations(results, pictures[1])
@@ -116,10 +115,9 @@ def save(results: list[Measured], facts: dict[str, Any], directory: Path) -> lis
 
 def draw_quality(results: list[Measured], path: Path) -> None:
     """Loss against the mean number of iterations, a panel for each context length; the exact solve is a line."""
-    plt = _pyplot()
     lengths = sorted({m.length for m in results})
-    figure, axes = plt.subplots(1, len(lengths), figsize=(4.2 * len(lengths), 3.6), squeeze=False, sharey=True)
-    for axis, length in zip(axes[0], lengths, strict=True):
+    figure, axes = _panels(len(lengths), sharey=True)
+    for axis, length in zip(axes, lengths, strict=True):
         here = [m for m in results if m.length == length]
         for kind, marker in (("steps", "o"), ("tolerance", "s")):
             points = sorted(
@@ -137,38 +135,29 @@ def draw_quality(results: list[Measured], path: Path) -> None:
             if m.setting.kind == "exact":
                 axis.axhline(m.loss, color="black", linewidth=0.8, linestyle="--", label="exact solve")
         axis.set(title=f"context {length}", xlabel="iterations, mean")
-    axes[0][0].set_ylabel("loss, nats a token")
-    axes[0][0].legend(fontsize=7)
-    figure.tight_layout()
+    axes[0].set_ylabel("loss, nats a token")
+    axes[0].legend(fontsize=7)
     figure.savefig(path, dpi=150)
-    plt.close(figure)
 
 
 def draw_iterations(results: list[Measured], path: Path) -> None:
     """Mean iterations of every layer and head by position, a panel for each context length."""
-    plt = _pyplot()
     lengths = sorted({m.length for m in results})
-    figure, axes = plt.subplots(1, len(lengths), figsize=(4.2 * len(lengths), 3.6), squeeze=False)
-    for axis, length in zip(axes[0], lengths, strict=True):
+    figure, axes = _panels(len(lengths))
+    for axis, length in zip(axes, lengths, strict=True):
         shown = _shown([m for m in results if m.length == length])
         rows = [heads for layer in shown.iterations_by_position for heads in layer]
         names = [f"{i}.{h}" for i, layer in enumerate(shown.iterations_by_position) for h in range(len(layer))]
         image = axis.imshow(rows, aspect="auto", interpolation="nearest", vmin=0)
-        spans = [f"{a}-{b - 1}" for a, b in buckets(length)]
+        spans = [range_name(positions) for positions in position_ranges(length)]
         axis.set_xticks(range(len(spans)), spans, rotation=60, fontsize=6)
         axis.set_yticks(range(len(names)), names, fontsize=6)
         axis.set(title=f"context {length}, {shown.setting.name}", xlabel="position", ylabel="layer.head")
         axis.title.set_fontsize(8)
         figure.colorbar(image, ax=axis, label="iterations, mean")
-    figure.tight_layout()
     figure.savefig(path, dpi=150)
-    plt.close(figure)
 
 
-def _pyplot():
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    return plt
+def _panels(count: int, *, sharey: bool = False) -> tuple[Figure, list[Axes]]:
+    figure = Figure(figsize=(4.2 * count, 3.6), layout="constrained")
+    return figure, list(figure.subplots(1, count, squeeze=False, sharey=sharey)[0])

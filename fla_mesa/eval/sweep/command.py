@@ -1,4 +1,4 @@
-"""`fla-mesa sweep CHECKPOINT`: what each step of the solver buys, in quality and in time, over context lengths.
+"""`fla-mesa sweep CHECKPOINT`: the command line.
 
     fla-mesa sweep runs/mesa
     fla-mesa sweep runs/mesa --text held_out.txt --context_lengths 512,1024,4096 --steps 1,2,4,8 --tolerances 1e-2,1e-4
@@ -12,13 +12,21 @@ from __future__ import annotations
 
 import argparse
 import shlex
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
+import fla.models  # noqa: F401 (hybrids)
 import torch
+from transformers import AutoTokenizer, PreTrainedModel
 
 from fla_mesa.errors import UserError, command, mistakes_of
-from fla_mesa.eval.sweep_measure import Measured, Setting
+from fla_mesa.eval.checkpoint import check_checkpoint, load_model, recorded_suite, tokenizer_of
+from fla_mesa.eval.devices import check_device
+from fla_mesa.eval.measure.solver import mesa_layers
+from fla_mesa.eval.sweep.measured import Measured, Setting, measure_quality, measure_speed
+from fla_mesa.eval.sweep.reading import Reading, read_suite, read_text
+from fla_mesa.eval.sweep.report import save, statements
+from fla_mesa.train.provenance import commit, device_name, versions
 
 STEPS = (0, 1, 2, 5, 10, 20, 30)
 TOLERANCES = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
@@ -41,55 +49,36 @@ def _parser() -> argparse.ArgumentParser:
         description="Quality and speed of a MesaNet checkpoint against the steps or the tolerance of its solver.",
         allow_abbrev=False,
     )
-    parser.add_argument("checkpoint", help="a MesaNet checkpoint, or the folder of a PEFT adapter to one")
-    parser.add_argument("--output_dir", default="sweep", help="where the report goes (default: %(default)s)")
-    parser.add_argument(
+    add = parser.add_argument
+    add("checkpoint", help="a MesaNet checkpoint, or the folder of a PEFT adapter to one")
+    add("--output_dir", default="sweep", help="where the report goes (default: %(default)s)")
+    add(
         "--text",
         help="held-out text for a checkpoint of text: stdlib (default), a text file, a .jsonl file or a folder",
     )
-    parser.add_argument(
-        "--context_lengths", type=_numbers(int), help="default: 1, 2, 4 and 8 times the training length"
-    )
-    parser.add_argument(
-        "--steps", type=_numbers(int), default=STEPS, help=f"fixed numbers of steps (default: {_list(STEPS)})"
-    )
-    parser.add_argument(
-        "--tolerances",
-        type=_numbers(float),
-        default=TOLERANCES,
-        help=f"relative residuals to stop at (default: {_list(TOLERANCES)})",
-    )
-    parser.add_argument(
-        "--most_steps", type=int, default=30, help="cap on the steps where a tolerance is set (default: %(default)s)"
-    )
-    parser.add_argument("--no_exact", action="store_true", help="leave out the exact solve, which is slow")
-    parser.add_argument(
-        "--sequences", type=int, default=8, help="sequences of the longest context (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--needles", type=int, help="recall documents at each context length for a checkpoint of text (default: 16)"
-    )
-    parser.add_argument(
-        "--batch_size", type=int, default=4, help="sequences at a time; changes no number (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--repeats", type=int, default=3, help="timed turns of every setting; 0 measures no time (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--device",
-        default="cuda" if torch.cuda.is_available() else "cpu",
-        help="cpu, cuda, cuda:1, ... (default: %(default)s)",
-    )
-    parser.add_argument("--seed", type=int, help="of the choice of text and of the needles (default: 0)")
+    add("--context_lengths", type=_numbers(int), help="default: 1, 2, 4 and 8 times the training length")
+    add("--steps", type=_numbers(int), default=STEPS, help=f"fixed numbers of steps (default: {_list(STEPS)})")
+    help_ = f"relative residuals to stop at (default: {_list(TOLERANCES)})"
+    add("--tolerances", type=_numbers(float), default=TOLERANCES, help=help_)
+    add("--most_steps", type=int, default=30, help="cap on the steps where a tolerance is set (default: %(default)s)")
+    add("--no_exact", action="store_true", help="leave out the exact solve, which is slow")
+    add("--sequences", type=int, default=8, help="sequences of the longest context (default: %(default)s)")
+    add("--needles", type=int, help="recall documents at each context length for a checkpoint of text (default: 16)")
+    add("--batch_size", type=int, default=4, help="sequences at a time; changes no number (default: %(default)s)")
+    help_ = "timed turns of every setting; 0 measures no time (default: %(default)s)"
+    add("--repeats", type=int, default=3, help=help_)
+    default = "cuda" if torch.cuda.is_available() else "cpu"
+    add("--device", default=default, help="cpu, cuda, cuda:1, ... (default: %(default)s)")
+    add("--seed", type=int, help="of the choice of text and of the needles (default: 0)")
     return parser
 
 
-def _list(values: tuple) -> str:
+def _list(values: tuple[float, ...]) -> str:
     return ",".join(f"{value:g}" for value in values)
 
 
-def _numbers(kind: type) -> Any:
-    def read(text: str) -> tuple:
+def _numbers(kind: type[int] | type[float]) -> Callable[[str], tuple[float, ...]]:
+    def read(text: str) -> tuple[float, ...]:
         try:
             return tuple(kind(part) for part in text.split(","))
         except ValueError:
@@ -104,14 +93,6 @@ def sweep(arguments: argparse.Namespace, argv: list[str]) -> list[Measured]:
     Raises:
         ValueError: No checkpoint, no Mesa layer in it, or an argument out of range.
     """
-    import fla.models  # noqa: F401 (hybrids)
-
-    from fla_mesa.eval.checkpoint import check_checkpoint, load_model
-    from fla_mesa.eval.devices import check_device
-    from fla_mesa.eval.solver import mesa_layers
-    from fla_mesa.eval.sweep_measure import measure_quality, measure_speed
-    from fla_mesa.eval.sweep_report import save, statements
-
     settings = _settings(arguments)
     for name, low in (("sequences", 1), ("needles", 1), ("batch_size", 1), ("repeats", 0), ("seed", 0)):
         value = getattr(arguments, name)
@@ -127,7 +108,8 @@ def sweep(arguments: argparse.Namespace, argv: list[str]) -> list[Measured]:
         raise UserError(
             f"checkpoint {arguments.checkpoint!r} is a {model.config.model_type!r}; only Mesa layers ('mesanet') have steps to sweep"
         )
-    readings = _readings(arguments, model.config.max_position_embeddings)
+    suite = recorded_suite(arguments.checkpoint)
+    readings = _readings(arguments, suite, model.config.max_position_embeddings)
     results: list[Measured] = []
     for reading in readings:
         print(f"context of {reading.length} tokens, {len(reading.ids)} sequences", flush=True)
@@ -135,15 +117,13 @@ def sweep(arguments: argparse.Namespace, argv: list[str]) -> list[Measured]:
         for setting in settings:
             here.append(measure_quality(model, setting, reading, arguments.batch_size))
             recall = "" if here[-1].recall is None else f", recall {here[-1].recall:.3f}"
-            print(
-                f"  {setting.name:<16} loss {here[-1].loss:.4f}, {here[-1].iterations:.2f} iterations{recall}",
-                flush=True,
-            )
+            said = f"loss {here[-1].loss:.4f}, {here[-1].iterations:.2f} iterations{recall}"
+            print(f"  {setting.name:<16} {said}", flush=True)
         if arguments.repeats:
             measure_speed(model, here, reading, arguments.repeats)
         results += here
         print("".join(f"  {line}\n" for line in statements(here, reading.length)), end="", flush=True)
-    for path in save(results, _facts(arguments, argv, model, readings[0].recall_name), folder):
+    for path in save(results, _facts(arguments, argv, model, suite, readings[0].recall_name), folder):
         print(f"wrote {path}")
     return results
 
@@ -162,32 +142,24 @@ def _settings(arguments: argparse.Namespace) -> list[Setting]:
     return settings if arguments.no_exact else [*settings, Setting("exact")]
 
 
-def _readings(arguments: argparse.Namespace, trained: int):
-    from transformers import AutoTokenizer
-
-    from fla_mesa.eval.checkpoint import recorded_suite, tokenizer_of
-    from fla_mesa.eval.sweep_data import read_suite, read_text
-
+def _readings(arguments: argparse.Namespace, suite: str | None, trained: int) -> list[Reading]:
     lengths = sorted(set(arguments.context_lengths or (trained, 2 * trained, 4 * trained, 8 * trained)))
     if lengths[0] < 2:
         raise UserError(f"context_lengths must be integers >= 2; got {lengths[0]!r}")
-    spec = recorded_suite(arguments.checkpoint)
-    if spec is not None:
+    if suite is not None:
         for name in ("text", "needles", "seed"):
             if getattr(arguments, name) is not None:
-                raise UserError(f"{name}: the checkpoint was trained on {spec}, and is asked for that")
-        return read_suite(spec, lengths, arguments.sequences)
+                raise UserError(f"{name}: the checkpoint was trained on {suite}, and is asked for that")
+        return read_suite(suite, lengths, arguments.sequences)
     with mistakes_of(OSError, ValueError, prefix=f"checkpoint {arguments.checkpoint!r}: "):
         tokenizer = AutoTokenizer.from_pretrained(tokenizer_of(arguments.checkpoint))
     text, needles = arguments.text or "stdlib", arguments.needles or 16
     return read_text(tokenizer, text, lengths, arguments.sequences, needles, arguments.seed or 0)
 
 
-def _facts(arguments: argparse.Namespace, argv: list[str], model: Any, recall_name: str) -> dict[str, Any]:
-    from fla_mesa.eval.checkpoint import recorded_suite
-    from fla_mesa.train.provenance import commit, device_name, versions
-
-    suite = recorded_suite(arguments.checkpoint)
+def _facts(
+    arguments: argparse.Namespace, argv: list[str], model: PreTrainedModel, suite: str | None, recall_name: str
+) -> dict[str, str | int]:
     facts = {
         "checkpoint": Path(arguments.checkpoint).name,
         "command": shlex.join(["fla-mesa", "sweep", *argv]),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import cast
 
 import numpy as np
@@ -10,12 +12,22 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from fla_mesa.data import synthetic
+from fla_mesa.data.synthetic import IGNORE
 from fla_mesa.data.synthetic.mqar import MQAR
 from fla_mesa.data.synthetic.own_haystack_niah import OwnHaystackNIAH
 from fla_mesa.errors import UserError
 from fla_mesa.eval import heldout
+from fla_mesa.eval.needles import fitted
 
-IGNORE = synthetic.IGNORE
+_SHORTEST_NEEDLE = 220  # characters that hold variant 1's needle, question and answer
+
+
+@dataclass(frozen=True)
+class Recall:
+    """A recall task: `score` takes the greedy next token after each position of `ids`, both ``[m, length]``."""
+
+    ids: torch.Tensor
+    score: Callable[[np.ndarray], float]
 
 
 @dataclass(frozen=True)
@@ -26,15 +38,14 @@ class Reading:
         length: Tokens of context.
         ids: int64 ``[n, length]``.
         labels: Targets for the loss, -100 where there is none; the model shifts by one inside.
-        recall_ids, recall_labels: The same for the recall task, ``[m, length]``; None if it does not fit into this length.
-        recall_name: What the recall task is.
+        recall: The recall task; None if it does not fit into this length.
+        recall_name: What it is.
     """
 
     length: int
     ids: torch.Tensor
     labels: torch.Tensor
-    recall_ids: torch.Tensor | None
-    recall_labels: torch.Tensor | None
+    recall: Recall | None
     recall_name: str
 
 
@@ -58,17 +69,13 @@ def read_text(
     ids = _blocks(tokenizer, text, longest, sequences, seed)
     readings = []
     for length in lengths:
-        recall = _needles(tokenizer, length, needles, seed)
-        blocks = ids.reshape(-1, length)
-        recall_ids, recall_labels = (None, None) if recall is None else recall
-        readings.append(
-            Reading(length, blocks, blocks, recall_ids, recall_labels, "own-haystack-niah-1, answer tokens")
-        )
+        blocks, recall = ids.reshape(-1, length), _needles(tokenizer, length, needles, seed)
+        readings.append(Reading(length, blocks, blocks, recall, "own-haystack-niah-1, answer tokens"))
     return readings
 
 
 def read_suite(spec: str, lengths: list[int], sequences: int) -> list[Reading]:
-    """A synthetic suite's validation split; its scored positions are both the loss and what is recalled.
+    """A synthetic suite's validation split; its scored positions are the loss's, and its own rule scores what is recalled.
 
     MQAR is asked at every length, with its number of pairs; other suites at their own only.
     """
@@ -79,7 +86,8 @@ def read_suite(spec: str, lengths: list[int], sequences: int) -> list[Reading]:
     for one in tasks:
         rows = one.generate("validation", sequences, suite.seed)
         ids, labels = (torch.from_numpy(rows[key]) for key in ("input_ids", "labels"))
-        readings.append(Reading(one.columns, ids, labels, ids, labels, suite.name))
+        recall = Recall(ids, lambda guesses, one=one, rows=rows: float(one.scores(guesses, rows).mean()))
+        readings.append(Reading(one.columns, ids, labels, recall, suite.name))
     return readings
 
 
@@ -99,29 +107,22 @@ def _blocks(tokenizer: PreTrainedTokenizerBase, text: str, length: int, count: i
     return torch.tensor([stream[i * length : (i + 1) * length] for i in chosen.tolist()])
 
 
-def _needles(
-    tokenizer: PreTrainedTokenizerBase, length: int, count: int, seed: int
-) -> tuple[torch.Tensor, torch.Tensor] | None:
+def _needles(tokenizer: PreTrainedTokenizerBase, length: int, count: int, seed: int) -> Recall | None:
     """Needle documents that end within `length` tokens, padded on the right; None if none is that short."""
     task, rng = OwnHaystackNIAH(variant=1), np.random.default_rng([seed, length])
     ids = torch.zeros(count, length, dtype=torch.long)
     labels = torch.full((count, length), IGNORE, dtype=torch.long)
-    per_token = 1.0
-    for row in range(count):
-        for _ in range(20):
-            characters = int(length * per_token)
-            if characters < 220:
-                return None
-            document = task.document(rng, length=characters)
-            context, answer = (
-                tokenizer(part, add_special_tokens=False)["input_ids"] for part in (document.context, document.answer)
-            )
-            if len(context) + len(answer) <= length:
-                break
-            per_token *= 0.95 * length / (len(context) + len(answer))
-        else:
-            return None
+    try:
+        documents = list(islice(fitted(task, tokenizer, length, rng, _SHORTEST_NEEDLE), count))
+    except ValueError:
+        return None
+    for row, (_, context, answer) in enumerate(documents):
         whole = torch.tensor(context + answer)
         ids[row, : len(whole)] = whole
         labels[row, len(context) : len(whole)] = whole[len(context) :]
-    return ids, labels
+
+    def answer_tokens(guesses: np.ndarray) -> float:
+        right, scored = task.correct(guesses, {"labels": labels.numpy()})
+        return float(right.sum() / scored.sum())
+
+    return Recall(ids, answer_tokens)

@@ -1,0 +1,6 @@
+"""Every figure of one model, computed in one place. Knows one model and its data, and no command.
+
+quality   loss by position, the score on a synthetic task
+speed     prefill, decoding, memory, the size of a state
+solver    how Mesa layers solve: settings for a while, iterations, what did not converge
+"""

@@ -1,0 +1,52 @@
+"""JSON files: written whole or not at all, read as what they must be, with errors that name the file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from fla_mesa.errors import UserError
+
+
+class Unreadable(UserError):
+    """A file is there, but is no JSON object of this program. The message names it and says why."""
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Replace `path` by `content`, whole or not at all.
+
+    Raises:
+        ValueError: JSON cannot hold it; NaN, for example.
+        OSError: It cannot be written.
+    """
+    text = json.dumps(content, indent=2, allow_nan=False) + "\n"
+    unfinished = path.with_name(path.name + ".tmp")
+    unfinished.write_text(text, encoding="utf-8")
+    unfinished.replace(path)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a file.
+
+    Raises:
+        FileNotFoundError: There is no file.
+        Unreadable: It cannot be read, is not JSON, or holds something other than an object.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError) as error:
+        raise Unreadable(f"{path} cannot be read ({error})") from None
+    if not isinstance(content, dict):
+        raise Unreadable(f"{path} cannot be read (it holds no object)")
+    return content
+
+
+def read_json_if_there(path: Path) -> dict[str, Any] | None:
+    """As :func:`read_json`; None if there is no file."""
+    try:
+        return read_json(path)
+    except FileNotFoundError:
+        return None
