@@ -46,7 +46,8 @@ class MesaNet(QKVMixer):
         max_cg_step_decoding: Most steps per decoded token.
         gamma_cap: Most that the forget gate can be where beta is 1; in (0, 1], or None for no cap. Without it, long runs of one token
             make the system degenerate.
-        cg_tolerance: Relative residual at which a position's solve stops, as in :func:`~fla_mesa.ops.chunk_mesa_net`.
+        cg_tolerance: Relative residual at which a position's solve stops, or None for what the back end does, as in
+            :func:`~fla_mesa.ops.chunk_mesa_net`.
         backend: What solves: a back end of that function, or None for the one that suits the device.
         gamma_init: Forget gates of the first and of the last head at the start; see :class:`~fla_mesa.layers.recurrent.QKVMixer`.
 
@@ -81,7 +82,7 @@ class MesaNet(QKVMixer):
         max_cg_step_decoding: int = 30,
         *,
         gamma_cap: float | None = 0.9975,
-        cg_tolerance: float = 1e-4,
+        cg_tolerance: float | None = None,
         gamma_init: Sequence[float] = (0.5, 0.5),
         lambda_init: float = 1.0,
         train_lambda: bool = True,
