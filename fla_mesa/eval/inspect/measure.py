@@ -13,6 +13,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
+from fla_mesa.eval.measure.solver import mesa_layers
 from fla_mesa.layers import MesaNet
 from fla_mesa.layers.mesa_net import Regression
 
@@ -51,7 +52,7 @@ def inspect_layers(model: nn.Module, ids: torch.Tensor) -> list[LayerReport]:
         model: A language model; in evaluation mode, on any device.
         ids: Tokens ``[B, T]``, each row one sequence.
     """
-    layers = [module for module in model.modules() if isinstance(module, MesaNet)]
+    layers = mesa_layers(model)
     inputs: dict[MesaNet, torch.Tensor] = {}
 
     def keep(layer: nn.Module, args: tuple, kwargs: dict) -> None:
@@ -101,7 +102,10 @@ def states(problem: Regression, spots: np.ndarray) -> Iterator[tuple[int, torch.
     h, at_kv = q.new_zeros(B, H, K, K), q.new_zeros(B, H, K, v.shape[-1])
     wanted = set(spots.tolist())
     for t in range(T):
-        gamma, weighted = g[:, t].exp()[..., None, None], (beta[:, t, :, None] * k[:, t])[..., None]  # [B, H, 1, 1], [B, H, K, 1]
+        gamma, weighted = (
+            g[:, t].exp()[..., None, None],
+            (beta[:, t, :, None] * k[:, t])[..., None],
+        )  # [B, H, 1, 1], [B, H, K, 1]
         h = gamma * h + weighted * k[:, t, :, None, :]
         at_kv = gamma * at_kv + weighted * v[:, t, :, None, :]
         if t in wanted:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib import colormaps
+from matplotlib.figure import Figure
 
 from fla_mesa.eval.inspect.measure import LayerReport, log_spaced
+from fla_mesa.json_files import write_json
+from fla_mesa.markdown import table
 
 COLUMNS = (
     "layer.head",
@@ -30,7 +33,7 @@ def save(layers: list[LayerReport], facts: dict[str, Any], folder: Path) -> list
     folder.mkdir(parents=True, exist_ok=True)
     report, data = folder / "inspect.md", folder / "inspect.json"
     report.write_text(markdown(layers, facts), encoding="utf-8")
-    data.write_text(json.dumps({"facts": facts, "layers": [_curves(layer) for layer in layers]}, indent=1) + "\n")
+    write_json(data, {"facts": facts, "layers": [_curves(layer) for layer in layers]})
     return [report, data, *_draw(layers, folder)]
 
 
@@ -38,10 +41,8 @@ def markdown(layers: list[LayerReport], facts: dict[str, Any]) -> str:
     """One row a head."""
     lines = [f"# Inside the Mesa layers of {facts['checkpoint']}", ""]
     lines += [f"- {name}: {value}" for name, value in facts.items() if name != "checkpoint"]
-    lines += ["", "| " + " | ".join(COLUMNS) + " |", "| --- |" + " ---: |" * (len(COLUMNS) - 1)]
-    for number, layer in enumerate(layers):
-        for head in range(layer.lamb.shape[0]):
-            lines.append("| " + " | ".join([f"{number}.{head}", *_row(layer, head)]) + " |")
+    heads = [(number, head) for number, layer in enumerate(layers) for head in range(layer.lamb.shape[0])]
+    lines += ["", table(COLUMNS, [[f"{number}.{head}", *_row(layers[number], head)] for number, head in heads])]
     lines += [
         "",
         "Condition: of H + diag(lambda). Half-life: positions after which half of a key is forgotten at the median gate. Not converged: "
@@ -57,7 +58,7 @@ def _row(layer: LayerReport, head: int) -> list[str]:
     condition, iterations = layer.condition[..., head], layer.iterations[..., head]
     return [
         _spread(gamma, ".4f"),
-        f"{np.log(0.5) / np.log(np.median(gamma)):.1f}",
+        f"{-1 / np.log2(min(np.median(gamma), 1 - 1e-12)):.1f}",
         _spread(beta, ".3f"),
         f"{np.median(lamb):.3f} ({lamb.min():.3f}-{lamb.max():.3f})",
         f"{np.median(condition):.1f}",
@@ -87,51 +88,43 @@ def _curves(layer: LayerReport) -> dict[str, Any]:
 
 
 def _draw(layers: list[LayerReport], folder: Path) -> list[Path]:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     names = [f"{i}.{head}" for i, layer in enumerate(layers) for head in range(layer.lamb.shape[0])]
-    colors = plt.get_cmap("viridis")(np.linspace(0, 0.95, len(names)))
-    paths = []
+    colors = colormaps["viridis"](np.linspace(0, 0.95, len(names)))
+    positions = layers[0].spots
 
-    def finish(figure: Any, name: str) -> None:
-        figure.tight_layout()
-        figure.savefig(folder / name, dpi=150)
-        plt.close(figure)
-        paths.append(folder / name)
+    def heads(name: str) -> list[np.ndarray]:
+        """Of each head, an attribute of :class:`LayerReport` whose last axis is the heads."""
+        return [getattr(layer, name)[..., h] for layer in layers for h in range(layer.lamb.shape[0])]
 
-    def heads(layer_values: str) -> list[np.ndarray]:
-        """Of each head ``[..., its values]``."""
-        return [getattr(layer, layer_values)[..., h] for layer in layers for h in range(layer.lamb.shape[0])]
-
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.4))
-    for axis, name in zip(axes, ("gamma", "beta"), strict=True):
+    gates = Figure(figsize=(9, 3.4), layout="constrained")
+    for axis, name in zip(gates.subplots(1, 2), ("gamma", "beta"), strict=True):
         axis.boxplot([values.ravel() for values in heads(name)], showfliers=False, whis=(5, 95))
         axis.set_xticks(range(1, len(names) + 1), names, rotation=60, fontsize=7)
         axis.set(title=f"{name}: median, quartiles, 5 to 95 %", xlabel="layer.head", ylim=(0, 1))
-    finish(figure, "gates.png")
 
-    figure, axis = plt.subplots(figsize=(5, 3.4))
+    ridge = Figure(figsize=(5, 3.4), layout="constrained")
+    axis = ridge.subplots()
     for color, name, lamb in zip(colors, names, (row for layer in layers for row in layer.lamb), strict=True):
         axis.plot(np.sort(lamb), color=color, label=name)
     axis.set(title="lambda, sorted within each head", xlabel="key dimension, sorted", ylabel="lambda", ylim=(0, None))
     axis.legend(fontsize=6, ncols=2, title="layer.head", title_fontsize=6)
-    finish(figure, "lambda.png")
 
-    figure, axes = plt.subplots(1, 3, figsize=(13, 3.6))
-    positions = layers[0].spots + 1
-    shown = (
-        ("condition", "condition number of H + diag(lambda)", "log"),
-        ("iterations", "iterations of the solver", "linear"),
-        ("cosine", "cosine of the plain and the solved read", "linear"),
-    )
-    for axis, (name, title, scale) in zip(axes, shown, strict=True):
-        for color, label, values in zip(colors, names, heads(name), strict=True):
-            curve = np.nanmean(values if values.shape[1] == len(positions) else values[:, layers[0].spots], axis=0)
-            axis.plot(positions, curve, color=color, label=label, linewidth=1.2)
-        axis.set(title=title, xlabel="position", xscale="log", yscale=scale)
+    along = Figure(figsize=(13, 3.6), layout="constrained")
+    axes = along.subplots(1, 3)
+    curves = {
+        "condition number of H + diag(lambda)": heads("condition"),
+        "iterations of the solver": [values[:, positions] for values in heads("iterations")],
+        "cosine of the plain and the solved read": heads("cosine"),
+    }
+    for axis, (title, values) in zip(axes, curves.items(), strict=True):
+        for color, name, one in zip(colors, names, values, strict=True):
+            axis.plot(positions + 1, np.nanmean(one, axis=0), color=color, label=name, linewidth=1.2)
+        axis.set(title=title, xlabel="position", xscale="log")
+    axes[0].set_yscale("log")
     axes[0].legend(fontsize=6, ncols=2, title="layer.head", title_fontsize=6)
-    finish(figure, "positions.png")
+
+    paths = []
+    for name, figure in (("gates", gates), ("lambda", ridge), ("positions", along)):
+        paths.append(folder / f"{name}.png")
+        figure.savefig(paths[-1], dpi=150)
     return paths
