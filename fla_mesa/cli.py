@@ -4,12 +4,13 @@ import argparse
 import importlib
 import sys
 
+from fla_mesa.plugins import FLAG, HELP
+
 # Name: the module whose `main(argv) -> exit code` is the command, and what it does.
 COMMANDS = {
     "train": ("fla_mesa.train.command", "train a model on text or on a synthetic task"),
     "eval": ("fla_mesa.eval.harness", "run lm-evaluation-harness on checkpoints"),
     "sweep": ("fla_mesa.eval.sweep.command", "what each step of the solver buys a MesaNet checkpoint"),
-    "inspect": ("fla_mesa.eval.inspect.command", "what the Mesa layers of a checkpoint hold and solve"),
     "compare": ("fla_mesa.eval.compare", "train several models alike and compare them in a table and pictures"),
     "export": ("fla_mesa.train.export", "put a checkpoint of several processes together in a folder"),
     "configs": ("fla_mesa.models.config_files", "write architectures as JSON files, for flame and other trainers"),
@@ -23,7 +24,7 @@ def _parser() -> argparse.ArgumentParser:
         description="MesaNet for the flash-linear-attention ecosystem.",
         epilog="commands:\n"
         + "\n".join(f"  {name:<9} {purpose}" for name, (_, purpose) in COMMANDS.items())
-        + "\n\n`fla-mesa COMMAND --help` shows the flags of a command.",
+        + f"\n\nevery command takes\n  {FLAG} MODULE  {HELP}\n\n`fla-mesa COMMAND --help` shows its other flags.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -48,7 +49,7 @@ def main(argv: list[str] | None = None) -> int:
     module, _ = COMMANDS[given.command]
     try:
         importlib.import_module("fla_mesa.registration")  # `import fla_mesa` has not done so in this process
-        return importlib.import_module(module).main(given.arguments)  # an `errors.command`: it ends as that says
+        return importlib.import_module(module).main(given.arguments)  # a `commands.command`: it ends as that says
     except KeyboardInterrupt:  # while this imports
         print("\nfla-mesa: stopped", file=sys.stderr)
         return 130

@@ -1,25 +1,14 @@
-"""What a user can mend, told apart from a bug, and how a command ends on either.
-
-    @command("train")
-    def main(argv): ...
-
-A command prints one line for what its user can mend: a :class:`UserError`, a file that cannot be opened, a full disk. Everything else is a
-bug in this package or another, and keeps its traceback.
-"""
+"""What a user can mend, told apart from a bug; fla_mesa.commands ends a command by it."""
 
 from __future__ import annotations
 
 import errno
-import functools
 import os
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 # Exit codes. DISK_FULL has its own: whoever started the command may have to stop, too, and a full disk has no room for a file that says so.
 MISTAKE, DISK_FULL, STOPPED = 2, 3, 130
-
-Main = Callable[[list[str]], int]
 
 
 class UserError(ValueError):
@@ -51,41 +40,3 @@ def is_disk_full(error: BaseException | None) -> bool:
             return True
         error = error.__cause__ or error.__context__
     return False
-
-
-def command(name: str) -> Callable[[Main], Main]:
-    """Decorator of a subcommand's ``main(argv) -> exit code``: mistakes end it with one line on standard error and an exit code.
-
-    Args:
-        name: The subcommand of ``fla-mesa``.
-    """
-
-    def decorate(main: Main) -> Main:
-        @functools.wraps(main)
-        def guarded(argv: list[str]) -> int:
-            try:
-                return main(argv)
-            except KeyboardInterrupt:
-                print(f"\nfla-mesa {name}: stopped", file=sys.stderr)
-                return STOPPED
-            except Exception as error:
-                code, line = _verdict(error)
-                if code is None:
-                    raise
-                print(f"fla-mesa {name}: {line}", file=sys.stderr)
-                return code
-
-        return guarded
-
-    return decorate
-
-
-def _verdict(error: Exception) -> tuple[int | None, str]:
-    """The exit code for a mistake and what to print, or None for a bug."""
-    if is_disk_full(error):
-        return DISK_FULL, f"{error}; make room, and start it again"
-    if isinstance(error, UserError):
-        return MISTAKE, str(error)
-    if isinstance(error, OSError) and error.filename is not None:  # it names the file
-        return MISTAKE, str(error)
-    return None, ""

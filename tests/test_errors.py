@@ -5,7 +5,8 @@ import os
 
 import pytest
 
-from fla_mesa.errors import DISK_FULL, MISTAKE, STOPPED, UserError, command, mistakes_of
+from fla_mesa.commands import command
+from fla_mesa.errors import DISK_FULL, MISTAKE, STOPPED, UserError, mistakes_of
 
 
 def raising(error):

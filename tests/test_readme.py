@@ -18,7 +18,7 @@ TEXT = (ROOT / "README.md").read_text()
 _STEPS = "--max_steps 4 --per_device_train_batch_size 2 --save_steps 2 --eval_strategy no"
 _TEXT = (
     f"{_STEPS} --data text.txt --seq_len 32 --eval_tokens 256 "
-    "--config_overrides hidden_size=16,num_hidden_layers=1,num_heads=1,head_dim=16,intermediate_size=16"
+    "--config_overrides hidden_size=16,num_hidden_layers=1,num_heads=1,intermediate_size=16"
 )
 _SUITE = f"{_STEPS} --suite mqar:vocab_size=64,length=32,num_pairs=2,train=32,validation=8,test=8 --size 2x64"
 _SWEEP = "--context_lengths 32,64 --sequences 1 --repeats 1 --steps 1 --tolerances 1e-2"
@@ -72,6 +72,9 @@ def test_commands_then_python(folder, monkeypatch):
     commands = [line for block in blocks("sh") for line in block.splitlines() if line and not line.startswith("pip ")]
     assert any(line.startswith("fla-mesa train") for line in commands)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    for block in blocks("python"):  # those that are files
+        if name := re.match(r"# (\w+\.py)\n", block):
+            (folder / name[1]).write_text(block)
     children = Children()
     for number, line in enumerate(commands):
         program, *words = shortened(line)

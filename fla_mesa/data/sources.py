@@ -1,189 +1,52 @@
-"""From the name of a source (`--data`) to blocks of tokens for training and validation."""
+"""The sources of data by name: what `--data` takes.
 
-import hashlib
-from collections import Counter
+    @register_source("recall")
+    def recall(request: DataRequest) -> Splits: ...
+
+`--data recall` and `--data recall:settings` are then that function's, here or from a plug-in.
+"""
+
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import cast
+from typing import TypeVar
 
-from torch.utils.data import Dataset
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
-
-from fla_mesa.data import tables, text_files
-from fla_mesa.data.packing import TokenBlocks, describe, tokenize
-from fla_mesa.data.tokenizer import byte_tokenizer
-from fla_mesa.errors import UserError
-
-TEXT_SEQ_LEN = 256
-BYTE_TOKENIZER = "bytes"
-
-
-@dataclass(frozen=True)
-class DataRequest:
-    """What the user asked for. None means: not said; a source then takes its own value.
-
-    `predict_end_of_text`: whether the token between two documents is a target. By default it is not, as in arXiv 2506.05233,
-    G.3; sources other than text have no such token.
-    """
-
-    spec: str = "stdlib"
-    validation: str | None = None
-    config: str | None = None
-    text_column: str | None = None
-    tokenizer: str | None = None
-    seq_len: int | None = None
-    predict_end_of_text: bool = False
-    seed: int = 42
-    say: Callable[[str], None] = print
-
-    def reject(self, *names: str) -> None:
-        """Raises UserError if one of the named options was given: for sources to which they mean nothing."""
-        for name in names:
-            if getattr(self, name) is not None:
-                raise UserError(f"{name}: does not apply to --data {self.spec}, got {getattr(self, name)!r}")
-
-
-@dataclass(frozen=True)
-class Splits:
-    """Data ready for training.
-
-    Rows of `train` and `validation` are `{"input_ids", "labels"}`, int64 `[<= seq_len]`; the model shifts the labels,
-    and label -100 counts for nothing. `bytes_per_token` is None where the tokens stand for no text.
-    """
-
-    train: Dataset
-    validation: Dataset
-    vocab_size: int
-    seq_len: int
-    sha256: str
-    tokenizer: PreTrainedTokenizerBase | None = None
-    bytes_per_token: float | None = None
-    facts: dict = field(default_factory=dict)
-
-    @property
-    def special_ids(self) -> dict[str, int | None]:
-        """bos, eos and pad as a configuration takes them."""
-        names = ("bos_token_id", "eos_token_id", "pad_token_id")
-        return {name: getattr(self.tokenizer, name, None) for name in names}
-
+from fla_mesa.data import synthetic
+from fla_mesa.data.request import DataRequest, Splits
+from fla_mesa.data.synthetic.source import load as load_suite
+from fla_mesa.data.text import load_text
 
 Loader = Callable[[DataRequest], Splits]
+Decorated = TypeVar("Decorated", bound=Loader)
+
 _REGISTERED: dict[str, Loader] = {}
 
 
-def register_source(name: str, loader: Loader) -> None:
-    """Makes `--data name`, and `--data name:settings`, mean `loader`. Raises ValueError if the name is taken."""
-    if name in names():
-        raise ValueError(f"name: {name!r} is a source already")
-    _REGISTERED[name] = loader
+def register_source(name: str) -> Callable[[Decorated], Decorated]:
+    """Decorator of a function from a request to its data, under a name of its own. Raises ValueError if the name is taken."""
+
+    def add(loader: Decorated) -> Decorated:
+        if name in names():
+            raise ValueError(f"name: {name!r} is a source already")
+        _REGISTERED[name] = loader
+        return loader
+
+    return add
 
 
 def names() -> list[str]:
-    """The sources that have a name of their own."""
-    return ["stdlib", *_REGISTERED]
+    """The sources that have a name of their own; every synthetic suite is one."""
+    return ["stdlib", *synthetic.suites(), *_REGISTERED]
 
 
 def load_data(request: DataRequest) -> Splits:
     """The data that `request` names, read, checked, tokenised and cut to blocks.
 
-    `spec` is, in this order: a registered name, which settings may follow after a colon; a file or folder; the name of a
-    data set on the Hugging Face hub.
-    Validation is `request.validation`, else the data's own validation split, else a fixed part that is held out.
-    Raises UserError naming the file or the option at fault.
+    `spec` is, in this order: the name of a source, which settings may follow after a colon; a file or folder; the name of a data set on
+    the Hugging Face hub. Validation is `request.validation`, else the data's own validation split, else a fixed part that is held out.
+
+    Raises:
+        UserError: A file or an option is at fault; the message names it.
     """
-    loader = _REGISTERED.get(request.spec.partition(":")[0], _text)
-    return loader(request)
-
-
-def _find(spec: str, request: DataRequest) -> text_files.TextFiles | tables.Table:
-    path = Path(spec).expanduser()
-    if spec != "stdlib" and not path.exists():
-        known = tables.suffix_of(path) in text_files.SUFFIXES | tables.SUFFIXES
-        if known or spec.startswith((".", "/", "~")) or spec.count("/") > 1:
-            raise UserError(f"{path}: no such file or folder")
-        return tables.read_hub(spec, request.config, request.text_column)
-    if request.config is not None and spec == request.spec:
-        raise UserError(
-            f"data_config: {spec} is no data set of the hub and has no configurations, got {request.config!r}"
-        )
-    if spec == "stdlib":
-        return text_files.standard_library(say=request.say)
-    if path.is_dir():
-        return _find_in_folder(path, request)
-    if tables.suffix_of(path) in tables.SUFFIXES:
-        return tables.read_files(path.parent, [path], request.text_column)
-    return text_files.read_file(path)  # whatever its name: it was asked for, and what is no text is found out
-
-
-def _find_in_folder(root: Path, request: DataRequest) -> text_files.TextFiles | tables.Table:
-    files = text_files.walk(root)
-    rows = [file for file in files if tables.suffix_of(file) in tables.SUFFIXES]
-    texts = [file for file in files if file.suffix.lower() in text_files.SUFFIXES]
-    used = rows or texts
-    if not used:
-        known = " ".join(sorted(tables.SUFFIXES | text_files.SUFFIXES))
-        raise UserError(f"{root}: no file of a known type in the folder; known are {known}")
-    if len(used) < len(files):
-        kinds = Counter(file.suffix or "without suffix" for file in set(files) - set(used)).most_common()
-        request.say(f"{root}: files of other kinds left out: {', '.join(f'{kind} {count}' for kind, count in kinds)}")
-    return tables.read_files(root, rows, request.text_column) if rows else text_files.read_folder(root, texts)
-
-
-def load_tokenizer(name: str | None) -> PreTrainedTokenizerBase:
-    """The byte tokenizer (`bytes`), or one by its folder or hub name. Raises UserError if it cannot be loaded."""
-    if name in (None, BYTE_TOKENIZER):
-        return byte_tokenizer()
-    try:
-        return AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        raise UserError(f"tokenizer: {name!r} cannot be loaded: {error}") from error
-
-
-def _text(request: DataRequest) -> Splits:
-    seq_len = TEXT_SEQ_LEN if request.seq_len is None else request.seq_len
-    tokenizer = load_tokenizer(request.tokenizer)
-    found = _find(request.spec, request)
-    other = found if request.validation is None else _find(request.validation, request)
-    if request.text_column is not None and not isinstance(found, tables.Table) and not isinstance(other, tables.Table):
-        raise UserError(f"text_column: {request.spec} is text without columns, got {request.text_column!r}")
-    if request.validation is not None:
-        train, validation, how = found.for_training(), other.for_validation(), request.validation
-    else:
-        train, validation, how = found.split()
-
-    cache = _token_cache()
-    train_tokens, validation_tokens = tokenize(train, tokenizer, cache), tokenize(validation, tokenizer, cache)
-    unscored = None if request.predict_end_of_text else cast("int | None", tokenizer.eos_token_id)
-    train_blocks = TokenBlocks(train_tokens.ids, seq_len, unscored=unscored)
-    # The model looks back only, so what fills up the last block is never seen by what is scored in it.
-    validation_blocks = TokenBlocks(validation_tokens.ids, seq_len, keep_tail=True, unscored=unscored)
-    for part, blocks in (("training", train_blocks), ("validation", validation_blocks)):
-        if not len(blocks):
-            raise UserError(
-                f"data: {len(blocks.ids)} tokens of {part} text are too few for a block of {seq_len} (seq_len)"
-            )
-
-    sha256 = hashlib.sha256(f"{train_tokens.sha256} {validation_tokens.sha256}".encode()).hexdigest()
-    request.say(
-        f"data: {request.spec}: {train_tokens.documents + validation_tokens.documents:,} documents, "
-        f"{train_tokens.text_bytes + validation_tokens.text_bytes:,} bytes, sha256 {sha256[:16]}; "
-        f"{len(train_tokens.ids):,} tokens to train on, {len(validation_tokens.ids):,} held out ({how})"
-    )
-    return Splits(
-        train=train_blocks,
-        validation=validation_blocks,
-        vocab_size=len(tokenizer),
-        seq_len=seq_len,
-        sha256=sha256,
-        tokenizer=tokenizer,
-        bytes_per_token=validation_tokens.bytes_per_token,
-        facts={"held_out": how, "train": describe(train_tokens), "validation": describe(validation_tokens)},
-    )
-
-
-def _token_cache() -> Path:
-    """Where tokens of tables are kept: beside the tables that `datasets` keeps (HF_HOME, HF_DATASETS_CACHE)."""
-    from datasets.config import HF_DATASETS_CACHE
-
-    return Path(HF_DATASETS_CACHE) / "fla_mesa_tokens"
+    name = request.spec.partition(":")[0]
+    if name in synthetic.suites():
+        return load_suite(request)
+    return _REGISTERED.get(name, load_text)(request)

@@ -5,7 +5,7 @@ import math
 import numpy as np
 
 from fla_mesa.data.packing import TokenBlocks
-from fla_mesa.data.sources import Splits
+from fla_mesa.data.request import Splits
 from fla_mesa.data.tokenizer import END_OF_TEXT_ID, VOCAB_SIZE, is_byte_tokenizer
 
 UNIFORM_BITS_PER_BYTE = math.log2(256)

@@ -13,6 +13,7 @@ from typing import Any
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from fla_mesa.errors import UserError, mistakes_of
+from fla_mesa.plugins import load_those_of
 
 ADAPTER_FILE = "adapter_config.json"
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin", "*.safetensors.index.json", "pytorch_model.bin.index.json", "*.gguf")
@@ -37,6 +38,7 @@ def check_checkpoint(path: str) -> None:
     if (directory / ADAPTER_FILE).is_file():
         _check_adapter(path)
         return
+    load_those_of(directory)
     config_file = directory / "config.json"
     if not config_file.is_file():
         inside = sorted(entry.name for entry in directory.iterdir())

@@ -11,8 +11,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TextIO
 
+from fla_mesa import plugins
+from fla_mesa.commands import command
 from fla_mesa.data import load_data
-from fla_mesa.errors import UserError, command
+from fla_mesa.errors import UserError
 from fla_mesa.eval import report, report_suite
 from fla_mesa.eval.children import Children
 from fla_mesa.eval.compare_cells import Cell, Outcome
@@ -30,10 +32,10 @@ _BAR = 20  # columns
 def main(argv: list[str]) -> int:
     """Runs the command; returns its exit code: 0, 1 (no model could be trained, or the disk is full), 2 (wrong settings), 130 or 143
     (stopped)."""
-    line = ["fla-mesa", "compare", *argv]
+    line = ["fla-mesa", "compare", *plugins.flags(), *argv]
     plans = parse_all(argv)
     for plan in plans:  # what is wrong with the data is said once, and now
-        load_data(data_request(plan.settings, plan.seeds[0], say=lambda _: None))
+        load_data(data_request(plan.settings, say=lambda _: None))
     for plan in plans:
         open_folder(plan)
     locks = [take(plan) for plan in plans]

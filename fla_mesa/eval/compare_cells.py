@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fla_mesa import plugins
 from fla_mesa.eval import compare_measure as measuring
 from fla_mesa.eval.children import Children
 from fla_mesa.eval.compare_settings import Plan
@@ -112,7 +113,14 @@ class Cell:
             DiskFull: So it ended because of that.
             OSError: The outcome cannot be stored.
         """
-        flags = ["--model", self.plan.full_name(self.model), "--size", self.plan.size, *self.plan.training]
+        flags = [
+            *plugins.flags(),
+            "--model",
+            self.plan.full_name(self.model),
+            "--size",
+            self.plan.size,
+            *self.plan.training,
+        ]
         flags += ["--learning_rate", repr(self.learning_rate), "--seed", str(self.seed)]
         flags += ["--output_dir", str(self.folder), "--resume", "--disable_tqdm", "true"]
         if (changes := self.plan.overrides[self.model]) is not None:
@@ -140,7 +148,13 @@ class Cell:
     def measure(self, speed: bool, report: Report) -> str | None:
         """Measures the trained model; returns what went wrong, or None."""
         report(0.0, "measuring")
-        flags = ["--file", str(self.folder / MEASURED_FILE), "--position_tokens", str(self.plan.position_tokens)]
+        flags = [
+            *plugins.flags(),
+            "--file",
+            str(self.folder / MEASURED_FILE),
+            "--position_tokens",
+            str(self.plan.position_tokens),
+        ]
         flags += ["--speed"] if speed else []
         log = self._log("measure")
         code, _ = self.children.run(measuring.main, [str(self.folder), *flags], log, lambda: None)

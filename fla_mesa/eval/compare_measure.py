@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from fla_mesa.commands import command
 from fla_mesa.data import DataRequest, Splits, load_data, synthetic
 from fla_mesa.eval.measure import quality
 from fla_mesa.eval.measure.speed import median_seconds, peak_memory, prefill, training_step
@@ -27,6 +28,7 @@ BATCHES = (1, 8)
 DECODED = 32  # tokens a sequence
 
 
+@command("compare: measuring")
 def main(argv: list[str]) -> int:
     """Runs the command; returns its exit code."""
     parser = argparse.ArgumentParser(prog="measure", allow_abbrev=False)
@@ -77,7 +79,6 @@ def validation_blocks(metrics: dict[str, Any], seq_len: int) -> Splits:
         text_column=settings["text_column"],
         tokenizer=settings["tokenizer"],
         seq_len=seq_len,
-        seed=settings["seed"],
     )
     return load_data(request)
 

@@ -129,11 +129,11 @@ def _parser() -> argparse.ArgumentParser:
         'a model holds changes for it alone: {"fuse_norm": false, "mesanet": {"gamma_init": [0.5, 0.98]}}.',
         allow_abbrev=False,
     )
-    matched = ", ".join(zoo.MATCHED)
+    matched = ", ".join(zoo.names("matched"))
     parser.add_argument(
         "--preset", help=f"start from a named set of flags, {', '.join(PRESETS)}; flags given beside it win"
     )
-    parser.add_argument("--models", help=f"comma-separated; available: {', '.join(zoo.RELEASED)}")
+    parser.add_argument("--models", help=f"comma-separated; available: {', '.join(zoo.names('released'))}")
     parser.add_argument(
         "--size",
         help=f"comma-separated; available: {', '.join(zoo.sizes())}, or LAYERSxWIDTH such as 2x64 (default: {_OWN_DEFAULTS['size']})",
@@ -281,7 +281,7 @@ def _overrides(text: str | None, models: list[str]) -> dict[str, str | None]:
     if text is None:
         return dict.fromkeys(models)
     common = overrides.parse(text)
-    own = {key: common.pop(key) for key in list(common) if key in zoo.RELEASED}
+    own = {key: common.pop(key) for key in list(common) if key in zoo.names("released")}
     for name, changes in own.items():
         if not isinstance(changes, dict):
             raise UserError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fla_mesa.commands import command
 from fla_mesa.eval import compare
 from fla_mesa.eval.compare_cells import Cell
 from fla_mesa.eval.compare_settings import Plan, parse_all
@@ -12,6 +13,7 @@ PRESET = ["--preset", "demo"]
 WRITER, PROMPT = "mesanet", "def "
 
 
+@command("demo")
 def main(argv: list[str]) -> int:
     """`fla-mesa compare --preset demo` and the flags given, then a sample of text; returns the exit code."""
     if {"-h", "--help"} & set(argv):

@@ -28,7 +28,8 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from fla_mesa.errors import UserError, command, mistakes_of
+from fla_mesa.commands import command
+from fla_mesa.errors import UserError, mistakes_of
 
 TASKS = Path(__file__).parent / "tasks"
 

@@ -13,7 +13,8 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
-from fla_mesa.errors import command, mistakes_of
+from fla_mesa.commands import command
+from fla_mesa.errors import mistakes_of
 from fla_mesa.models import zoo
 
 SHIPPED = ("mesanet", "hawk_mesa")

@@ -98,7 +98,7 @@ class MesaNetConfig(PreTrainedConfig):
     )
 
     # The token mixer
-    attn_mode: str = setting("chunk", one_of("chunk"), "Only 'chunk'; there for fla's configurations.")
+    attn_mode: str = setting("chunk", one_of(["chunk"]), "Only 'chunk'; there for fla's configurations.")
     use_output_gate: bool = setting(False, FLAG, "Whether the mixer's output is gated.")
     use_short_conv: bool = setting(True, FLAG, "Whether q and k pass a causal convolution.")
     use_v_conv: bool = setting(True, FLAG, "Whether v passes a causal convolution, then SiLU.")
@@ -114,19 +114,18 @@ class MesaNetConfig(PreTrainedConfig):
     train_lambda: bool = setting(True, FLAG, "Whether lamb is learnt; otherwise it stays where it starts.")
     max_cg_step_training: int = setting(30, COUNT, "Most conjugate-gradient steps over sequences.")
     max_cg_step_decoding: int = setting(30, COUNT, "Most steps per decoded token.")
-    cg_tolerance: float | None = setting(
-        None, POSITIVE.or_none(),
-        "Relative residual at which a solve stops; None for what the back end does: 1e-4, or all steps on fla's kernels.",
-    )  # fmt: skip
+    cg_tolerance: float = setting(1e-4, POSITIVE, "Relative residual at which a solve stops.")
     backend: str | None = setting(
-        None, one_of(*BACKENDS).or_none(), "Back end of the op: None for the one that suits the device, 'pytorch' for any."
+        None, one_of(BACKENDS).or_none(), "Back end of the op: None for the one that suits the device, 'pytorch' for any."
     )  # fmt: skip
     attn: Any = setting(
         None, None, "fla's settings of softmax-attention layers in a hybrid, such as {'layers': [1], 'num_heads': 8}."
     )
 
     # The rest of the block and of the model
-    hidden_act: str = setting("swish", one_of("swish", "powlu"), "Activation of the MLP: 'swish', or 'powlu' of fla's.")
+    hidden_act: str = setting(
+        "swish", one_of(["swish", "powlu"]), "Activation of the MLP: 'swish', or 'powlu' of fla's."
+    )
     norm_eps: float = setting(1e-6, POSITIVE, "Epsilon of every RMSNorm.")
     logit_soft_cap: float | None = setting(
         30.0, POSITIVE.or_none(), "Logits become cap * tanh(logits / cap); None for none."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 
@@ -12,12 +12,17 @@ from typing import Any
 class Rule:
     """What a setting may be: the predicate, and the words for it in an error."""
 
-    allowed: str
+    allowed: str | Callable[[], str]
     holds: Callable[[Any], bool]
+
+    @property
+    def words(self) -> str:
+        """What is allowed now: names may be added while a program runs."""
+        return self.allowed if isinstance(self.allowed, str) else self.allowed()
 
     def or_none(self) -> Rule:
         """The same, or None."""
-        return Rule(f"{self.allowed} or None", lambda value: value is None or self.holds(value))
+        return Rule(lambda: f"{self.words} or None", lambda value: value is None or self.holds(value))
 
 
 def setting(default: Any, rule: Rule | None, help: str) -> Any:
@@ -36,7 +41,7 @@ def check(table: type, name: str, value: object) -> None:
     field = table.__dataclass_fields__.get(name)  # type: ignore[attr-defined]
     rule = None if field is None else field.metadata.get("rule")
     if rule is not None and not rule.holds(value):
-        raise ValueError(f"{name} must be {rule.allowed}; got {value!r}")
+        raise ValueError(f"{name} must be {rule.words}; got {value!r}")
 
 
 def _is_number(value: object) -> bool:
@@ -52,9 +57,9 @@ def number(allowed: str, holds: Callable[[float], bool]) -> Rule:
     return Rule(f"a number {allowed}", lambda value: _is_number(value) and holds(value))
 
 
-def one_of(*values: str) -> Rule:
-    """One of some words."""
-    return Rule(" or ".join(map(repr, values)), lambda value: value in values)
+def one_of(values: Collection[str]) -> Rule:
+    """One of some words; of those that are in the collection when a value is checked."""
+    return Rule(lambda: " or ".join(map(repr, values)), lambda value: value in list(values))
 
 
 COUNT = Rule("an integer >= 1", lambda value: _is_integer(value) and value >= 1)

@@ -23,6 +23,8 @@ from transformers import (
     PreTrainedModel,
 )
 
+from fla_mesa import plugins
+
 STUB = "load_fla_mesa"
 _AUTO_CLASSES = (
     AutoModel,
@@ -53,6 +55,7 @@ def write_stub(checkpoint: str | Path) -> bool:
     lines = [
         "# Imports the package that registers this checkpoint's family with transformers.",
         "import fla_mesa  # noqa: F401",
+        *dict.fromkeys(line for cls in named.values() for line in plugins.recreating(cls.__module__)),
         *(f"from {cls.__module__} import {cls.__name__}  # noqa: F401" for cls in named.values()),
     ]
     (directory / f"{STUB}.py").write_text("\n".join(lines) + "\n", encoding="utf-8")

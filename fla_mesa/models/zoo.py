@@ -1,12 +1,17 @@
 """Architectures of the comparison by name, and the sizes they come in.
 
-To add an architecture, write a function from a :class:`Shape` and the tokens' settings to a configuration, and name it in
-``RELEASED``. To add a size, add a line to ``SIZES``; for a small one its numbers are name enough, as in ``2x64`` (:func:`shape`).
+To add an architecture, decorate a function from a :class:`Shape` and the tokens' settings to a configuration, here or in a plug-in:
+
+    @zoo.register("linear_attn")
+    def linear_attn(shape, tokens):
+        return LinearAttentionConfig(num_heads=shape.num_heads, **zoo.common(shape, tokens))
+
+To add a size, add a line to ``SIZES``; for a small one its numbers are name enough, as in ``2x64`` (:func:`shape`).
 
 At one size all architectures have the same depth, width, rule for the MLP, tokenizer, tied embeddings and scale of initial weights.
 Their token mixers have 4 D² parameters, as MesaNet's: where a mixer's values are wider than its keys or it has an output gate, it has
 half as many heads. Its state is then as large as that of plain linear attention, which is each of the two that MesaNet keeps. What
-cannot be brought to that says so in ``NOTES``, which reports print.
+cannot be brought to that says so in its note, which reports print.
 """
 
 from __future__ import annotations
@@ -15,7 +20,7 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from fla.models import (
@@ -96,10 +101,58 @@ def shape(size: str) -> Shape:
 
 Tokens = dict[str, Any]  # vocab_size, the special ids, max_position_embeddings
 Builder = Callable[[Shape, Tokens], PreTrainedConfig]
+Decorated = TypeVar("Decorated", bound=Builder)
+
+# Each as fla or transformers ships it. Neither ships Hawk with an MLP of this kind: it is this package's.
+RELEASED: dict[str, Builder] = {}
+# One parametrisation for all, in which only the recurrence rule differs (arXiv 2506.05233, appendix E.1), by the paper's names. Not in
+# the paper: Gated KalmaNet, which is younger, and softmax attention behind the convolutions and norms of the recurrent rules. The
+# paper's SWA-4 to SWA-1024 are swa with another window_size.
+MATCHED: dict[str, Builder] = {}
+MATCHED_PREFIX = "matched-"
+PARAMETRIZATIONS = {"released": RELEASED, "matched": MATCHED}
+# All of them, those of the matched parametrisation behind its prefix.
+ARCHITECTURES: dict[str, Builder] = {}
+# In what an architecture is not as the others; reports print it.
+NOTES: dict[str, str] = {}
 
 
-def _common(shape: Shape, tokens: Tokens) -> dict[str, Any]:
-    """What fla's configurations call alike."""
+def register(
+    name: str, *, parametrization: str = "released", note: str | None = None
+) -> Callable[[Decorated], Decorated]:
+    """Decorator of a function ``(shape, tokens) -> configuration``: makes it known to every command by name.
+
+    Args:
+        name: What ``--model`` and ``--models`` call it.
+        parametrization: ``"released"``, or ``"matched"`` for one of this package's own layer. (A matched rule needs none: see
+            :func:`fla_mesa.layers.matched.rule`.)
+        note: In what it is not as the others, for reports.
+
+    Raises:
+        ValueError: The name is taken, or there is no such parametrisation.
+    """
+
+    def add(builder: Decorated) -> Decorated:
+        check_parametrization(parametrization)
+        full_name = name if parametrization == "released" else MATCHED_PREFIX + name
+        if full_name in ARCHITECTURES:
+            raise ValueError(f"name: {full_name!r} is an architecture already")
+        PARAMETRIZATIONS[parametrization][name] = ARCHITECTURES[full_name] = builder
+        if note is not None:
+            NOTES[full_name] = note
+        return builder
+
+    return add
+
+
+def check_parametrization(name: str) -> None:
+    """Raises UserError unless there is such a parametrisation."""
+    if name not in PARAMETRIZATIONS:
+        raise UserError(f"parametrization must be one of {', '.join(PARAMETRIZATIONS)}; got {name!r}")
+
+
+def common(shape: Shape, tokens: Tokens) -> dict[str, Any]:
+    """What fla's configurations call alike: all that two models of one size share, under their names for it."""
     return {
         "hidden_size": shape.hidden_size,
         "num_hidden_layers": shape.num_hidden_layers,
@@ -114,55 +167,72 @@ def _common(shape: Shape, tokens: Tokens) -> dict[str, Any]:
 
 def _own(shape: Shape, tokens: Tokens) -> dict[str, Any]:
     """What the configurations of this package call alike: they initialise each weight by its own fan-in themselves."""
-    return {name: value for name, value in _common(shape, tokens).items() if name != "initializer_range"}
+    return {name: value for name, value in common(shape, tokens).items() if name != "initializer_range"}
 
 
+@register("mesanet")
 def _mesanet(shape: Shape, tokens: Tokens) -> PreTrainedConfig:
     return MesaNetConfig(num_heads=shape.num_heads, head_dim=shape.head_dim, **_own(shape, tokens))
 
 
+@register(
+    "mesa_net", note="fla's own implementation of MesaNet: its solver, no cap on gamma, no soft cap on the logits"
+)
 def _mesa_net(shape: Shape, tokens: Tokens) -> PreTrainedConfig:
-    return FlaMesaNetConfig(num_heads=shape.num_heads, head_dim=shape.head_dim, **_common(shape, tokens))
+    return FlaMesaNetConfig(num_heads=shape.num_heads, head_dim=shape.head_dim, **common(shape, tokens))
 
 
+@register("delta_net")
 def _delta_net(shape: Shape, tokens: Tokens) -> PreTrainedConfig:
-    return DeltaNetConfig(num_heads=shape.num_heads, **_common(shape, tokens))
+    return DeltaNetConfig(num_heads=shape.num_heads, **common(shape, tokens))
 
 
+@register("gated_deltanet", note="half as many heads, values twice as wide as keys")
 def _gated_deltanet(shape: Shape, tokens: Tokens) -> PreTrainedConfig:
     # q, k: D²/2 each; v, output gate, output: D² each.
     return GatedDeltaNetConfig(
-        num_heads=shape.num_heads // 2, head_dim=shape.head_dim, expand_v=2.0, **_common(shape, tokens)
+        num_heads=shape.num_heads // 2, head_dim=shape.head_dim, expand_v=2.0, **common(shape, tokens)
     )
 
 
+@register("kda", note="its MLP is narrower by 4/3 of a head, to pay for its low-rank gates")
 def _kda(shape: Shape, tokens: Tokens) -> PreTrainedConfig:
     # Both of its gates are matrices of rank head_dim, 2 D head_dim each, which the MLP's three of D x width pay for.
-    common = _common(shape, tokens)
-    common["intermediate_size"] -= 16 * round(4 * shape.head_dim / 3 / 16)
-    return KDAConfig(num_heads=shape.num_heads, head_dim=shape.head_dim, **common)
+    shared = common(shape, tokens)
+    shared["intermediate_size"] -= 16 * round(4 * shape.head_dim / 3 / 16)
+    return KDAConfig(num_heads=shape.num_heads, head_dim=shape.head_dim, **shared)
 
 
+@register("gla", note="half as many heads, values twice as wide as keys")
 def _gla(shape: Shape, tokens: Tokens) -> PreTrainedConfig:
-    return GLAConfig(num_heads=shape.num_heads // 2, **_common(shape, tokens))  # expand_k 1/2, expand_v 1, output gate
+    return GLAConfig(num_heads=shape.num_heads // 2, **common(shape, tokens))  # expand_k 1/2, expand_v 1, output gate
 
 
-def _retnet(shape: Shape, tokens: Tokens) -> PreTrainedConfig:
-    return RetNetConfig(num_heads=shape.num_heads // 2, expand_k=0.5, expand_v=1.0, **_common(shape, tokens))
-
-
+@register(
+    "mamba2",
+    note="it has no MLP: two of its blocks take the place of a mixer and an MLP; its state size is what matches the parameters",
+)
 def _mamba2(shape: Shape, tokens: Tokens) -> PreTrainedConfig:
     # A block has D (3 inner + 2 state + heads) parameters; two of them stand for a mixer and an MLP.
     D, inner = shape.hidden_size, 2 * shape.hidden_size
     heads = max(8, inner // 64)  # a multiple of 8, for the kernel of its convolution
     state = (4 * D + 3 * shape.intermediate_size) / 4 - 3 * inner / 2 - heads / 2
-    common = _common(shape, tokens)
+    shared = common(shape, tokens)
     # It has no positions, so no longest sequence, and no MLP.
-    del common["max_position_embeddings"], common["intermediate_size"]
-    common["num_hidden_layers"] *= 2
-    return Mamba2Config(expand=2, head_dim=inner // heads, state_size=min(256, 2 ** round(math.log2(state))), **common)
+    del shared["max_position_embeddings"], shared["intermediate_size"]
+    shared["num_hidden_layers"] *= 2
+    return Mamba2Config(expand=2, head_dim=inner // heads, state_size=min(256, 2 ** round(math.log2(state))), **shared)
 
 
+@register("retnet", note="half as many heads, values twice as wide as keys")
+def _retnet(shape: Shape, tokens: Tokens) -> PreTrainedConfig:
+    return RetNetConfig(num_heads=shape.num_heads // 2, expand_k=0.5, expand_v=1.0, **common(shape, tokens))
+
+
+@register(
+    "xlstm",
+    note="half as many heads, values twice as wide as keys; transformers' plain PyTorch code and initial weights",
+)
 def _xlstm(shape: Shape, tokens: Tokens) -> PreTrainedConfig:
     ids = {name: value for name, value in tokens.items() if name != "max_position_embeddings"}
     return TiedXLSTMConfig(
@@ -176,10 +246,6 @@ def _xlstm(shape: Shape, tokens: Tokens) -> PreTrainedConfig:
     )
 
 
-def _transformer(shape: Shape, tokens: Tokens) -> PreTrainedConfig:
-    return TransformerConfig(num_heads=shape.num_heads, **_common(shape, tokens))
-
-
 def _with_rule(*rules: str) -> Builder:
     """A builder of the matched family: the rules take turns over the layers."""
 
@@ -189,68 +255,30 @@ def _with_rule(*rules: str) -> Builder:
     return build
 
 
-# Each as fla or transformers ships it. Neither ships Hawk with an MLP of this kind: it is this package's.
-RELEASED: dict[str, Builder] = {
-    "mesanet": _mesanet,
-    "mesa_net": _mesa_net,
-    "delta_net": _delta_net,
-    "gated_deltanet": _gated_deltanet,
-    "kda": _kda,
-    "gla": _gla,
-    "mamba2": _mamba2,
-    "retnet": _retnet,
-    "xlstm": _xlstm,
-    "hawk": _with_rule("rg_lru"),
-    "hawk_mesa": _with_rule("rg_lru", "mesa"),
-    "transformer": _transformer,
-}
-
-# One parametrisation for all, in which only the recurrence rule differs (arXiv 2506.05233, appendix E.1), by the paper's names. Not in
-# the paper: Gated KalmaNet, which is younger, and softmax attention behind the convolutions and norms of the recurrent rules. The
-# paper's SWA-4 to SWA-1024 are swa with another window_size.
-MATCHED_PREFIX = "matched-"
-MATCHED_RULES: dict[str, tuple[str, ...]] = {
-    "mesanet": ("mesa",),
-    "delta_net": ("delta",),
-    "gated_deltanet": ("gated_delta",),
-    "gla": ("gated_linear",),
-    "mamba2": ("gated_linear_no_input_gate",),
-    "xlstm": ("mlstm",),
-    "gka": ("gka",),
-    "hawk": ("rg_lru",),
-    "hawk_mesa": ("rg_lru", "mesa"),
-    "transformer": ("softmax",),
-    "transformer_conv": ("softmax_matched",),
-    "swa": ("sliding_softmax",),
-}
-MATCHED: dict[str, Builder] = {name: _with_rule(*rules) for name, rules in MATCHED_RULES.items()}
-
-ARCHITECTURES: dict[str, Builder] = {
-    **RELEASED,
-    **{MATCHED_PREFIX + name: builder for name, builder in MATCHED.items()},
-}
-
-PARAMETRIZATIONS = {"released": RELEASED, "matched": MATCHED}
-
-# In what an architecture is not as the others; reports print it.
-NOTES = {
-    "mesa_net": "fla's own implementation of MesaNet: its solver, no cap on gamma, no soft cap on the logits",
-    "gated_deltanet": "half as many heads, values twice as wide as keys",
-    "kda": "its MLP is narrower by 4/3 of a head, to pay for its low-rank gates",
-    "gla": "half as many heads, values twice as wide as keys",
-    "mamba2": "it has no MLP: two of its blocks take the place of a mixer and an MLP, and its state size is what matches the parameters",
-    "retnet": "half as many heads, values twice as wide as keys",
-    "xlstm": "half as many heads, values twice as wide as keys; transformers' plain PyTorch code and initial weights",
-    "hawk": "RG-LRU; the width of its recurrence is what matches the parameters",
-    "hawk_mesa": "RG-LRU and Mesa layers in turn",
-    "matched-hawk_mesa": "RG-LRU and Mesa layers in turn",
-    **{MATCHED_PREFIX + name: RULES[rules[0]].description for name, rules in MATCHED_RULES.items() if len(rules) == 1},
-}
+register("hawk", note="RG-LRU; the width of its recurrence is what matches the parameters")(_with_rule("rg_lru"))
+register("hawk_mesa", note="RG-LRU and Mesa layers in turn")(_with_rule("rg_lru", "mesa"))
 
 
-def names() -> list[str]:
-    """The architectures that :func:`build` knows."""
-    return list(ARCHITECTURES)
+@register("transformer")
+def _transformer(shape: Shape, tokens: Tokens) -> PreTrainedConfig:
+    return TransformerConfig(num_heads=shape.num_heads, **common(shape, tokens))
+
+
+def _add_rules() -> None:
+    """Gives every rule of the matched family an architecture of the layers' own; a plug-in may have registered some since the last call."""
+    for rule_name, entry in RULES.items():
+        if entry.architecture not in MATCHED:
+            register(entry.architecture, parametrization="matched", note=entry.description)(_with_rule(rule_name))
+
+
+_add_rules()
+register("hawk_mesa", parametrization="matched", note=NOTES["hawk_mesa"])(ARCHITECTURES["hawk_mesa"])
+
+
+def names(parametrization: str | None = None) -> list[str]:
+    """The architectures that :func:`build` knows; or those of one parametrisation, by the names that :func:`resolve` takes."""
+    _add_rules()
+    return list(ARCHITECTURES if parametrization is None else PARAMETRIZATIONS[parametrization])
 
 
 def sizes() -> list[str]:
@@ -264,9 +292,8 @@ def resolve(name: str, parametrization: str) -> str:
     Raises:
         ValueError: There is none; the message lists what exists.
     """
-    if parametrization not in PARAMETRIZATIONS:
-        raise UserError(f"parametrization must be one of {', '.join(PARAMETRIZATIONS)}; got {parametrization!r}")
-    available = PARAMETRIZATIONS[parametrization]
+    check_parametrization(parametrization)
+    available = names(parametrization)
     if name not in available:
         raise UserError(
             f"unknown model {name!r}; available with {parametrization} parametrization: {', '.join(available)}"
@@ -295,8 +322,8 @@ def build_config(
     Raises:
         ValueError: Name or size is unknown; the message lists what exists.
     """
-    if name not in ARCHITECTURES:
-        raise UserError(f"unknown model {name!r}; available: {', '.join(names())}")
+    if name not in names():
+        raise UserError(f"unknown model {name!r}; available: {', '.join(names())}; --plugin brings others")
     tokens = {
         "vocab_size": vocab_size,
         "bos_token_id": bos_token_id,

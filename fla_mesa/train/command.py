@@ -2,7 +2,9 @@
 
 import sys
 
-from fla_mesa.errors import DISK_FULL, command, is_disk_full
+from fla_mesa import plugins
+from fla_mesa.commands import command
+from fla_mesa.errors import DISK_FULL, is_disk_full
 from fla_mesa.train import folder
 from fla_mesa.train.interrupt import Interrupted
 from fla_mesa.train.recipe import Run
@@ -14,7 +16,7 @@ from fla_mesa.train.trainer import Diverged
 def main(argv: list[str]) -> int:
     """Runs the command; returns its exit code: 0, 1 (diverged), 2 (wrong settings or data), 3 (disk full), 130 or 143 (stopped)."""
     settings, arguments = parse(argv)
-    run = Run(settings, arguments, command=["fla-mesa", "train", *argv])
+    run = Run(settings, arguments, command=["fla-mesa", "train", *plugins.flags(), *argv])
     try:
         metrics = run.train()
     except Interrupted as stop:

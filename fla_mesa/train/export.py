@@ -5,7 +5,9 @@ from pathlib import Path
 
 from transformers import AutoTokenizer
 
-from fla_mesa.errors import UserError, command
+from fla_mesa import plugins
+from fla_mesa.commands import command
+from fla_mesa.errors import UserError
 from fla_mesa.models.stub import write_stub
 from fla_mesa.train import folder, sharding
 
@@ -36,6 +38,7 @@ def export(checkpoint: Path, output_dir: Path) -> None:
         raise UserError(f"checkpoint: {checkpoint} is not complete: the run ended while it was being written")
     if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
         raise UserError(f"output_dir: {output_dir} is not empty: name another")
+    plugins.load_those_of(checkpoint)
     sharding.assemble(checkpoint).save_pretrained(output_dir)
     if (checkpoint / "tokenizer_config.json").exists():
         AutoTokenizer.from_pretrained(checkpoint).save_pretrained(output_dir)

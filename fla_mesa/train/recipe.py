@@ -11,6 +11,7 @@ import numpy as np
 from torch.utils.data import Dataset, Subset
 from transformers import AutoModelForCausalLM, PreTrainedConfig, TrainerState, set_seed
 
+from fla_mesa import plugins
 from fla_mesa.data import DataRequest, Splits, load_data
 from fla_mesa.errors import UserError, mistakes_of
 from fla_mesa.json_files import write_json
@@ -55,7 +56,7 @@ def make_config(settings: RecipeSettings, splits: Splits | None) -> PreTrainedCo
     return overrides.apply(config, settings.config_overrides) if settings.config_overrides else config
 
 
-def data_request(settings: RecipeSettings, seed: int, say: Callable[[str], None]) -> DataRequest:
+def data_request(settings: RecipeSettings, say: Callable[[str], None]) -> DataRequest:
     """The data that the settings name."""
     return DataRequest(
         spec=settings.data,
@@ -65,7 +66,6 @@ def data_request(settings: RecipeSettings, seed: int, say: Callable[[str], None]
         tokenizer=settings.tokenizer,
         seq_len=settings.seq_len,
         predict_end_of_text=settings.predict_end_of_text,
-        seed=seed,
         say=say,
     )
 
@@ -95,8 +95,10 @@ class Run:
         self.command = sys.argv if command is None else command
         self.say = say if arguments.process_index == 0 else lambda _: None
         self.folder = Path(str(arguments.output_dir))
-        make_config(settings, None)
         stored = self._open_folder()
+        if stored is not None:
+            plugins.load_those_of(self.folder)
+        make_config(settings, None)
         self.splits = self._load_data()
         self.description = self._describe()
         self.checkpoint = self._find_checkpoint(stored)
@@ -118,7 +120,7 @@ class Run:
         return None
 
     def _load_data(self) -> Splits:
-        request = data_request(self.settings, self.arguments.seed, self.say)
+        request = data_request(self.settings, self.say)
         # The first process of a machine fills the caches on disk, the others read them.
         with self.arguments.main_process_first(desc="reading the data"):
             return load_data(request)
@@ -224,7 +226,7 @@ class Run:
                 folder.remove_run(self.folder)
             for name in folder.remove_incomplete(self.folder):
                 self.say(f"{name} was being written when the run stopped: removed")
-            write_json(self.folder / folder.RUN_FILE, self.description)
+            write_json(self.folder / folder.RUN_FILE, self.description | {"plugins": list(plugins.loaded())})
         if self.checkpoint is not None:
             self.say(f"going on from {self.checkpoint}")
         elif self.settings.resume:

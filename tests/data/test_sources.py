@@ -8,7 +8,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from fla_mesa.data import DataRequest, Splits, byte_tokenizer, load_data, register_source, source_names, sources
+from fla_mesa.data import (
+    DataRequest,
+    Splits,
+    byte_tokenizer,
+    load_data,
+    register_source,
+    source_names,
+    sources,
+    synthetic,
+)
 from fla_mesa.data.holdout import ENOUGH, FRACTION, cut_tail, fraction_of, held_out_names
 from fla_mesa.data.text_files import standard_library
 from fla_mesa.data.tokenizer import decode
@@ -180,20 +189,20 @@ def test_named_sources_come_first(monkeypatch):
     made = load_data(DataRequest(seq_len=8, say=quiet))
     seen = []
 
+    @register_source("recall")
     def loader(request):
         request.reject("tokenizer")
         seen.append(request)
         return made
 
-    register_source("recall", loader)
-    assert source_names() == ["stdlib", "recall"]
-    assert load_data(DataRequest("recall:pairs=4", seed=7)) is made
-    assert (seen[0].spec, seen[0].seed) == ("recall:pairs=4", 7)
+    assert source_names() == ["stdlib", *synthetic.suites(), "recall"]
+    assert load_data(DataRequest("recall:pairs=4")) is made
+    assert seen[0].spec == "recall:pairs=4"
     with pytest.raises(ValueError, match="tokenizer: does not apply to --data recall, got 'bytes'"):
         load_data(DataRequest("recall", tokenizer="bytes"))
-    for taken in ("recall", "stdlib"):
+    for taken in ("recall", "stdlib", "mqar"):
         with pytest.raises(ValueError, match="is a source already"):
-            register_source(taken, loader)
+            register_source(taken)(loader)
 
 
 def test_every_suite_is_a_source():

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from fla_mesa.data import synthetic
-from fla_mesa.data.sources import DataRequest
+from fla_mesa.data import DataRequest, synthetic
 from fla_mesa.data.synthetic.source import load
 from fla_mesa.data.tokenizer import is_byte_tokenizer
 

@@ -327,7 +327,7 @@ def test_what_softmax_was_in_files_of_old_it_still_is(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"rule": "rwkv"}, ValueError, "rule must be among mesa, gated_delta, .*; got rwkv"),
+        ({"rule": "rwkv"}, ValueError, "rule must be among mesa, delta, .*; got rwkv"),
         ({"rule": ["mesa"] * 3}, ValueError, "rule must name 1 to 2 rules, one a layer at most; got 3"),
         ({"rule": []}, ValueError, "rule must name 1 to 2 rules, one a layer at most; got 0"),
         ({"rule": "softmax", "head_dim": 15}, ValueError, "head_dim must be even for RoPE; got 15"),

@@ -506,7 +506,7 @@ def test_accumulated_small_batches_equal_one_large(flags, monkeypatch, text, tmp
         ids = torch.randint(0, 50, (64 * 32,), generator=torch.Generator().manual_seed(0)).numpy()
         return Splits(Uneven(ids, 32), Uneven(ids, 32), vocab_size=50, seq_len=32, sha256="0")
 
-    register_source("uneven", load)
+    register_source("uneven")(load)
     updates = {}
     for batch, accumulation in ((8, 1), (2, 4)):
         run = tmp_path / f"{batch}"

@@ -11,7 +11,21 @@ regbench                        regular languages learnt in context             
 own-haystack-niah-1, -2, -3     single-needle retrieval, with a haystack of our own     after arXiv 2404.06654
 """
 
-from fla_mesa.data.synthetic.suite import Suite, get, greedy, merge_specs, setting_name, suites
+# isort: off
+from fla_mesa.data.synthetic import (  # noqa: F401 (they register themselves; the order is that of messages)
+    mqar,
+    in_context_recall,
+    fuzzy_recall,
+    memorization,
+    compression,
+    selective_copying,
+    regbench,
+    own_haystack_niah,
+)
+
+# isort: on
+from fla_mesa.data.synthetic.registry import register
+from fla_mesa.data.synthetic.suite import Suite, get, merge_specs, suites
 from fla_mesa.data.synthetic.task import IGNORE, SPLITS, Task
 from fla_mesa.data.synthetic.tokenizer import number_tokenizer
 
@@ -21,9 +35,8 @@ __all__ = [
     "Suite",
     "Task",
     "get",
-    "greedy",
     "merge_specs",
     "number_tokenizer",
-    "setting_name",
+    "register",
     "suites",
 ]

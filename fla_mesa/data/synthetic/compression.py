@@ -21,9 +21,11 @@ from typing import ClassVar
 import numpy as np
 
 from fla_mesa.data.synthetic.checks import check_int
+from fla_mesa.data.synthetic.registry import register
 from fla_mesa.data.synthetic.task import IGNORE, Rows, Task
 
 
+@register("mad-compression", sizes=(12_800, 1_280, 1_280))
 @dataclass(frozen=True)
 class Compression(Task):
     """Parameters of compression. vocab_size - 1 is the compression symbol; `length` counts it once."""

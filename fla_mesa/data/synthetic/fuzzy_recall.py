@@ -21,6 +21,7 @@ from typing import ClassVar
 import numpy as np
 
 from fla_mesa.data.synthetic.checks import check_choice, check_int
+from fla_mesa.data.synthetic.registry import register
 from fla_mesa.data.synthetic.task import IGNORE, Rows, Task
 from fla_mesa.errors import UserError
 
@@ -28,6 +29,7 @@ from fla_mesa.errors import UserError
 _MAX_MOTIFS = 20_000
 
 
+@register("mad-fuzzy-in-context-recall", sizes=(12_800, 1_280, 1_280))
 @dataclass(frozen=True)
 class FuzzyInContextRecall(Task):
     """Parameters of fuzzy recall. The last symbol, vocab_size - 1, is the padding."""

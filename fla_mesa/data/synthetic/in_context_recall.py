@@ -25,10 +25,12 @@ from typing import ClassVar
 import numpy as np
 
 from fla_mesa.data.synthetic.checks import check_choice, check_int, check_share
+from fla_mesa.data.synthetic.registry import register
 from fla_mesa.data.synthetic.task import IGNORE, Rows, Task
 from fla_mesa.errors import UserError
 
 
+@register("mad-in-context-recall", sizes=(12_800, 1_280, 1_280))
 @dataclass(frozen=True)
 class InContextRecall(Task):
     """Parameters of in-context recall. vocab_size counts keys, values and noise symbols together."""
@@ -83,6 +85,7 @@ class InContextRecall(Task):
         return {"input_ids": input_ids, "labels": input_ids.copy() if _learn_all(self.train_on, split) else labels}
 
 
+@register("mad-noisy-in-context-recall", sizes=(12_800, 1_280, 1_280))
 @dataclass(frozen=True)
 class NoisyInContextRecall(InContextRecall):
     """The noisy variant with the paper's values: 16 content symbols, 16 noise symbols, a fifth of the pairs noise."""

@@ -19,10 +19,12 @@ from typing import ClassVar
 import numpy as np
 
 from fla_mesa.data.synthetic.checks import check_int
+from fla_mesa.data.synthetic.registry import register
 from fla_mesa.data.synthetic.task import IGNORE, Rows, Task
 from fla_mesa.errors import UserError
 
 
+@register("mad-memorization", sizes=(256, 1_280, 1_280))
 @dataclass(frozen=True)
 class Memorization(Task):
     """Parameters of memorization. The map depends on `map_seed` only, so that all splits share it.

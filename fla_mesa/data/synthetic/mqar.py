@@ -22,10 +22,23 @@ import numpy as np
 
 from fla_mesa.data.synthetic.checks import check_bool, check_int
 from fla_mesa.data.synthetic.draw import choose_distinct, choose_weighted
+from fla_mesa.data.synthetic.registry import Segments, register
 from fla_mesa.data.synthetic.task import IGNORE, Rows, Task
 from fla_mesa.errors import UserError
 
 
+def _mixture_of_the_paper() -> tuple[Segments, Segments, Segments]:
+    """Zoology's settings as (length, pairs, sequences); validation is a small draw from the training settings."""
+    train = [(64, 4, 100_000), (128, 8, 20_000), (256, 16, 20_000), (256, 32, 20_000), (256, 64, 20_000)]
+    test = [(64, 4), (64, 8), (64, 16), (128, 32), (256, 64), (512, 128), (1024, 256)]
+    return (
+        tuple((MQAR(length=length, num_pairs=pairs), n) for length, pairs, n in train),
+        tuple((MQAR(length=length, num_pairs=pairs), 200) for length, pairs, _ in train),
+        tuple((MQAR(length=length, num_pairs=pairs), 1000) for length, pairs in test),
+    )
+
+
+@register("mqar", sizes=(100_000, 1_000, 1_000), mixture=_mixture_of_the_paper)
 @dataclass(frozen=True)
 class MQAR(Task):
     """Parameters of MQAR; the defaults are the easiest setting of the paper.
@@ -51,6 +64,10 @@ class MQAR(Task):
         if isinstance(self.power_a, bool) or not isinstance(self.power_a, int | float) or self.power_a <= 0:
             raise UserError(f"mqar: power_a must be a number > 0, got {self.power_a!r}")
         check_bool(self.name, "random_filler", self.random_filler)
+
+    @property
+    def setting(self) -> str:
+        return f"{self.length}x{self.num_pairs}"
 
     @property
     def symbols(self) -> int:

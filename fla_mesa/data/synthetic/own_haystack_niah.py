@@ -30,6 +30,7 @@ from typing import ClassVar
 import numpy as np
 
 from fla_mesa.data.synthetic.checks import check_choice, check_int
+from fla_mesa.data.synthetic.registry import register
 from fla_mesa.data.synthetic.task import IGNORE, Rows, Task
 from fla_mesa.errors import UserError
 
@@ -77,12 +78,16 @@ class Document:
     key: str
 
 
+@register("own-haystack-niah-3", sizes=(10_000, 200, 500), variant=3)
+@register("own-haystack-niah-2", sizes=(10_000, 200, 500), variant=2)
+@register("own-haystack-niah-1", sizes=(10_000, 200, 500), variant=1)
 @dataclass(frozen=True)
 class OwnHaystackNIAH(Task):
     """Parameters of single-needle retrieval; `length` counts bytes, the answer included."""
 
     name: ClassVar[str] = "own-haystack-niah"
     paper: ClassVar[str] = "arXiv 2404.06654"
+    is_text: ClassVar[bool] = True
 
     variant: int = 1
     length: int = 1024

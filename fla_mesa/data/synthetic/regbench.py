@@ -24,12 +24,14 @@ import numpy as np
 
 from fla_mesa.data.synthetic.checks import check_int, check_range
 from fla_mesa.data.synthetic.draw import choose_distinct, hash_rows
+from fla_mesa.data.synthetic.registry import register
 from fla_mesa.data.synthetic.task import IGNORE, Rows, Task
 
 # `allowed` holds a bit for each symbol in an int64.
 _MAX_SYMBOLS = 62
 
 
+@register("regbench", sizes=(5_000, 250, 250))
 @dataclass(frozen=True)
 class RegBench(Task):
     """Parameters of RegBench; a pair is (first, last), both included.

@@ -18,9 +18,11 @@ from typing import ClassVar
 import numpy as np
 
 from fla_mesa.data.synthetic.checks import check_int
+from fla_mesa.data.synthetic.registry import register
 from fla_mesa.data.synthetic.task import IGNORE, Rows, Task
 
 
+@register("mad-selective-copying", sizes=(12_800, 1_280, 1_280))
 @dataclass(frozen=True)
 class SelectiveCopying(Task):
     """Parameters of selective copying. vocab_size - 1 is the copy symbol, vocab_size - 2 the blank."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 
-from fla_mesa.data.sources import DataRequest, Splits
+from fla_mesa.data.request import DataRequest, Splits
 from fla_mesa.data.synthetic.suite import Suite, get
 from fla_mesa.data.synthetic.tokenizer import number_tokenizer
 from fla_mesa.data.tokenizer import byte_tokenizer

@@ -1,33 +1,22 @@
-"""A suite: which tasks in which numbers make its train, validation and test splits; and the registry of suites."""
+"""A suite: which tasks in which numbers make its train, validation and test splits; from a spec, such as mqar:length=64,num_pairs=4."""
 
 from __future__ import annotations
 
 import ast
 import dataclasses
 import difflib
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from fla_mesa.data.synthetic.checks import check_choice, check_int
-from fla_mesa.data.synthetic.compression import Compression
-from fla_mesa.data.synthetic.fuzzy_recall import FuzzyInContextRecall
-from fla_mesa.data.synthetic.in_context_recall import InContextRecall, NoisyInContextRecall
-from fla_mesa.data.synthetic.memorization import Memorization
-from fla_mesa.data.synthetic.mqar import MQAR
-from fla_mesa.data.synthetic.own_haystack_niah import OwnHaystackNIAH
-from fla_mesa.data.synthetic.regbench import RegBench
-from fla_mesa.data.synthetic.selective_copying import SelectiveCopying
+from fla_mesa.data.synthetic.registry import REGISTRY, Segments
 from fla_mesa.data.synthetic.task import IGNORE, SPLITS, Rows, Task
 from fla_mesa.errors import UserError
 
 if TYPE_CHECKING:
     import datasets
-    import torch
-
-Segments = tuple[tuple[Task, int], ...]
 
 
 @dataclass(frozen=True)
@@ -62,12 +51,7 @@ class Suite:
     @property
     def is_text(self) -> bool:
         """The ids are bytes of text, so that a checkpoint needs the byte tokenizer, not `number_tokenizer`."""
-        return any(isinstance(task, OwnHaystackNIAH) for task in self.tasks)
-
-    @property
-    def padding_free(self) -> bool:
-        """All sequences of all splits have one length."""
-        return len({task.columns for task in self.tasks}) == 1
+        return any(task.is_text for task in self.tasks)
 
     def segments(self, split: str) -> Segments:
         """The (task, number of sequences) of a split."""
@@ -84,7 +68,7 @@ class Suite:
         Args:
             split: 'train', 'validation' or 'test'.
             width: Pad every row on the right to this length, with id 0 and label -100. By default rows have their own lengths, which
-                differ where the suite mixes lengths: then pass `collate` as data_collator.
+                differ where the suite mixes lengths.
         """
         import datasets
         import pyarrow as pa
@@ -99,20 +83,6 @@ class Suite:
                 columns[key] = pa.LargeListArray.from_arrays(offsets, pa.array(array.reshape(-1)))
             tables.append(pa.table(columns))
         return datasets.Dataset(pa.concat_tables(tables))
-
-    def collate(self, rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        """A batch: rows padded on the right to the longest, with id 0 and label -100, so that no score changes."""
-        import torch
-
-        width = max(len(row["input_ids"]) for row in rows)
-        batch = {
-            "input_ids": torch.zeros(len(rows), width, dtype=torch.long),
-            "labels": torch.full((len(rows), width), IGNORE, dtype=torch.long),
-        }
-        for i, row in enumerate(rows):
-            for key, padded in batch.items():
-                padded[i, : len(row[key])] = torch.as_tensor(row[key])
-        return batch
 
     def metric(
         self, split: str, predictions: np.ndarray, data: list[tuple[Task, Rows]] | None = None
@@ -141,15 +111,10 @@ class Suite:
             scores.append(task.scores(predictions[start : start + n, :width], rows))
             start += n
             if len(data) > 1:
-                result[f"accuracy/{setting_name(task)}"] = float(scores[-1].mean())
+                result[f"accuracy/{task.setting}"] = float(scores[-1].mean())
         pooled = np.concatenate(scores)
         error = float(pooled.std(ddof=1) / np.sqrt(len(pooled))) if len(pooled) > 1 else float("nan")
         return {"accuracy": float(pooled.mean()), "accuracy_stderr": error, **result}
-
-    def compute_metrics(self, split: str) -> Callable[[Any], dict[str, float]]:
-        """For Trainer(compute_metrics=..., preprocess_logits_for_metrics=greedy) with eval_dataset=dataset(split)."""
-        data = self.generate(split)
-        return lambda evaluated: self.metric(split, evaluated.predictions, data)
 
 
 def _pad(array: np.ndarray, width: int, filler: int) -> np.ndarray:
@@ -158,57 +123,9 @@ def _pad(array: np.ndarray, width: int, filler: int) -> np.ndarray:
     return np.pad(array, ((0, 0), (0, width - array.shape[1])), constant_values=filler)
 
 
-def greedy(logits: Any, labels: Any) -> torch.Tensor:
-    """preprocess_logits_for_metrics of the Trainer: [B, L, V] logits to [B, L] greedy tokens, which saves memory."""
-    logits = logits[0] if isinstance(logits, tuple) else logits
-    return logits.argmax(dim=-1)
-
-
-def setting_name(task: Task) -> str:
-    """A short name of a task's setting within its suite, such as '256x64' for MQAR's length and pairs."""
-    return f"{task.length}x{task.num_pairs}" if isinstance(task, MQAR) else task.name
-
-
-@dataclass(frozen=True)
-class _Entry:
-    """How a suite is made: its task class, default sizes, fixed parameters, and MQAR's default mixture."""
-
-    task: type[Task]
-    sizes: tuple[int, int, int]
-    fixed: dict[str, Any] = dataclasses.field(default_factory=dict)
-    mixture: Callable[[], tuple[Segments, Segments, Segments]] | None = None
-
-
-def _mqar_of_the_paper() -> tuple[Segments, Segments, Segments]:
-    """Zoology's settings as (length, pairs, sequences); validation is a small draw from the training settings."""
-    train = [(64, 4, 100_000), (128, 8, 20_000), (256, 16, 20_000), (256, 32, 20_000), (256, 64, 20_000)]
-    test = [(64, 4), (64, 8), (64, 16), (128, 32), (256, 64), (512, 128), (1024, 256)]
-    return (
-        tuple((MQAR(length=length, num_pairs=pairs), n) for length, pairs, n in train),
-        tuple((MQAR(length=length, num_pairs=pairs), 200) for length, pairs, _ in train),
-        tuple((MQAR(length=length, num_pairs=pairs), 1000) for length, pairs in test),
-    )
-
-
-_MAD_SIZES = (12_800, 1_280, 1_280)
-_REGISTRY: dict[str, _Entry] = {
-    "mqar": _Entry(MQAR, (100_000, 1_000, 1_000), mixture=_mqar_of_the_paper),
-    "mad-in-context-recall": _Entry(InContextRecall, _MAD_SIZES),
-    "mad-noisy-in-context-recall": _Entry(NoisyInContextRecall, _MAD_SIZES),
-    "mad-fuzzy-in-context-recall": _Entry(FuzzyInContextRecall, _MAD_SIZES),
-    "mad-memorization": _Entry(Memorization, (256, 1_280, 1_280)),
-    "mad-compression": _Entry(Compression, _MAD_SIZES),
-    "mad-selective-copying": _Entry(SelectiveCopying, _MAD_SIZES),
-    "regbench": _Entry(RegBench, (5_000, 250, 250)),
-    "own-haystack-niah-1": _Entry(OwnHaystackNIAH, (10_000, 200, 500), {"variant": 1}),
-    "own-haystack-niah-2": _Entry(OwnHaystackNIAH, (10_000, 200, 500), {"variant": 2}),
-    "own-haystack-niah-3": _Entry(OwnHaystackNIAH, (10_000, 200, 500), {"variant": 3}),
-}
-
-
 def suites() -> list[str]:
     """Names that `get` knows."""
-    return list(_REGISTRY)
+    return list(REGISTRY)
 
 
 def get(spec: str) -> Suite:
@@ -222,11 +139,11 @@ def get(spec: str) -> Suite:
     """
     name, _, settings = spec.partition(":")
     name = name.replace("_", "-")
-    if name not in _REGISTRY:
-        near = difflib.get_close_matches(name, _REGISTRY, n=1)
+    if name not in REGISTRY:
+        near = difflib.get_close_matches(name, REGISTRY, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise UserError(f"unknown synthetic suite {name!r}.{hint} Available: {', '.join(_REGISTRY)}")
-    entry = _REGISTRY[name]
+        raise UserError(f"unknown synthetic suite {name!r}.{hint} Available: {', '.join(REGISTRY)}")
+    entry = REGISTRY[name]
     fields = {field.name for field in dataclasses.fields(entry.task)} - set(entry.fixed)
     sizes, parameters, seed = dict(zip(SPLITS, entry.sizes, strict=True)), {}, 0
     given = _parse(name, settings)

@@ -37,6 +37,12 @@ class Task(ABC):
 
     name: ClassVar[str]
     paper: ClassVar[str]
+    is_text: ClassVar[bool] = False  # whether token ids are bytes of text
+
+    @property
+    def setting(self) -> str:
+        """A short name of these parameters among those that a suite mixes."""
+        return self.name
 
     @property
     @abstractmethod

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from transformers import PreTrainedModel
 
-from fla_mesa.data.synthetic import IGNORE, Task, setting_name
+from fla_mesa.data.synthetic import IGNORE, Task
 
 Rows = dict[str, np.ndarray]
 
@@ -103,7 +103,7 @@ def score(model: PreTrainedModel, data: Sequence[tuple[Task, Rows]], batch_size:
     found = {"accuracy": float(np.concatenate(scores).mean())}
     if len(data) > 1:
         of_each = zip(data, scores, strict=True)
-        found |= {f"accuracy/{setting_name(task)}": float(values.mean()) for (task, _), values in of_each}
+        found |= {f"accuracy/{task.setting}": float(values.mean()) for (task, _), values in of_each}
     return found
 
 

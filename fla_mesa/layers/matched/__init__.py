@@ -6,16 +6,16 @@ To add a rule, write its file and name it in the list below, whose order is that
 # isort: off
 from fla_mesa.layers.matched import (  # noqa: F401
     mesa,
-    gated_delta,
     delta,
+    gated_delta,
     gated_linear,
     gated_linear_no_input_gate,
     mlstm,
     gka,
+    rg_lru,
     softmax,
     softmax_matched,
     sliding_softmax,
-    rg_lru,
 )
 
 # isort: on

@@ -13,7 +13,7 @@ from fla_mesa.layers.matched.registry import rule
 Tensor = torch.Tensor
 
 
-@rule("delta", "delta rule with a scalar input gate a head")
+@rule("delta", "delta rule with a scalar input gate a head", architecture="delta_net")
 class DeltaRule(OneState):
     """``S <- S + beta k (v - S' k)'``"""
 

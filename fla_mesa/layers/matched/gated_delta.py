@@ -13,7 +13,9 @@ from fla_mesa.layers.matched.registry import rule
 Tensor = torch.Tensor
 
 
-@rule("gated_delta", "delta rule with a scalar forget gate and a scalar input gate a head")
+@rule(
+    "gated_delta", "delta rule with a scalar forget gate and a scalar input gate a head", architecture="gated_deltanet"
+)
 class GatedDeltaRule(OneState):
     """``S <- gamma S + beta k (v - gamma S' k)'``"""
 

@@ -10,7 +10,7 @@ from fla_mesa.layers.matched.registry import rule
 Tensor = torch.Tensor
 
 
-@rule("gated_linear", "linear attention with a scalar forget gate and a scalar input gate a head")
+@rule("gated_linear", "linear attention with a scalar forget gate and a scalar input gate a head", architecture="gla")
 class InputGatedLinearAttention(LinearAttention):
     """``S <- gamma S + beta k v'``"""
 

@@ -15,7 +15,7 @@ from fla_mesa.ops.context_parallel import linear_state_before
 Tensor = torch.Tensor
 
 
-@rule("gated_linear_no_input_gate", "linear attention with a scalar forget gate a head")
+@rule("gated_linear_no_input_gate", "linear attention with a scalar forget gate a head", architecture="mamba2")
 class LinearAttention(OneState):
     """``S <- gamma S + k v'``"""
 

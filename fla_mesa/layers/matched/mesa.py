@@ -5,4 +5,4 @@ from __future__ import annotations
 from fla_mesa.layers.matched.registry import rule
 from fla_mesa.layers.mesa_net import MesaNet
 
-rule("mesa", "Mesa, the released MesaNet")(MesaNet)
+rule("mesa", "Mesa, the released MesaNet", architecture="mesanet")(MesaNet)

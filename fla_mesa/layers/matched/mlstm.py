@@ -15,6 +15,7 @@ Tensor = torch.Tensor
 @rule(
     "mlstm",
     "mLSTM: linear attention with a sigmoid forget gate, an exponential input gate and a normaliser; keys are not of norm 1",
+    architecture="xlstm",
 )
 class MLSTM(QKVMixer):
     """``G <- gamma G + e^i k v'``, ``z <- gamma z + e^i k``, ``o = G'q / max(|z'q|, 1)`` (Beck et al., arXiv 2405.04517, 2.3).

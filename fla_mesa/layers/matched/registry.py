@@ -1,4 +1,4 @@
-"""Names of recurrence rules, so that a rule is added by its own file and a line in this folder's ``__init__``."""
+"""Names of recurrence rules, so that a rule is one file: here with a line in this folder's ``__init__``, or a plug-in's."""
 
 from __future__ import annotations
 
@@ -16,17 +16,24 @@ class Rule(NamedTuple):
     Attributes:
         mixer: The token mixer's class.
         description: What it is, in a phrase, for reports.
+        architecture: What the model is called of which all layers have it, in a comparison of matched models.
     """
 
     mixer: type[RecurrentMixer]
     description: str
+    architecture: str
 
 
 RULES: dict[str, Rule] = {}
 
 
-def rule(name: str, description: str) -> Callable[[Mixer], Mixer]:
-    """Register a token mixer under the name that ``MatchedConfig.rule`` takes.
+def rule(name: str, description: str, *, architecture: str | None = None) -> Callable[[Mixer], Mixer]:
+    """Decorator of a token mixer: registers it under the name that ``MatchedConfig.rule`` takes.
+
+    Args:
+        name: Of the rule.
+        description: What it is, in a phrase, for reports.
+        architecture: What ``fla-mesa compare --parametrization matched`` calls a model of it; None for the rule's own name.
 
     Raises:
         ValueError: The name is taken by another class.
@@ -36,7 +43,7 @@ def rule(name: str, description: str) -> Callable[[Mixer], Mixer]:
         taken = RULES.get(name)
         if taken is not None and taken.mixer is not mixer:
             raise ValueError(f"rule {name!r} is {taken.mixer.__name__} already; got {mixer.__name__}")
-        RULES[name] = Rule(mixer, description)
+        RULES[name] = Rule(mixer, description, architecture or name)
         return mixer
 
     return register

@@ -45,7 +45,7 @@ class BlockDiagonal(nn.Module):
         return y.flatten(-2) + self.bias
 
 
-@rule("rg_lru", "RG-LRU; the width of its recurrence is what matches the parameters")
+@rule("rg_lru", "RG-LRU; the width of its recurrence is what matches the parameters", architecture="hawk")
 class RGLRU(RecurrentMixer):
     r"""The recurrent block of "Griffin: Mixing Gated Linear Recurrences with Local Attention" (De et al., arXiv 2402.19427, 2.3-2.4).
 

@@ -6,7 +6,7 @@ from fla_mesa.layers.matched.registry import rule
 from fla_mesa.layers.matched.softmax import SoftmaxAttention
 
 
-@rule("sliding_softmax", "softmax attention with RoPE over the last window_size tokens")
+@rule("sliding_softmax", "softmax attention with RoPE over the last window_size tokens", architecture="swa")
 class SlidingSoftmaxAttention(SoftmaxAttention):
     """:class:`SoftmaxAttention` over the last tokens only (arXiv 2506.05233, section 4, "Controls").
 

@@ -6,7 +6,11 @@ from fla_mesa.layers.matched.attention import SoftmaxRule
 from fla_mesa.layers.matched.registry import rule
 
 
-@rule("softmax", "softmax attention with RoPE, on queries and keys that are neither convolved nor normalised")
+@rule(
+    "softmax",
+    "softmax attention with RoPE, on queries and keys that are neither convolved nor normalised",
+    architecture="transformer",
+)
 class SoftmaxAttention(SoftmaxRule):
     """``o_t = sum_s softmax_s(q_t' k_s / sqrt(d)) v_s`` over s <= t, q, k, v = W x, q and k turned by RoPE.
 

@@ -9,7 +9,11 @@ from fla_mesa.layers.matched.registry import rule
 from fla_mesa.ops.backends import l2_normalize
 
 
-@rule("softmax_matched", "softmax attention with RoPE on the same convolved and normalised queries and keys")
+@rule(
+    "softmax_matched",
+    "softmax attention with RoPE on the same convolved and normalised queries and keys",
+    architecture="transformer_conv",
+)
 class MatchedSoftmaxAttention(SoftmaxRule):
     """``o_t = sum_s softmax_s(sqrt(d) q_t' k_s) v_s`` over s <= t, q and k convolved, of norm 1, turned by RoPE.
 

@@ -1,0 +1,57 @@
+"""What is asked of a source of data, and what it gives."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from torch.utils.data import Dataset
+from transformers import PreTrainedTokenizerBase
+
+from fla_mesa.errors import UserError
+
+
+@dataclass(frozen=True)
+class DataRequest:
+    """What the user asked for. None means: not said; a source then takes its own value.
+
+    `predict_end_of_text`: whether the token between two documents is a target. By default it is not, as in arXiv 2506.05233,
+    G.3; sources other than text have no such token.
+    """
+
+    spec: str = "stdlib"
+    validation: str | None = None
+    config: str | None = None
+    text_column: str | None = None
+    tokenizer: str | None = None
+    seq_len: int | None = None
+    predict_end_of_text: bool = False
+    say: Callable[[str], None] = print
+
+    def reject(self, *names: str) -> None:
+        """Raises UserError if one of the named options was given: for sources to which they mean nothing."""
+        for name in names:
+            if getattr(self, name) is not None:
+                raise UserError(f"{name}: does not apply to --data {self.spec}, got {getattr(self, name)!r}")
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Data ready for training.
+
+    Rows of `train` and `validation` are `{"input_ids", "labels"}`, int64 `[<= seq_len]`; the model shifts the labels,
+    and label -100 counts for nothing. `bytes_per_token` is None where the tokens stand for no text.
+    """
+
+    train: Dataset
+    validation: Dataset
+    vocab_size: int
+    seq_len: int
+    sha256: str
+    tokenizer: PreTrainedTokenizerBase | None = None
+    bytes_per_token: float | None = None
+    facts: dict = field(default_factory=dict)
+
+    @property
+    def special_ids(self) -> dict[str, int | None]:
+        """bos, eos and pad as a configuration takes them."""
+        names = ("bos_token_id", "eos_token_id", "pad_token_id")
+        return {name: getattr(self.tokenizer, name, None) for name in names}

@@ -1,0 +1,55 @@
+"""Names of synthetic tasks, so that a task is one file: here with a line in `suite.py`, or a plug-in's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from fla_mesa.data.synthetic.task import Task
+
+Segments = tuple[tuple[Task, int], ...]
+Mixture = Callable[[], tuple[Segments, Segments, Segments]]
+Decorated = TypeVar("Decorated", bound=type[Task])
+
+
+@dataclass(frozen=True)
+class Entry:
+    """How a suite is made of a task.
+
+    Attributes:
+        task: Its class, a frozen dataclass of its parameters.
+        sizes: Sequences to train on, to validate with and to test by, where a spec does not say.
+        fixed: Parameters that the suite's name stands for, and no spec changes.
+        mixture: What the suite is where a spec names no parameter of the task: train, validation and test of several settings.
+    """
+
+    task: type[Task]
+    sizes: tuple[int, int, int]
+    fixed: dict[str, Any]
+    mixture: Mixture | None
+
+
+REGISTRY: dict[str, Entry] = {}
+
+
+def register(
+    name: str, *, sizes: tuple[int, int, int], mixture: Mixture | None = None, **fixed: Any
+) -> Callable[[Decorated], Decorated]:
+    """Decorator of a task: makes it a suite by name, for `--data` and `--suite` alike.
+
+    Args:
+        name: Of the suite; words with hyphens between.
+        sizes, mixture, fixed: As in :class:`Entry`.
+
+    Raises:
+        ValueError: The name is taken.
+    """
+
+    def add(task: Decorated) -> Decorated:
+        if name in REGISTRY:
+            raise ValueError(f"name: {name!r} is a synthetic task already, {REGISTRY[name].task.__name__}")
+        REGISTRY[name] = Entry(task, sizes, fixed, mixture)
+        return task
+
+    return add

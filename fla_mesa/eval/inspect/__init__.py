@@ -1,1 +1,0 @@
-"""`fla-mesa inspect`: what a MesaNet's layers hold and solve."""
