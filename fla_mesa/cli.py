@@ -11,6 +11,7 @@ COMMANDS = {
     "train": ("fla_mesa.train.command", "train a model on text or on a synthetic task"),
     "eval": ("fla_mesa.eval.harness", "run lm-evaluation-harness on checkpoints"),
     "sweep": ("fla_mesa.eval.sweep.command", "what each step of the solver buys a MesaNet checkpoint"),
+    "inspect": ("fla_mesa.eval.inspect.command", "what the Mesa layers of a checkpoint hold and solve"),
     "compare": ("fla_mesa.eval.compare", "train several models alike and compare them in a table and pictures"),
     "export": ("fla_mesa.train.export", "put a checkpoint of several processes together in a folder"),
     "configs": ("fla_mesa.models.config_files", "write architectures as JSON files, for flame and other trainers"),

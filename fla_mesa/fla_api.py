@@ -39,6 +39,24 @@ USED: dict[str, str | None] = {
     "fla.ops.utils.constant.RCP_LN2": EXISTS,
     "fla.ops.utils.op.exp": EXISTS,
     "fla.ops.utils.op.exp2": EXISTS,
+    # pieces of fla's own Mesa op, which the back end "fla" composes anew
+    "fla.ops.common.chunk_h.chunk_bwd_dh": "q k v do h0 dht scale g cu_seqlens chunk_size",
+    "fla.ops.mesa_net.chunk_cg_solver_bwd.chunk_mesa_cg_bwd": (
+        "dq k h g_local_cumsum beta lamb cu_seqlens chunk_size max_CG_iteration output_dtype chunk_indices"
+    ),
+    "fla.ops.mesa_net.chunk_cg_solver_fwd.chunk_mesa_cg_fwd": (
+        "q k v h h_kv g_local_cumsum beta lamb cu_seqlens chunk_size max_CG_iteration output_dtype chunk_indices"
+    ),
+    "fla.ops.mesa_net.chunk_h_fwd.chunk_mesa_fwd_h": (
+        "k v g beta h_init h_kv_init output_final_state cu_seqlens chunk_size"
+    ),
+    "fla.ops.mesa_net.chunk_h_kk_intra_bwd.chunk_mesa_net_h_kk_bwd_intra_fn": (
+        "k beta g h dh q_star dq dk_beta cu_seqlens chunk_size chunk_indices"
+    ),
+    "fla.ops.mesa_net.chunk_h_kv_intra_bwd.chunk_mesa_net_h_kv_bwd_intra_fn": (
+        "q_star k v beta h_kv dh_kv g do cu_seqlens chunk_size chunk_indices"
+    ),
+    "fla.ops.mesa_net.decoding_one_step.mesa_net_decoding_one_step_kernel": EXISTS,
     # ops
     "fla.ops.delta_rule.chunk_delta_rule": STAND_IN,
     "fla.ops.delta_rule.fused_recurrent_delta_rule": STAND_IN,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn as nn
@@ -13,6 +14,25 @@ from fla_mesa.layers.initialization import fill
 from fla_mesa.layers.recurrent import Call, QKVMixer, States
 from fla_mesa.ops import SolverStats, chunk_mesa_net, mesa_net_decoding_one_step
 from fla_mesa.ops.backends import check_backend, l2_normalize
+
+
+class Regression(NamedTuple):
+    """The ridge regression that a layer solves at every position: ``o_t = G_t' (H_t + diag(lamb))^-1 q_t``.
+
+    Attributes:
+        q, k: Unit queries and keys ``[B, T, H, K]``.
+        v: Values ``[B, T, H, V]``.
+        g: log gamma ``[B, T, H]``, the cap applied, float32.
+        beta: ``[B, T, H]``, float32.
+        lamb: ``[H, K]``, float32.
+    """
+
+    q: torch.Tensor
+    k: torch.Tensor
+    v: torch.Tensor
+    g: torch.Tensor
+    beta: torch.Tensor
+    lamb: torch.Tensor
 
 
 class MesaNet(QKVMixer):
@@ -46,7 +66,8 @@ class MesaNet(QKVMixer):
         max_cg_step_decoding: Most steps per decoded token.
         gamma_cap: Most that the forget gate can be where beta is 1; in (0, 1], or None for no cap. Without it, long runs of one token
             make the system degenerate.
-        cg_tolerance: Relative residual at which a position's solve stops, as in :func:`~fla_mesa.ops.chunk_mesa_net`.
+        cg_tolerance: Relative residual at which a position's solve stops, or None for what the back end does, as in
+            :func:`~fla_mesa.ops.chunk_mesa_net`.
         backend: What solves: a back end of that function, or None for the one that suits the device.
         gamma_init: Forget gates of the first and of the last head at the start; see :class:`~fla_mesa.layers.recurrent.QKVMixer`.
 
@@ -81,7 +102,7 @@ class MesaNet(QKVMixer):
         max_cg_step_decoding: int = 30,
         *,
         gamma_cap: float | None = 0.9975,
-        cg_tolerance: float = 1e-4,
+        cg_tolerance: float | None = None,
         gamma_init: Sequence[float] = (0.5, 0.5),
         lambda_init: float = 1.0,
         train_lambda: bool = True,
@@ -128,6 +149,18 @@ class MesaNet(QKVMixer):
         above = self.lambda_init - self.lambda_lower_bound
         fill(self.lambda_params, above + math.log(-math.expm1(-above)))  # the inverse of softplus, for any difference
 
+    @property
+    def lamb(self) -> torch.Tensor:
+        """The ridge ``[H, K]``, float32."""
+        return self.lambda_lower_bound + F.softplus(self.lambda_params.float()).view(self.num_heads, self.head_dim)
+
+    def regression(self, hidden_states: torch.Tensor) -> Regression:
+        """What the layer solves for ``hidden_states [B, T, D]``, each row one sequence without padding."""
+        q, k, v, _ = self._qkv(hidden_states, None, use_cache=False, cu_seqlens=None)
+        g, beta = self._gates(hidden_states)
+        assert g is not None and beta is not None
+        return Regression(l2_normalize(q), l2_normalize(k), v, g, beta, self.lamb)
+
     def _gates(self, x: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         """log gamma and beta, ``[B, T, H]`` in float32."""
         g, beta = super()._gates(x)
@@ -148,7 +181,7 @@ class MesaNet(QKVMixer):
     ) -> tuple[torch.Tensor, States | None]:
         """The op on ``[B, T, H, ...]``: ``o [B, T, H, V]`` and the new states."""
         assert g is not None and beta is not None
-        lamb = self.lambda_lower_bound + F.softplus(self.lambda_params.float()).view(self.num_heads, self.head_dim)
+        lamb = self.lamb
         if call.decode:
             assert states is not None
             q, k, v, g, beta = (x.squeeze(1) for x in (l2_normalize(q), l2_normalize(k), v, g, beta))

@@ -114,7 +114,10 @@ class MesaNetConfig(PreTrainedConfig):
     train_lambda: bool = setting(True, FLAG, "Whether lamb is learnt; otherwise it stays where it starts.")
     max_cg_step_training: int = setting(30, COUNT, "Most conjugate-gradient steps over sequences.")
     max_cg_step_decoding: int = setting(30, COUNT, "Most steps per decoded token.")
-    cg_tolerance: float = setting(1e-4, POSITIVE, "Relative residual at which a solve stops.")
+    cg_tolerance: float | None = setting(
+        None, POSITIVE.or_none(),
+        "Relative residual at which a solve stops; None for what the back end does: 1e-4, or all steps on fla's kernels.",
+    )  # fmt: skip
     backend: str | None = setting(
         None, one_of(BACKENDS).or_none(), "Back end of the op: None for the one that suits the device, 'pytorch' for any."
     )  # fmt: skip

@@ -7,22 +7,26 @@ asked. One more is one more line of ``BACKENDS``, or :func:`register_backend` in
 from __future__ import annotations
 
 import difflib
+import functools
 import importlib
+import warnings
 from collections.abc import Mapping
 from typing import Protocol, cast
 
 import torch
 
+from fla_mesa.ops import gpu
 from fla_mesa.ops.types import ChunkForward, ChunkGradients, DecodingStep, QueryForward, QueryGradients
 
 BACKENDS = {
     "pytorch": "fla_mesa.ops.pytorch",
+    "fla": "fla_mesa.ops.fla",
     "triton": "fla_mesa.ops.triton",
     "exact": "fla_mesa.ops.exact",
     "diagonal": "fla_mesa.ops.diagonal",
 }
-# What is tried in turn where the caller names none, by type of device.
-AUTOMATIC = {"cuda": ("triton", "pytorch")}
+# What is tried in turn where the caller names none, by type of device. "triton" waits for a GPU to show that it is right and faster.
+AUTOMATIC = {"cuda": ("fla", "pytorch")}
 ANYWHERE = ("pytorch",)
 
 Tensors = Mapping[str, torch.Tensor | None]
@@ -31,8 +35,14 @@ Tensors = Mapping[str, torch.Tensor | None]
 class Backend(Protocol):
     """What the public functions call. Tensors come checked, with the shapes of these functions."""
 
-    def why_not(self, function: str, tensors: Tensors) -> str | None:
-        """What keeps it from running this function ("chunk", "step" or "query") on these arguments by name, in words; None if nothing."""
+    TOLERANCE: float | None
+    """The relative residual at which it stops where the caller names none; None if it always takes all of its steps."""
+
+    def why_not(self, function: str, tensors: Tensors, *, max_steps: int, tolerance: float | None) -> str | None:
+        """What keeps it from running this function ("chunk", "step" or "query") on these arguments by name, in words; None if nothing.
+
+        `tolerance` is None where the caller names none.
+        """
         ...
 
     def chunk_forward(
@@ -99,13 +109,18 @@ def check_backend(name: object) -> None:
     raise ValueError(f"backend must be None or one of {sorted(BACKENDS)}; got {name!r}{hint}")
 
 
-def choose_backend(name: str | None, function: str, tensors: Tensors) -> Backend:
+def choose_backend(
+    name: str | None, function: str, tensors: Tensors, *, max_steps: int = 30, tolerance: float | None = None
+) -> Backend:
     """The back end of this name or, if it is None, the first of those for the device that takes these arguments.
+
+    Where that is not the device's first, a warning says why, once for each reason.
 
     Args:
         name: One of ``BACKENDS``, or None.
         function: "chunk", "step" or "query".
         tensors: The arguments by name; q sets the device.
+        max_steps, tolerance: The caller's; None for the back end's own tolerance.
 
     Raises:
         ValueError: There is none of this name, or it does not take these arguments; the message says what, and which one does.
@@ -117,11 +132,22 @@ def choose_backend(name: str | None, function: str, tensors: Tensors) -> Backend
     reasons = {}
     for candidate in candidates:
         backend, reason = _load(candidate)
-        if backend is not None and (reason := backend.why_not(function, tensors)) is None:
+        if backend is not None:
+            reason = backend.why_not(function, tensors, max_steps=max_steps, tolerance=tolerance)
+        if backend is not None and reason is None:
+            if reasons and function != "query":  # no back end of GPUs has that
+                _warn_of(candidate, *reasons.items())
             return backend
         reasons[candidate] = reason
     refused = "; ".join(f"backend={candidate!r} {reason}" for candidate, reason in reasons.items())
     raise ValueError(f"{refused}. Use backend='pytorch', which takes any device, dtype and size")
+
+
+@functools.cache
+def _warn_of(chosen: str, *reasons: tuple[str, str | None]) -> None:
+    """Once for each set of reasons."""
+    refused = "; ".join(f"backend={name!r} {reason}" for name, reason in reasons)
+    warnings.warn(f"the Mesa op runs on backend={chosen!r}: {refused}", stacklevel=4)
 
 
 def _load(name: str) -> tuple[Backend | None, str | None]:
@@ -136,4 +162,7 @@ def _load(name: str) -> tuple[Backend | None, str | None]:
 
 def l2_normalize(x: torch.Tensor) -> torch.Tensor:
     """``x / sqrt(sum x^2 + 1e-6)`` over the last dimension, in the dtype of x; inside float32 or better. fla's definition."""
-    return choose_backend(None, "chunk", {"q": x}).l2_normalize(x)
+    kernels = x.device.type == "cuda" and x.dtype != torch.float64 and gpu.why_no_kernels(x.device) is None
+    backend, _ = _load("fla" if kernels else "pytorch")
+    assert backend is not None
+    return backend.l2_normalize(x)

@@ -44,8 +44,8 @@ def _check_options(max_CG_iteration: object, cg_tolerance: Any) -> None:
     if isinstance(max_CG_iteration, bool) or not isinstance(max_CG_iteration, int) or max_CG_iteration < 0:
         raise ValueError(f"max_CG_iteration must be an integer >= 0; got {max_CG_iteration!r}")
     number = isinstance(cg_tolerance, (int, float)) and not isinstance(cg_tolerance, bool)
-    if not (number and 0 < cg_tolerance < math.inf):
-        raise ValueError(f"cg_tolerance must be a finite number > 0; got {cg_tolerance!r}")
+    if cg_tolerance is not None and not (number and 0 < cg_tolerance < math.inf):
+        raise ValueError(f"cg_tolerance must be None or a finite number > 0; got {cg_tolerance!r}")
 
 
 def _check_query(q: object, leading: str) -> None:

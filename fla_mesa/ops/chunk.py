@@ -61,7 +61,7 @@ def chunk_mesa_net(
     cu_seqlens: torch.Tensor | None = None,
     cu_seqlens_cpu: torch.Tensor | None = None,
     *,
-    cg_tolerance: float = 1e-4,
+    cg_tolerance: float | None = None,
     return_stats: bool = False,
     backend: str | None = None,
     cp_context: ContextLike | None = None,
@@ -75,7 +75,8 @@ def chunk_mesa_net(
 
     The systems are solved by conjugate gradients, those of a tile of positions together; the gradients by implicit
     differentiation, with a second solve. Both solves are invariant to the scale of their right-hand side. Everything inside is
-    float32 (float64 for float64 inputs), whatever the dtype of the inputs, also under autocast.
+    float32 (float64 for float64 inputs), whatever the dtype of the inputs, also under autocast; on "fla" q, k, the solutions and the
+    gradients of states are float16, and G bfloat16.
 
     The solves start where the paper's does (its algorithm 1), at :math:`q / \mathrm{diag}(H + \mathrm{diag}(\lambda))`, so that n steps are
     the paper's n where lamb is one number. Where lamb differs from channel to channel, it preconditions: steps differ from the paper's
@@ -99,11 +100,14 @@ def chunk_mesa_net(
         cu_seqlens: Boundaries ``[N + 1]`` of sequences packed into one row (B = 1), from 0 to T, increasing; int32 or int64.
         cu_seqlens_cpu: A copy of them on the CPU, which saves a synchronisation on GPUs.
         cg_tolerance: A system stops when ``||r|| <= cg_tolerance ||q||``, both in the norm weighted by ``1 / lamb``. (The paper's epsilon
-            is relative to the residual of the start, in the plain norm.)
+            is relative to the residual of the start, in the plain norm.) None: what the back end does, which is to stop at 1e-4 or, on
+            "fla", to take ``max_CG_iteration`` steps always. A number keeps "fla" from being chosen.
         return_stats: Whether to return a :class:`~fla_mesa.ops.types.SolverStats` of the forward solve as well.
-        backend: ``"pytorch"`` (any device); ``"triton"`` (GPUs; under ``TRITON_INTERPRET=1`` also CPU tensors); ``"exact"`` (every system
-            solved densely, in float64, no steps); ``"diagonal"`` (no steps either: the start is all, without gradients); or None for the
-            first of the device's own, Triton on a GPU and PyTorch elsewhere, that takes these arguments.
+        backend: ``"pytorch"`` (any device); ``"fla"`` (fla's kernels, on GPUs: bfloat16 and float16, K = V from 16 to 128, plain steps
+            from x = 0); ``"triton"`` (this package's, on GPUs); ``"exact"`` (every system solved densely, in float64, no steps);
+            ``"diagonal"`` (no steps either: the start is all, without gradients); or None, for "fla" on an NVIDIA GPU where it takes these
+            arguments, and "pytorch" otherwise, on a GPU with one warning that says why. Under ``TRITON_INTERPRET=1`` "fla" and "triton"
+            take CPU tensors, too.
         cp_context: For a row that is cut over the ranks of a process group, from :func:`~fla_mesa.ops.make_cp_context` or fla's own
             ``FLACPContext``. The other arguments are then this rank's shard, B = 1; ``cu_seqlens`` is the context's, and states can
             neither be given nor be asked for. Every rank must call the op. The gradient of lamb is that of this shard alone: it has to be
@@ -144,7 +148,7 @@ def chunk_mesa_net(
         "h_kk_init": h_kk_init,
         "h_kv_init": h_kv_init,
     }
-    chosen = choose_backend(backend, "chunk", tensors)
+    chosen = choose_backend(backend, "chunk", tensors, max_steps=max_CG_iteration, tolerance=cg_tolerance)
     if use_qk_l2norm_in_kernel:
         q, k = chosen.l2_normalize(q), chosen.l2_normalize(k)
     if cp_context is not None:
@@ -153,7 +157,7 @@ def chunk_mesa_net(
         "cu_seqlens": cu_seqlens,
         "cu_seqlens_cpu": cu_seqlens_cpu,
         "max_steps": max_CG_iteration,
-        "tolerance": float(cg_tolerance),
+        "tolerance": chosen.TOLERANCE if cg_tolerance is None else float(cg_tolerance),
     }
     o, h_kk, h_kv, *stats = cast(
         "tuple[torch.Tensor, ...]", _ChunkMesaNet.apply(q, k, v, g, beta, lamb, h_kk_init, h_kv_init, chosen, options)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from fla_mesa.ops import pytorch
 from fla_mesa.ops.checks import check_gradients
-from fla_mesa.ops.pytorch import l2_normalize
+from fla_mesa.ops.pytorch import TOLERANCE, l2_normalize
 from fla_mesa.ops.types import ChunkForward, ChunkGradients, DecodingStep, QueryForward, QueryGradients
 
 __all__ = [
+    "TOLERANCE",
     "chunk_backward",
     "chunk_forward",
     "decoding_step",
@@ -18,7 +19,7 @@ __all__ = [
 ]
 
 
-def why_not(function: str, tensors) -> None:
+def why_not(function: str, tensors, *, max_steps: int, tolerance: float | None) -> None:
     """It takes everything."""
 
 

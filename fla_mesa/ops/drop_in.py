@@ -52,7 +52,7 @@ class FlaOpReplacement:
         self()
 
 
-def replace_fla_op(*, cg_tolerance: float = 1e-4, backend: str | None = None) -> FlaOpReplacement:
+def replace_fla_op(*, cg_tolerance: float | None = None, backend: str | None = None) -> FlaOpReplacement:
     """Let fla's ``mesa_net`` layers and models, existing and new ones, run on this package's op from now on.
 
     Their configuration stays in charge of everything else: ``max_cg_step_training`` and ``max_cg_step_decoding`` become the most

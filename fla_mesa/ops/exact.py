@@ -8,11 +8,12 @@ from __future__ import annotations
 import torch
 
 from fla_mesa.ops import pytorch
-from fla_mesa.ops.pytorch import l2_normalize
+from fla_mesa.ops.pytorch import TOLERANCE, l2_normalize
 from fla_mesa.ops.pytorch.solver import Operator
 from fla_mesa.ops.types import ChunkForward, ChunkGradients, DecodingStep, QueryForward, QueryGradients
 
 __all__ = [
+    "TOLERANCE",
     "chunk_backward",
     "chunk_forward",
     "decoding_step",
@@ -25,7 +26,7 @@ __all__ = [
 ENTRIES = 2**24  # of the matrices that exist at a time
 
 
-def why_not(function: str, tensors) -> None:
+def why_not(function: str, tensors, *, max_steps: int, tolerance: float | None) -> None:
     """It takes everything."""
 
 

@@ -42,7 +42,7 @@ def mesa_net_query(
     lamb: torch.Tensor,
     max_CG_iteration: int = 30,
     *,
-    cg_tolerance: float = 1e-4,
+    cg_tolerance: float | None = None,
     return_stats: bool = False,
     backend: str | None = None,
 ) -> Any:
@@ -61,7 +61,7 @@ def mesa_net_query(
         lamb: Regularisation, ``> 0``, ``[H, K]``.
         max_CG_iteration, cg_tolerance: As for the op over sequences.
         return_stats: Whether to return a :class:`~fla_mesa.ops.types.SolverStats` of shape ``[B, T, H]`` as well.
-        backend: ``"pytorch"``, ``"exact"``, ``"diagonal"``, or None for the one that suits; the Triton kernels have no such read.
+        backend: ``"pytorch"``, ``"exact"``, ``"diagonal"``, or None for "pytorch"; there are no kernels for this read.
 
     Returns:
         o ``[B, T, H, V]`` in the dtype of q or, with ``return_stats``, ``(o, stats)``.
@@ -70,7 +70,9 @@ def mesa_net_query(
         ValueError, TypeError: An argument is not as above; the message names it, what came, and what is allowed.
     """
     check_query(q, h_kk, h_kv, lamb, max_CG_iteration, cg_tolerance)
-    chosen = choose_backend(backend, "query", {"q": q, "h_kk": h_kk, "h_kv": h_kv, "lamb": lamb})
-    options = {"max_steps": max_CG_iteration, "tolerance": float(cg_tolerance)}
+    tensors = {"q": q, "h_kk": h_kk, "h_kv": h_kv, "lamb": lamb}
+    chosen = choose_backend(backend, "query", tensors, max_steps=max_CG_iteration, tolerance=cg_tolerance)
+    tolerance = chosen.TOLERANCE if cg_tolerance is None else float(cg_tolerance)
+    options = {"max_steps": max_CG_iteration, "tolerance": tolerance}
     o, *stats = cast("tuple[torch.Tensor, ...]", _MesaNetQuery.apply(q, h_kk, h_kv, lamb, chosen, options))
     return (o, SolverStats(*stats)) if return_stats else o

@@ -22,7 +22,7 @@ def mesa_net_decoding_one_step(
     prev_h_kv: torch.Tensor,
     max_CG_iteration: int = 30,
     *,
-    cg_tolerance: float = 1e-4,
+    cg_tolerance: float | None = None,
     return_stats: bool = False,
     backend: str | None = None,
 ) -> tuple[Any, ...]:
@@ -61,10 +61,11 @@ def mesa_net_decoding_one_step(
         "prev_h_kk": prev_h_kk,
         "prev_h_kv": prev_h_kv,
     }
-    chosen = choose_backend(backend, "step", tensors)
+    chosen = choose_backend(backend, "step", tensors, max_steps=max_CG_iteration, tolerance=cg_tolerance)
+    tolerance = chosen.TOLERANCE if cg_tolerance is None else float(cg_tolerance)
     with torch.no_grad(), torch.autocast(q.device.type, enabled=False):
         out = chosen.decoding_step(
-            q, k, v, g, beta, lamb, prev_h_kk, prev_h_kv, max_steps=max_CG_iteration, tolerance=float(cg_tolerance)
+            q, k, v, g, beta, lamb, prev_h_kk, prev_h_kv, max_steps=max_CG_iteration, tolerance=tolerance
         )
     states = out.h_kk, out.h_kv
     return (out.o, *states, SolverStats(out.iterations, out.residual)) if return_stats else (out.o, *states)

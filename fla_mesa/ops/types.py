@@ -12,10 +12,11 @@ class SolverStats(NamedTuple):
 
     Attributes:
         iterations: Conjugate-gradient steps spent, int32, ``[B, T, H]`` (``[B, H]`` for a decoding step). Where the Triton kernels had to
-            solve a position a second time, in float32, those of the second time.
+            solve a position a second time, in float32, those of the second time. On "fla" all are ``max_CG_iteration``.
         residual: Final relative residual ``||q - (H + diag(lamb)) x|| / ||q||``, float32, same shape, in the norm weighted by
             ``1 / lamb`` (the plain norm where lamb is one number). It is the one that the solver's recurrence carries (in the Triton
-            kernels' rounds of float16, a recurrence of float32 from round to round); 0 where q is zero, NaN where the input was.
+            kernels' rounds of float16, a recurrence of float32 from round to round); 0 where q is zero, NaN where the input was. On
+            "fla", whose kernels do not say, NaN everywhere.
     """
 
     iterations: torch.Tensor

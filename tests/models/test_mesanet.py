@@ -268,7 +268,7 @@ def test_forget_gates_start_spread_over_the_heads_and_stay_as_trained(tmp_path):
         ({"hidden_size": 12.5}, ValueError, "hidden_size must be an integer >= 1; got 12.5"),
         ({"max_cg_step_training": -3}, ValueError, "max_cg_step_training must be an integer >= 1; got -3"),
         ({"max_cg_step_decoding": 0}, ValueError, "max_cg_step_decoding must be"),
-        ({"cg_tolerance": 0.0}, ValueError, "cg_tolerance must be a number > 0; got 0.0"),
+        ({"cg_tolerance": 0.0}, ValueError, "cg_tolerance must be a number > 0 or None; got 0.0"),
         ({"lambda_lower_bound": 0.0}, ValueError, "lambda_lower_bound must be a number > 0; got 0.0"),
         ({"lambda_lower_bound": 1.0}, ValueError, "lambda_init must be above lambda_lower_bound = 1.0; got 1.0"),
         ({"lambda_init": 0.25}, ValueError, "lambda_init must be above lambda_lower_bound = 0.25; got 0.25"),

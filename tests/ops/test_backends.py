@@ -1,11 +1,12 @@
 """The back ends beside "pytorch" and "triton", and which of them runs."""
 
+import warnings
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from fla_mesa.ops import chunk_mesa_net, mesa_net_decoding_one_step
+from fla_mesa.ops import backends, chunk_mesa_net, gpu, mesa_net_decoding_one_step
 from fla_mesa.ops.backends import BACKENDS, Backend, check_backend, choose_backend
 from tests.ops.cases import SMALL, Case, draw, errors, relative_error, run, truth
 
@@ -58,15 +59,29 @@ def test_diagonal_is_the_start_of_the_others():
         o.sum().backward()
 
 
-def arguments(device="cuda", **changes):
+@pytest.fixture
+def on(monkeypatch):
+    """Devices named "cuda" are GPUs of this kind, and no reason has been warned of."""
+
+    def pretend(*capability: int, vendor: str = "nvidia") -> None:
+        kind = gpu.Gpu(vendor, capability)
+        monkeypatch.setattr(gpu, "of", lambda device: kind if device.type == "cuda" else None)
+        backends._warn_of.cache_clear()
+
+    pretend(9, 0)
+    yield pretend
+    backends._warn_of.cache_clear()
+
+
+def arguments(device="cuda", K=64, **changes):
     """Tensors as far as the choice looks at them."""
     shapes = {
-        "q": (1, 8, 2, 64),
-        "k": (1, 8, 2, 64),
-        "v": (1, 8, 2, 64),
+        "q": (1, 8, 2, K),
+        "k": (1, 8, 2, K),
+        "v": (1, 8, 2, K),
         "g": (1, 8, 2),
         "beta": (1, 8, 2),
-        "lamb": (2, 64),
+        "lamb": (2, K),
     }
     made = {n: {"shape": s, "dtype": torch.bfloat16, "device": torch.device(device)} for n, s in shapes.items()}
     made["h_kk_init"] = made["g"] | {"dtype": torch.float32}
@@ -75,46 +90,91 @@ def arguments(device="cuda", **changes):
     return {name: SimpleNamespace(**parts) for name, parts in made.items()}
 
 
+def test_sixteen_bits_on_an_nvidia_gpu_run_on_fla_s_kernels_without_a_word(on):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for capability in ((8, 0), (8, 6), (9, 0), (10, 0), (12, 0)):
+            on(*capability)
+            for function in ("chunk", "step"):
+                assert choose_backend(None, function, arguments()).__name__ == BACKENDS["fla"]
+
+
 @pytest.mark.parametrize(
-    ("changes", "want"),
+    ("kind", "changes", "options", "reason"),
     [
-        ({}, "triton"),
-        ({"v": {"shape": (1, 8, 2, 300)}}, "pytorch"),
-        ({"q": {"shape": (1, 8, 2, 257)}}, "pytorch"),
-        *(({name: {"dtype": torch.float64}}, "pytorch") for name in ("g", "beta", "lamb", "h_kk_init")),
-        ({"device": "cpu"}, "pytorch"),
+        ((7, 5), {}, {}, "needs an NVIDIA GPU of compute capability 8.0 or more, and this is .* 7.5"),
+        ((8, 6), {"K": 128}, {}, "takes heads of at most 64 on a GPU of compute capability 8.6, for want of shared memory; got K = 128"),
+        ((12, 0), {"K": 65}, {}, "takes heads of at most 64 on a GPU of compute capability 12.0"),
+        ((9, 0), {"K": 129}, {}, "takes heads of K = V from 16 to 128; got K = 129"),
+        ((9, 0), {"v": {"shape": (1, 8, 2, 32)}}, {}, "got K = 64 and V = 32"),
+        ((9, 0), {"q": {"dtype": torch.float32}}, {}, "takes bfloat16 and float16; q has dtype torch.float32"),
+        *(((9, 0), {n: {"dtype": torch.float64}}, {}, f"{n} has dtype torch.float64") for n in ("g", "beta", "lamb", "h_kk_init")),
+        ((9, 0), {"q": {"shape": (70_000, 8, 2, 64)}}, {}, r"takes at most 65535 heads in all; got B \* H = 140000"),
+        ((9, 0), {}, {"tolerance": 1e-4}, "cannot stop at a tolerance; got cg_tolerance=0.0001"),
+        ((9, 0), {}, {"max_steps": 0}, "takes one step or more"),
+    ],
+)  # fmt: skip
+def test_what_fla_s_kernels_do_not_take_pytorch_does_with_one_warning(on, kind, changes, options, reason):
+    on(*kind)
+    with pytest.warns(UserWarning, match=f"the Mesa op runs on backend='pytorch': backend='fla' .*{reason}"):
+        assert choose_backend(None, "chunk", arguments(**changes), **options).__name__ == BACKENDS["pytorch"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        choose_backend(None, "chunk", arguments(**changes), **options)
+    with pytest.raises(ValueError, match=f"backend='fla' .*{reason}"):
+        choose_backend("fla", "chunk", arguments(**changes), **options)
+
+
+def test_an_amd_gpu_and_a_cpu_run_on_pytorch(on):
+    assert choose_backend(None, "chunk", arguments("cpu")).__name__ == BACKENDS["pytorch"]
+    on(9, 4, vendor="amd")
+    with pytest.warns(UserWarning, match="backend='fla' needs an NVIDIA GPU"):
+        assert choose_backend(None, "chunk", arguments()).__name__ == BACKENDS["pytorch"]
+    with pytest.raises(ValueError, match="backend='triton' needs an NVIDIA GPU"):
+        choose_backend("triton", "chunk", arguments())
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"v": {"shape": (1, 8, 2, 300)}}, "takes heads of at most 256; v has head size 300"),
+        ({"K": 257}, "takes heads of at most 256; q has head size 257"),
+        ({"lamb": {"dtype": torch.float64}}, "takes float32, .*; lamb has dtype torch.float64"),
+        ({"device": "cpu"}, r"takes GPU tensors.*TRITON_INTERPRET=1.*; q is on device 'cpu'"),
     ],
 )
-def test_the_first_that_takes_the_arguments_runs(changes, want):
-    assert choose_backend(None, "chunk", arguments(**changes)).__name__ == BACKENDS[want]
+def test_a_refusal_says_why_and_what_takes_it(on, changes, reason):
+    with pytest.raises(ValueError, match=f"backend='triton' {reason}. Use backend='pytorch'"):
+        choose_backend("triton", "chunk", arguments(**changes))
 
 
-def test_a_refusal_says_why_and_what_takes_it():
-    with pytest.raises(
-        ValueError, match=r"backend='triton' takes float32, .*; lamb has dtype torch.float64. Use backend='pytorch'"
-    ):
-        choose_backend("triton", "chunk", arguments(lamb={"dtype": torch.float64}))
-    with pytest.raises(
-        ValueError, match=r"backend='triton' takes GPU tensors.*TRITON_INTERPRET=1.*; q is on device 'cpu'"
-    ):
-        choose_backend("triton", "chunk", arguments("cpu"))
+def test_an_unknown_name():
     with pytest.raises(
         ValueError,
-        match=r"backend must be None or one of \['diagonal', 'exact', 'pytorch', 'triton'\].* mean 'pytorch'",
+        match=r"backend must be None or one of \['diagonal', 'exact', 'fla', 'pytorch', 'triton'\].* mean 'pytorch'",
     ):
         check_backend("torch")
 
 
-def test_a_missing_package_is_named(monkeypatch):
-    monkeypatch.setitem(BACKENDS, "triton", "tritonless.kernels")
-    assert choose_backend(None, "chunk", arguments()).__name__ == BACKENDS["pytorch"]
-    with pytest.raises(ValueError, match="backend='triton' needs the package tritonless, which is not installed"):
-        choose_backend("triton", "chunk", arguments())
+def test_a_missing_package_is_named(on, monkeypatch):
+    monkeypatch.setitem(BACKENDS, "fla", "tritonless.kernels")
+    with pytest.warns(UserWarning, match="'fla' needs the package tritonless, which is not installed"):
+        assert choose_backend(None, "chunk", arguments()).__name__ == BACKENDS["pytorch"]
+    with pytest.raises(ValueError, match="backend='fla' needs the package tritonless, which is not installed"):
+        choose_backend("fla", "chunk", arguments())
 
 
 @pytest.mark.parametrize("name", BACKENDS)
-def test_every_back_end_has_the_common_interface(name):
+def test_every_back_end_has_the_common_interface(on, name):
     backend = choose_backend(name, "chunk", arguments())
-    assert {n for n in vars(Backend) if not n.startswith("_")} - set(vars(backend)) <= (
-        {"query_forward", "query_backward"} if name == "triton" else set()
+    required = {n for n in (*vars(Backend), *Backend.__annotations__) if not n.startswith("_")}
+    assert "TOLERANCE" in required
+    assert required - set(vars(backend)) <= (
+        {"query_forward", "query_backward"} if name in ("fla", "triton") else set()
     )
+
+
+def test_a_state_is_read_without_a_warning(on):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert choose_backend(None, "query", arguments()).__name__ == BACKENDS["pytorch"]

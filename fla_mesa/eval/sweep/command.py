@@ -11,9 +11,7 @@ tolerance is relative to q (the paper's: to the residual of the start). Writes s
 from __future__ import annotations
 
 import argparse
-import shlex
 from collections.abc import Callable
-from pathlib import Path
 
 import fla.models  # noqa: F401 (hybrids)
 import torch
@@ -21,13 +19,11 @@ from transformers import AutoTokenizer, PreTrainedModel
 
 from fla_mesa.commands import command
 from fla_mesa.errors import UserError, mistakes_of
-from fla_mesa.eval.checkpoint import check_checkpoint, load_model, recorded_suite, tokenizer_of
-from fla_mesa.eval.devices import check_device
-from fla_mesa.eval.measure.solver import mesa_layers
+from fla_mesa.eval.checkpoint import recorded_suite, tokenizer_of
+from fla_mesa.eval.mesa_checkpoint import load_mesa, new_folder, provenance_of
 from fla_mesa.eval.sweep.measured import Measured, Setting, measure_quality, measure_speed
 from fla_mesa.eval.sweep.reading import Reading, read_suite, read_text
 from fla_mesa.eval.sweep.report import save, statements
-from fla_mesa.train.provenance import commit, device_name, versions
 
 STEPS = (0, 1, 2, 5, 10, 20, 30)
 TOLERANCES = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
@@ -99,16 +95,8 @@ def sweep(arguments: argparse.Namespace, argv: list[str]) -> list[Measured]:
         value = getattr(arguments, name)
         if value is not None and value < low:
             raise UserError(f"{name} must be an integer >= {low}; got {value!r}")
-    check_checkpoint(arguments.checkpoint)
-    device, folder = check_device(arguments.device), Path(arguments.output_dir)
-    if file := next((place for place in (folder, *folder.parents) if place.is_file()), None):
-        raise UserError(f"output_dir: {str(file)!r} is a file")
-    model = load_model(arguments.checkpoint)
-    model.to(device)  # pyright: ignore[reportArgumentType] (transformers' own typing)
-    if not mesa_layers(model):
-        raise UserError(
-            f"checkpoint {arguments.checkpoint!r} is a {model.config.model_type!r}; only Mesa layers ('mesanet') have steps to sweep"
-        )
+    folder = new_folder(arguments.output_dir)
+    model = load_mesa(arguments.checkpoint, arguments.device)
     suite = recorded_suite(arguments.checkpoint)
     readings = _readings(arguments, suite, model.config.max_position_embeddings)
     results: list[Measured] = []
@@ -162,13 +150,7 @@ def _facts(
     arguments: argparse.Namespace, argv: list[str], model: PreTrainedModel, suite: str | None, recall_name: str
 ) -> dict[str, str | int]:
     facts = {
-        "checkpoint": Path(arguments.checkpoint).name,
-        "command": shlex.join(["fla-mesa", "sweep", *argv]),
-        "device": device_name(torch.device(arguments.device)),
-        "versions": ", ".join(f"{name} {version}" for name, version in versions().items()),
-        "commit": commit(),
-        "parameters": f"{model.num_parameters():,}, {str(model.dtype).removeprefix('torch.')}",
-        "training length": model.config.max_position_embeddings,
+        **provenance_of(arguments.checkpoint, model, ["sweep", *argv]),
         "data": suite or arguments.text or "stdlib",
         "seed": (arguments.seed or 0) if suite is None else None,
         "recall": recall_name,

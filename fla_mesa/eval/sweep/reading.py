@@ -66,7 +66,7 @@ def read_text(
     for length in lengths:
         if longest % length:
             raise UserError(f"context_lengths must all divide the longest, {longest}; got {length}")
-    ids = _blocks(tokenizer, text, longest, sequences, seed)
+    ids = text_blocks(tokenizer, text, longest, sequences, seed)
     readings = []
     for length in lengths:
         blocks, recall = ids.reshape(-1, length), _needles(tokenizer, length, needles, seed)
@@ -91,8 +91,8 @@ def read_suite(spec: str, lengths: list[int], sequences: int) -> list[Reading]:
     return readings
 
 
-def _blocks(tokenizer: PreTrainedTokenizerBase, text: str, length: int, count: int, seed: int) -> torch.Tensor:
-    """`count` random whole blocks of the documents joined; some documents are shorter than a long context."""
+def text_blocks(tokenizer: PreTrainedTokenizerBase, text: str, length: int, count: int, seed: int) -> torch.Tensor:
+    """`count` random whole blocks ``[count, length]`` of the documents joined; some documents are shorter than a long context."""
     end = cast("int | None", tokenizer.eos_token_id)
     stream: list[int] = []
     for document in heldout.read_documents(text):

@@ -7,6 +7,7 @@ from fla_mesa.ops.pytorch.query import query_backward, query_forward
 from fla_mesa.ops.pytorch.step import decoding_step
 
 __all__ = [
+    "TOLERANCE",
     "chunk_backward",
     "chunk_forward",
     "decoding_step",
@@ -16,6 +17,8 @@ __all__ = [
     "why_not",
 ]
 
+TOLERANCE = 1e-4
 
-def why_not(function: str, tensors) -> None:
+
+def why_not(function: str, tensors, *, max_steps: int, tolerance: float | None) -> None:
     """It takes everything."""

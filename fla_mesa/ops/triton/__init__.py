@@ -2,14 +2,17 @@
 
 from fla.modules.norm.l2norm import l2norm as l2_normalize
 
+from fla_mesa.ops import gpu
 from fla_mesa.ops.triton.backward import chunk_backward
 from fla_mesa.ops.triton.forward import chunk_forward
-from fla_mesa.ops.triton.plan import interpreted, why_not
+from fla_mesa.ops.triton.plan import why_not
 from fla_mesa.ops.triton.step import decoding_step
 
-if interpreted():
+if gpu.interpreted():
     from fla_mesa.interpreter import mend_loops
 
     mend_loops()  # in what of fla is called here
 
-__all__ = ["chunk_backward", "chunk_forward", "decoding_step", "l2_normalize", "why_not"]
+TOLERANCE = 1e-4
+
+__all__ = ["TOLERANCE", "chunk_backward", "chunk_forward", "decoding_step", "l2_normalize", "why_not"]

@@ -7,7 +7,9 @@ from typing import Any, NamedTuple
 
 import torch
 import triton
-from triton import knobs
+
+from fla_mesa.ops import gpu
+from fla_mesa.ops.gpu import interpreted
 
 CHUNK = 64  # positions between stored states
 MAX_HEAD_SIZE = 256
@@ -139,15 +141,16 @@ def power_of_two(n: int) -> int:
     return max(triton.next_power_of_2(n), 16)
 
 
-def interpreted() -> bool:
-    """Whether kernels run in Triton's interpreter, which takes CPU tensors."""
-    return bool(knobs.runtime.interpret)
-
-
-def why_not(function: str, tensors: Mapping[str, torch.Tensor | None]) -> str | None:
+def why_not(
+    function: str, tensors: Mapping[str, torch.Tensor | None], *, max_steps: int, tolerance: float | None
+) -> str | None:
     """What keeps the kernels from taking these tensors; q, k and v carry the head size in their last dimension."""
     if function == "query":
         return "has no read without a step"
+    q = tensors["q"]
+    assert q is not None
+    if (reason := gpu.why_no_kernels(q.device)) is not None:
+        return reason
     for name, x in tensors.items():
         if x is None:
             continue
@@ -155,12 +158,4 @@ def why_not(function: str, tensors: Mapping[str, torch.Tensor | None]) -> str | 
             return f"takes float32, bfloat16 and float16; {name} has dtype {x.dtype}"
         if name in ("q", "k", "v") and x.shape[-1] > MAX_HEAD_SIZE:
             return f"takes heads of at most {MAX_HEAD_SIZE}; {name} has head size {x.shape[-1]}"
-        if x.device.type != "cuda" and not (interpreted() and x.device.type == "cpu"):
-            where = "GPU tensors" + (" and, in the interpreter, CPU tensors" if interpreted() else "")
-            how = (
-                ""
-                if interpreted() or x.device.type != "cpu"
-                else " (CPU tensors in Triton's interpreter, with TRITON_INTERPRET=1)"
-            )
-            return f"takes {where}{how}; {name} is on device {str(x.device)!r}"
     return None

@@ -1,0 +1,1 @@
+"""`fla-mesa inspect`: what a MesaNet's layers hold and solve."""

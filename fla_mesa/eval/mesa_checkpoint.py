@@ -1,0 +1,52 @@
+"""What `fla-mesa sweep` and `fla-mesa inspect` share: a checkpoint with Mesa layers, a folder, where the figures are from."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+from transformers import PreTrainedModel
+
+from fla_mesa.errors import UserError
+from fla_mesa.eval.checkpoint import check_checkpoint, load_model
+from fla_mesa.eval.devices import check_device
+from fla_mesa.eval.measure.solver import mesa_layers
+from fla_mesa.train.provenance import commit, device_name, versions
+
+
+def load_mesa(checkpoint: str, device: str) -> PreTrainedModel:
+    """The model of a checkpoint on a device, ready to be evaluated.
+
+    Raises:
+        UserError: No checkpoint, no Mesa layer in it, or no such device.
+    """
+    check_checkpoint(checkpoint)
+    where = check_device(device)
+    model = load_model(checkpoint)
+    model.to(where)  # pyright: ignore[reportArgumentType] (transformers' own typing)
+    if not mesa_layers(model):
+        raise UserError(
+            f"checkpoint {checkpoint!r} is a {model.config.model_type!r}; only Mesa layers ('mesanet') have a solver to look at"
+        )
+    return model
+
+
+def new_folder(path: str) -> Path:
+    """The folder of a report, which need not exist yet. Raises UserError if a file is in its way."""
+    folder = Path(path)
+    if file := next((place for place in (folder, *folder.parents) if place.is_file()), None):
+        raise UserError(f"output_dir: {str(file)!r} is a file")
+    return folder
+
+
+def provenance_of(checkpoint: str, model: PreTrainedModel, argv: list[str]) -> dict[str, str | int | None]:
+    """What a report says first; `argv` is the line behind ``fla-mesa``."""
+    return {
+        "checkpoint": Path(checkpoint).name,
+        "command": shlex.join(["fla-mesa", *argv]),
+        "device": device_name(model.device),
+        "versions": ", ".join(f"{name} {version}" for name, version in versions().items()),
+        "commit": commit(),
+        "parameters": f"{model.num_parameters():,}, {str(model.dtype).removeprefix('torch.')}",
+        "training length": model.config.max_position_embeddings,
+    }
