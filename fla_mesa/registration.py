@@ -17,9 +17,10 @@ else:
 
 # The stand-ins come first: other modules bind fla's functions when they are imported.
 from fla_mesa import models
-from fla_mesa.models import fla_families
+from fla_mesa.models import fla_families, generation
 from fla_mesa.ops.drop_in import replace_fla_op
 
+generation.install()
 if cpu.is_enabled():
     fla_families.install()
 

@@ -267,6 +267,7 @@ def describes_sequences(*, unlisted: tuple[str, ...] = ()) -> Callable[[F], F]:
     """Decorator of a model's ``forward(..., **sequences)``: it takes :class:`SequenceKeywords`, and no other keywords beyond its own.
 
     ``inspect.signature`` shows them all, as transformers' Trainer and ``generate`` look there for what a model takes; all but `unlisted`.
+    The cache has two names: that of the model, and ``cache``, as transformers calls it from 5.24 on.
     """
 
     def decorate(forward: F) -> F:
@@ -274,9 +275,15 @@ def describes_sequences(*, unlisted: tuple[str, ...] = ()) -> Callable[[F], F]:
         own = [p for p in signature.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
         keywords = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None) for name in SEQUENCE_KEYWORDS]
         known = [p.name for p in (*own[1:], *keywords)]
+        cache_name = next(name for name in ("past_key_values", "cache_params") if name in known)
 
         @functools.wraps(forward)
         def wrapper(self: Any, *args: Any, **kwargs: Any) -> Any:
+            cache = kwargs.pop("cache", None)
+            if cache is not None:
+                if kwargs.get(cache_name) is not None:
+                    raise TypeError(f"cache and {cache_name} are two names of one argument; got both")
+                kwargs[cache_name] = cache
             for name in kwargs:
                 if name not in known:
                     raise unknown_keyword(f"{type(self).__name__}.forward", name, known)

@@ -1,6 +1,7 @@
 """DeepSpeed ZeRO-3 builds every architecture of the zoo as transformers builds it: each parameter is taken away as soon as it exists."""
 
 import json
+import math
 import os
 import traceback
 from contextlib import nullcontext
@@ -41,10 +42,11 @@ def built() -> dict[str, str]:
         return found
 
     wrong: dict[str, str] = {}
-    whole = {}
+    whole, again = {}, {}
     for name in zoo.names():
-        torch.manual_seed(0)
-        whole[name] = statistics(zoo.build(name, "2x64", **TOKENS))
+        for seed, found in ((0, whole), (1, again)):
+            torch.manual_seed(seed)
+            found[name] = statistics(zoo.build(name, "2x64", **TOKENS))
     # Its shared memory between processes is compiled when a group begins; a group of one has no use for it.
     deepspeed.comm.torch.build_shm_op = lambda: None
     deepspeed.init_distributed("gloo")
@@ -56,6 +58,9 @@ def built() -> dict[str, str]:
             for parameter, (mean, deviation, shape) in statistics(model).items():
                 want_mean, want_deviation, want_shape = whole[name][parameter]
                 assert shape == want_shape, parameter
+                assert math.isfinite(mean), parameter
+                if torch.Size(shape).numel() < 16 and whole[name][parameter] != again[name][parameter]:
+                    continue  # a few draws, one a head, say nothing of what they are drawn from
                 # Five standard errors where numbers are drawn; nothing but rounding where they are not.
                 slack = 5 * want_deviation / torch.Size(shape).numel() ** 0.5 + 1e-6 * (1 + abs(want_mean))
                 assert abs(mean - want_mean) <= 1.5 * slack, f"{parameter}: mean {mean} for {want_mean}"

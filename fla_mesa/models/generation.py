@@ -1,0 +1,31 @@
+"""Generation with fla's models, and this package's, where transformers calls the cache ``cache`` (5.24 and later).
+
+fla 0.6.0's models, and ours, which are drop-ins for them, know it as ``past_key_values``. Handed ``cache``, fla's drop it, and each step of
+generation would read the last token alone.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+from fla.models.utils import FLAGenerationMixin
+
+
+def install() -> None:
+    """Rename the cache on its way from ``generate`` to a model, in every model of fla, on any device. Calling it again does nothing."""
+    original = FLAGenerationMixin.prepare_inputs_for_generation
+    if hasattr(original, "renames_cache"):
+        return
+
+    @functools.wraps(original)
+    def prepare_inputs_for_generation(self: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        if "cache" in kwargs:
+            kwargs["past_key_values"] = kwargs.pop("cache")
+        inputs = original(self, *args, **kwargs)
+        if "cache" in inputs:
+            inputs["past_key_values"] = inputs.pop("cache")
+        return inputs
+
+    setattr(prepare_inputs_for_generation, "renames_cache", True)  # noqa: B010 (a function has no such attribute for a type checker)
+    FLAGenerationMixin.prepare_inputs_for_generation = prepare_inputs_for_generation
