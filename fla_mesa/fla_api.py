@@ -164,6 +164,8 @@ USED: dict[str, str | None] = {
     "fla.models.modeling_utils.FLAModel": "config",
     "fla.models.modeling_utils.FLAPreTrainedModel": "config",
     "fla.models.modeling_utils.FLAPreTrainedModel._init_weights": "self module",
+    "fla.models.utils.FLAGenerationMixin": EXISTS,
+    "fla.models.utils.FLAGenerationMixin.prepare_inputs_for_generation": "self past_key_values",
     "fla.models.utils.Cache": EXISTS,
     "fla.models.utils.Cache.from_legacy_cache": EXISTS,
     "fla.models.utils.Cache.get_seq_length": "self layer_idx",
