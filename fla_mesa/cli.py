@@ -9,7 +9,7 @@ from fla_mesa.plugins import FLAG, HELP
 # Name: the module whose `main(argv) -> exit code` is the command, and what it does.
 COMMANDS = {
     "train": ("fla_mesa.train.command", "train a model on text or on a synthetic task"),
-    "eval": ("fla_mesa.eval.harness", "run lm-evaluation-harness on checkpoints"),
+    "eval": ("fla_mesa.eval.harness.command", "run lm-evaluation-harness on checkpoints"),
     "sweep": ("fla_mesa.eval.sweep.command", "what each step of the solver buys a MesaNet checkpoint"),
     "inspect": ("fla_mesa.eval.inspect.command", "what the Mesa layers of a checkpoint hold and solve"),
     "compare": ("fla_mesa.eval.compare", "train several models alike and compare them in a table and pictures"),

@@ -1,13 +1,7 @@
 """Evaluation: lm-eval with this package's models and tasks (``fla-mesa eval``), models side by side under one recipe (``fla-mesa
 compare``), and what test-time compute buys (``fla-mesa sweep``).
 
-    harness.py      the command line, over lm-eval's own
-    lm.py           the model that lm-eval runs: HFLM with the solver's settings and two requests of our own
-    tasks/          task files for lm-eval; sequence_task.py is the class behind most of them
-    one_by_one.py   runs tasks one at a time, so that one that cannot run does not cost the others' results
-    table.py        several checkpoints side by side
-    cut.py          how many inputs were longer than the context
-    fingerprint.py  what a model's answers depend on: the name of its cache
+    harness/        lm-eval: its flags, this package's model and tasks, several checkpoints side by side
     checkpoint.py   is this a checkpoint, and what is it? devices.py: is this device there?
     solver.py       the settings of the conjugate gradients in a model's Mesa layers
     compare.py      trains and measures models alike; compare_settings.py are its flags, compare_cells.py its child processes,

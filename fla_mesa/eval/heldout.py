@@ -13,7 +13,6 @@ import datasets
 from fla_mesa.data import text_files
 from fla_mesa.errors import UserError
 from fla_mesa.eval.checkpoint import tokenizer_of
-from fla_mesa.eval.measure.quality import position_ranges as buckets  # noqa: F401 (of the task's columns)
 
 logger = logging.getLogger(__name__)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
 from typing import NamedTuple
 
 import datasets
@@ -92,6 +91,3 @@ def documents(variant: int, **settings: object) -> dict[str, datasets.Dataset]:
     except ValueError as error:
         raise UserError(f"own_haystack_niah_{variant}: {error}") from None
     return {"test": datasets.Dataset.from_list([{"context": d.context, "answer": d.answer} for d in chosen])}
-
-
-documents_1, documents_2, documents_3 = (partial(documents, variant) for variant in (1, 2, 3))

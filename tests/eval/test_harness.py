@@ -5,27 +5,35 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
-import lm_eval.models  # noqa: F401
 import pytest
 import torch
-from lm_eval.api.registry import model_registry
-from lm_eval.tasks import TaskManager
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from fla_mesa.data import synthetic
 from fla_mesa.data.tokenizer import byte_tokenizer
 from fla_mesa.eval import heldout
-from fla_mesa.eval.cut import cut_inputs
-from fla_mesa.eval.harness import SUITES, TASKS, main, register
-from fla_mesa.eval.lm import FlaMesaLM
-from fla_mesa.eval.table import compare, short_names
+from fla_mesa.eval.harness.command import main
+from fla_mesa.eval.harness.cut import cut_inputs
+from fla_mesa.eval.harness.model import FlaMesaLM
+from fla_mesa.eval.harness.results import Evaluation
+from fla_mesa.eval.harness.side_by_side import compare, short_names
+from fla_mesa.eval.harness.suites import tasks_of
+from fla_mesa.eval.harness.tasks import FILES, Tasks
+from fla_mesa.eval.measure.quality import position_ranges
 from fla_mesa.models import MesaNetForCausalLM
 from fla_mesa.models.stub import write_stub
+
+
+def squeezed(table):
+    """A table without the spaces that align it."""
+    return re.sub(" +", " ", table)
+
 
 SMALL = ["--metadata", "length=400", "samples=3", "--batch_size", "4", "--device", "cpu"]
 
@@ -38,6 +46,7 @@ def test_several_checkpoints_one_table(llama_checkpoint, mesanet_checkpoint, loc
     assert code == 0
     table = (tmp_path / "comparison.md").read_text()
     assert table in capsys.readouterr().out
+    table = squeezed(table)
     assert "| task | metric | llama | mesanet |" in table
     rows = [line for line in table.splitlines() if line.startswith("| local_choice | acc ↑")]
     assert len(rows) == 1 and rows[0].count("±") == 2
@@ -86,9 +95,9 @@ def test_suites_of_other_checkpoints_are_named_not_asked(llama_checkpoint, suite
         == 0
     )
     out = capsys.readouterr().out
-    assert "regbench (llama): ValueError: the checkpoint's tokenizer records no synthetic suite" in out
-    assert "regbench (mqar): ValueError: the checkpoint was trained on another suite, mqar:vocab_size=64" in out
-    assert "recorded_suite (llama): ValueError: this task is the suite that the checkpoint was trained on" in out
+    assert "regbench (llama): the checkpoint's tokenizer records no synthetic suite" in out
+    assert "regbench (mqar): the checkpoint was trained on another suite, mqar:vocab_size=64" in out
+    assert "recorded_suite (llama): this task is the suite that the checkpoint was trained on" in out
     # Words are no numbers: the model of numbers is not asked about text.
     assert "own_haystack_niah_1 (mqar): " in out
 
@@ -239,7 +248,7 @@ def test_one_context_for_all_rows_and_what_is_cut_is_counted(short_checkpoint, l
     cut = ["--model_args", "max_length=300,truncation=True", "--output_path", str(tmp_path / "cut")]
     for _ in range(2):  # the second time answers come from the cache, and are cut no less
         assert main([*both, *cut, "--use_cache", str(tmp_path / "cache")]) == 0
-        table = (tmp_path / "cut" / "comparison.md").read_text()
+        table = squeezed((tmp_path / "cut" / "comparison.md").read_text())
         assert table.startswith("Context: at most 300 tokens.\n")
         assert "| own_haystack_niah_1 | inputs cut | 3 of 3 | 3 of 3 |" in table
     data = json.loads((tmp_path / "cut" / "comparison.json").read_text())
@@ -251,7 +260,8 @@ def test_inputs_are_counted_as_cut_exactly_where_lm_eval_cuts_them(llama_checkpo
     lm = FlaMesaLM(str(llama_checkpoint), device="cpu", max_length=10, truncation=True)
 
     def counted(kind, *arguments):
-        return cut_inputs(lm, {"t": [{"filter": "none", "arguments": [arguments]}]}, {"t": {"output_type": kind}})
+        samples = {"t": [{"filter": "none", "arguments": [arguments]}]}
+        return cut_inputs(lm, {"samples": samples, "configs": {"t": {"output_type": kind}}})
 
     # Nine tokens are read of ten: the last is only predicted.
     assert counted("loglikelihood", "a" * 6, "b" * 5) == {}
@@ -381,37 +391,38 @@ def test_solver_settings_reach_the_layers_and_change_the_answers(mesanet_checkpo
         assert not torch.allclose(logits[name], logits["default"], atol=1e-3)
 
 
-def test_all_task_files_load(suite_checkpoint, llama_checkpoint, tmp_path):
+def test_every_suite_has_its_tasks(suite_checkpoint, llama_checkpoint, tmp_path):
     (tmp_path / "text.txt").write_text("words " * 100)
+    settings = {"text": str(tmp_path / "text.txt"), "positions": 64, "length": 400, "samples": 2}
     for checkpoint, wanted in ((suite_checkpoint, "mqar_64x4"), (llama_checkpoint, "own_haystack_niah_3")):
-        metadata = {
-            "pretrained": str(checkpoint),
-            "text": str(tmp_path / "text.txt"),
-            "positions": 64,
-            "length": 400,
-            "samples": 2,
-        }
-        manager = TaskManager(include_path=str(TASKS), include_defaults=False, metadata=metadata)
-        assert wanted in manager.load([wanted])["tasks"]
-    files = {path.stem for path in TASKS.glob("*.yaml")}
-    assert files == set(manager.all_tasks)
-    assert set(SUITES["synthetic"]) <= files
-    assert set(manager.load(["heldout_bits_per_byte", "heldout_loss_by_position"])["tasks"]) == {
-        "heldout_bits_per_byte", "heldout_loss_by_position"
-    }  # fmt: skip
-    anyone = TaskManager(include_path=str(TASKS), include_defaults=False, metadata={"any_checkpoint": True})
-    loaded = anyone.load([task for task in SUITES["synthetic"] if task.startswith(("mad", "regbench"))])["tasks"]
+        tasks = Tasks(metadata={"pretrained": str(checkpoint), **settings}, include_defaults=False)
+        assert wanted in tasks.load([wanted])["tasks"]
+    texts = ["heldout_bits_per_byte", "heldout_loss_by_position"]
+    assert set(tasks.load(texts)["tasks"]) == set(texts)
+    names = {name.replace("-", "_") for name in synthetic.suites()}
+    assert names <= set(tasks.all_tasks)
+    assert set(tasks_of("synthetic")) <= set(tasks.all_subtasks)
+    assert tasks.all_groups == ["mqar"]
+    anyone = Tasks(metadata={"any_checkpoint": True}, include_defaults=False)
+    loaded = anyone.load([task for task in tasks_of("synthetic") if task.startswith(("mad", "regbench"))])["tasks"]
     assert {name: len(task.test_docs()) for name, task in loaded.items()} == {
         name: 250 if name == "regbench" else 1280 for name in loaded
     }
-    # Every suite has its task.
-    names = {name.replace("-", "_") for name in synthetic.suites()}
-    assert names <= files
 
 
-def test_our_model_is_registered_beside_lm_eval_s():
-    register()
-    assert "fla_mesa" in model_registry and "hf" in model_registry
+def test_names_patterns_files_and_folders_of_tasks(local_tasks, tmp_path):
+    tasks = Tasks([local_tasks], include_defaults=False)
+    assert tasks.find(["mad_*", "mad_compression"]) == sorted(name for name in tasks.all_tasks if "mad_" in name)
+    (file,) = tasks.find([str(local_tasks / "choice.yaml")])
+    assert tasks.find([str(local_tasks)]) == sorted(map(str, local_tasks.glob("*.yaml"))) and file in tasks.find(
+        ["*", str(local_tasks)]
+    )
+    assert not tasks.is_ours(file) and not tasks.is_ours("local_choice") and tasks.is_ours("mqar_64x4")
+    with pytest.raises(ValueError, match="Tasks not found: nonsense, none_\\*"):
+        tasks.find(["regbench", "nonsense", "none_*"])
+    # A group whose members are lm-eval's own is not complete without them.
+    (tmp_path / "group.yaml").write_text("group: mine\ntask: [local_choice, hellaswag]\n")
+    assert not Tasks([local_tasks, tmp_path], include_defaults=False)._holds("mine")
 
 
 def test_held_out_text(tmp_path):
@@ -427,7 +438,7 @@ def test_held_out_text(tmp_path):
 
 def test_buckets_cover_every_position_once():
     for length in (2, 10, 16, 17, 100, 512):
-        covered = [p for first, end in heldout.buckets(length) for p in range(first, end)]
+        covered = [p for first, end in position_ranges(length) for p in range(first, end)]
         assert covered == list(range(1, length))
 
 
@@ -438,7 +449,7 @@ def test_names_are_as_short_as_they_can_be():
 
 def test_best_values_are_bold_and_ties_of_all_are_not():
     def result(acc, loss):
-        return {
+        results = {
             "results": {
                 "t": {
                     "alias": "t",
@@ -450,8 +461,10 @@ def test_best_values_are_bold_and_ties_of_all_are_not():
             },
             "higher_is_better": {"t": {"acc": True, "loss": False}},
         }
+        return Evaluation(results)
 
-    table = compare({"a": result(0.5, 2.0), "b": result(0.5, 1.0), "c": None}).markdown()
+    table = compare({"a": result(0.5, 2.0), "b": result(0.5, 1.0), "c": Evaluation()}).markdown()
+    table = squeezed(table)
     assert "| t | acc ↑ | 0.5000 ± 0.1000 | 0.5000 ± 0.1000 | – |" in table
     assert "| t | loss ↓ | 2.0000 | **1.0000** | – |" in table
 
@@ -471,7 +484,7 @@ def test_plain_lm_eval_loads_a_checkpoint_with_the_stub(mesanet_checkpoint, llam
     )
     root = str(Path(__file__).parents[2])
     arguments = ["--model", "hf", "--model_args", f"pretrained={copy},trust_remote_code=True", "--device", "cpu"]
-    arguments += ["--tasks", "heldout_bits_per_byte", "--include_path", str(TASKS), "--metadata", f"text={text}"]
+    arguments += ["--tasks", "heldout_bits_per_byte", "--include_path", str(FILES), "--metadata", f"text={text}"]
     arguments += ["--output_path", str(tmp_path / "out")]
     environment = {
         **os.environ,

@@ -11,19 +11,18 @@ import torch
 import torch.nn.functional as F
 from datasets import Dataset
 from lm_eval import simple_evaluate
-from lm_eval.tasks import TaskManager
 from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 
 from fla_mesa.data import synthetic
-from fla_mesa.eval.harness import TASKS
-from fla_mesa.eval.lm import FlaMesaLM
+from fla_mesa.eval.harness.model import FlaMesaLM
+from fla_mesa.eval.harness.tasks import Tasks
 
 END = 256
 
 
-def run(lm, task, include=TASKS, limit=None, **metadata):
+def run(lm, task, *include, limit=None, **metadata):
     """lm-eval's results of one task and its samples."""
-    manager = TaskManager(include_path=str(include), include_defaults=False, metadata=metadata)
+    manager = Tasks(include, metadata, include_defaults=False)
     results = simple_evaluate(lm, tasks=[task], task_manager=manager, limit=limit, bootstrap_iters=0)
     return results["results"][task], results["samples"][task]
 

@@ -36,7 +36,7 @@ def folders(tmp_path_factory):
 
 
 def test_eval_scores_an_adapter_as_the_merged_model(folders, tmp_path):
-    harness = pytest.importorskip("fla_mesa.eval.harness")
+    harness = pytest.importorskip("fla_mesa.eval.harness.command")
     pytest.importorskip("lm_eval", reason="lm-eval is not installed: pip install 'fla-mesa[eval]'")
     names = ["adapter", "merged", "base"]
     tasks = "heldout_bits_per_byte,heldout_loss_by_position,own_haystack_niah_1"

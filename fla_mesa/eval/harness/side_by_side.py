@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-import json
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+
+from fla_mesa import markdown
+from fla_mesa.eval.harness.results import Cut, Evaluation
+from fla_mesa.json_files import write_json
 
 
 @dataclass(frozen=True)
@@ -27,37 +31,37 @@ class Comparison:
     skipped: dict[str, dict[str, str]] = field(default_factory=dict)
     # By checkpoint: the longest context in tokens, and by task how many of how many inputs were longer and cut.
     max_length: dict[str, int] = field(default_factory=dict)
-    cut: dict[str, dict[str, dict[str, int]]] = field(default_factory=dict)
+    cut: dict[str, dict[str, Cut]] = field(default_factory=dict)
 
     def markdown(self) -> str:
         """A table with a column for each checkpoint; the best value of a row is bold; skipped tasks follow by name and reason."""
-        lines = [
-            *self._context(),
-            "| task | metric | " + " | ".join(self.checkpoints) + " |",
-            "| --- | --- | " + " | ".join("---:" for _ in self.checkpoints) + " |",
-        ]
-        for row in self.rows:
-            arrow = {True: " ↑", False: " ↓", None: ""}[row.higher_is_better]
-            best = self._best(row)
-            cells = []
-            for name in self.checkpoints:
-                if name not in row.values:
-                    cells.append("skipped" if row.task in self.skipped.get(name, {}) else "–")
-                    continue
-                value, error = row.values[name]
-                text = f"{value:.4f}" if error is None else f"{value:.4f} ± {error:.4f}"
-                cells.append(f"**{text}**" if name in best else text)
-            lines.append(f"| {row.task} | {row.metric}{arrow} | " + " | ".join(cells) + " |")
-        for task in dict.fromkeys(task for tasks in self.cut.values() for task in tasks):
-            counts = [self.cut[name].get(task) if name in self.cut else None for name in self.checkpoints]
-            cells = ["–" if count is None else f"{count['cut']:,} of {count['of']:,}" for count in counts]
-            lines.append(f"| {task} | inputs cut | " + " | ".join(cells) + " |")
+        rows = [*map(self._cells, self.rows), *self._cut_cells()]
+        lines = [*self._context(), markdown.table(["task", "metric", *self.checkpoints], rows, left=2)]
         notes = [
             f"- {task} ({name}): {reason}" for name, tasks in self.skipped.items() for task, reason in tasks.items()
         ]
         if notes:
             lines += ["", "Skipped:", "", *notes]
         return "\n".join(lines) + "\n"
+
+    def _cells(self, row: Row) -> list[str]:
+        arrow = {True: " ↑", False: " ↓", None: ""}[row.higher_is_better]
+        best = self._best(row)
+        cells = [row.task, row.metric + arrow]
+        for name in self.checkpoints:
+            if name not in row.values:
+                cells.append("skipped" if row.task in self.skipped.get(name, {}) else markdown.EMPTY)
+                continue
+            value, error = row.values[name]
+            text = f"{value:.4f}" if error is None else f"{value:.4f} ± {error:.4f}"
+            cells.append(f"**{text}**" if name in best else text)
+        return cells
+
+    def _cut_cells(self) -> Iterator[list[str]]:
+        for task in dict.fromkeys(task for tasks in self.cut.values() for task in tasks):
+            counts = [self.cut.get(name, {}).get(task) for name in self.checkpoints]
+            cells = [f"{count['cut']:,} of {count['of']:,}" if count else markdown.EMPTY for count in counts]
+            yield [task, "inputs cut", *cells]
 
     def _context(self) -> list[str]:
         lengths = set(self.max_length.values())
@@ -77,7 +81,7 @@ class Comparison:
             return set()
         return {name for name, value in values.items() if value == top}
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         """The same as plain data."""
         return {
             "checkpoints": self.checkpoints,
@@ -86,7 +90,10 @@ class Comparison:
                     "task": row.task,
                     "metric": row.metric,
                     "higher_is_better": row.higher_is_better,
-                    "values": {name: {"value": value, "stderr": error} for name, (value, error) in row.values.items()},
+                    "values": {
+                        name: {"value": _finite(value), "stderr": _finite(error)}
+                        for name, (value, error) in row.values.items()
+                    },
                 }
                 for row in self.rows
             ],
@@ -98,39 +105,39 @@ class Comparison:
     def save(self, directory: Path) -> tuple[Path, Path]:
         """Write comparison.md and comparison.json; returns their paths."""
         directory.mkdir(parents=True, exist_ok=True)
-        markdown, data = directory / "comparison.md", directory / "comparison.json"
-        markdown.write_text(self.markdown(), encoding="utf-8")
-        data.write_text(json.dumps(self.as_dict(), indent=2) + "\n", encoding="utf-8")
-        return markdown, data
+        text, data = directory / "comparison.md", directory / "comparison.json"
+        text.write_text(self.markdown(), encoding="utf-8")
+        write_json(data, self.as_dict())
+        return text, data
 
 
-def compare(results: dict[str, dict[str, Any] | None]) -> Comparison:
-    """Side by side what lm-eval returned for each checkpoint.
+def _finite(value: float | None) -> float | None:
+    """What JSON can hold: None for a perplexity that is infinite, or the error of a single sample."""
+    return value if value is not None and math.isfinite(value) else None
 
-    Args:
-        results: By checkpoint, lm-eval's results (with "skipped" as OneByOne adds it), or None if there are none.
-    """
-    comparison = Comparison(list(results))
+
+def compare(evaluations: Mapping[str, Evaluation]) -> Comparison:
+    """Side by side what lm-eval gave for each checkpoint."""
+    comparison = Comparison(list(evaluations))
     found: dict[tuple[str, str], Row] = {}
-    for name, result in results.items():
-        comparison.skipped[name] = dict((result or {}).get("skipped", {}))
-        for task, metrics in (result or {}).get("results", {}).items():
-            directions = (result or {}).get("higher_is_better", {}).get(task, {})
+    for name, evaluation in evaluations.items():
+        directions = evaluation.results.get("higher_is_better", {})
+        for task, metrics in evaluation.results.get("results", {}).items():
             for key, value in metrics.items():
                 metric, comma, filter_name = key.partition(",")
                 if not comma or metric.endswith("_stderr") or not isinstance(value, int | float):
                     continue
                 error = metrics.get(f"{metric}_stderr,{filter_name}")
                 label = metric if filter_name == "none" else f"{metric} ({filter_name})"
-                row = found.setdefault((task, label), Row(task, label, directions.get(metric), {}))
+                row = found.setdefault((task, label), Row(task, label, directions.get(task, {}).get(metric), {}))
                 row.values[name] = (float(value), float(error) if isinstance(error, int | float) else None)
-        if (result or {}).get("max_length") is not None:
-            comparison.max_length[name] = (result or {})["max_length"]
-        if (result or {}).get("cut"):
-            comparison.cut[name] = (result or {})["cut"]
+        if evaluation.max_length is not None:
+            comparison.max_length[name] = evaluation.max_length
+        if evaluation.cut:
+            comparison.cut[name] = evaluation.cut
+        if evaluation.skipped:  # a task that ran for nobody has no row; the notes below the table name it
+            comparison.skipped[name] = evaluation.skipped
     comparison.rows = list(found.values())
-    comparison.skipped = {name: tasks for name, tasks in comparison.skipped.items() if tasks}
-    # A task that ran for nobody has no row of its own; the notes below the table name it.
     return comparison
 
 

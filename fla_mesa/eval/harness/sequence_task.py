@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, cast
 
@@ -16,12 +17,16 @@ from fla_mesa.data import synthetic
 from fla_mesa.errors import UserError
 from fla_mesa.eval import heldout
 from fla_mesa.eval.checkpoint import recorded_suite
+from fla_mesa.eval.measure.quality import position_ranges
+
+Document = dict[str, Any]  # "input_ids", and what a task's scoring needs
 
 
-class SequenceTask(Task):
-    """A task whose documents are dictionaries with "input_ids", each answered by one request of :class:`~fla_mesa.eval.lm.FlaMesaLM`.
+class SequenceTask(Task, ABC):
+    """A task over token ids, each document answered by one request of :class:`~fla_mesa.eval.harness.model.FlaMesaLM`.
 
-    `config` is what the task's YAML file says plus lm-eval's metadata (``--metadata`` and ``--model_args``).
+    Args:
+        config: What the task's entry says plus lm-eval's metadata (``--metadata`` and ``--model_args``).
     """
 
     VERSION = 1
@@ -29,26 +34,21 @@ class SequenceTask(Task):
     REQUEST: ClassVar[Any]
 
     def __init__(self, config: dict[str, Any]) -> None:
-        # Task.__init__ downloads a data set; these tasks make theirs.
-        self.settings: dict[str, Any] = dict(config.get("metadata") or {})
-        self._config = TaskConfig(
-            task=config["task"],
-            output_type=self.REQUEST,
-            num_fewshot=0,
-            metadata=self.settings,
-        )
+        # Not Task's own, which downloads a data set and warns about the settings of generation.
+        self.settings: dict[str, object] = dict(config.get("metadata") or {})
+        self._config = TaskConfig(task=config["task"], output_type=self.REQUEST, num_fewshot=0, metadata=self.settings)
         self._instances = None
         self._filters = [build_filter_ensemble("none", [("take_first", None)])]
         self.fewshot_rnd = None
         self._docs = self.make_docs()
 
-    def make_docs(self) -> list[dict[str, Any]]:
+    @abstractmethod
+    def make_docs(self) -> list[Document]:
         """The documents, all of them."""
-        raise NotImplementedError
 
+    @abstractmethod
     def metrics(self) -> dict[str, bool]:
         """Names of the metrics; whether higher is better."""
-        raise NotImplementedError
 
     def has_training_docs(self) -> bool:
         return False
@@ -59,16 +59,16 @@ class SequenceTask(Task):
     def has_test_docs(self) -> bool:
         return True
 
-    def test_docs(self) -> list[dict[str, Any]]:
+    def test_docs(self) -> list[Document]:
         return self._docs
 
-    def doc_to_text(self, doc: dict[str, Any]) -> str:
+    def doc_to_text(self, doc: Document) -> str:
         return " ".join(map(str, doc["input_ids"]))
 
-    def doc_to_target(self, doc: dict[str, Any]) -> str:
+    def doc_to_target(self, doc: Document) -> str:
         return ""
 
-    def fewshot_context(self, doc: dict[str, Any], num_fewshot: int = 0, **_: Any) -> str:
+    def fewshot_context(self, doc: Document, num_fewshot: int = 0, **_: object) -> str:
         """The sequence itself. lm-eval passes its prompt settings, none of which applies to bare token ids."""
         if num_fewshot:
             raise UserError(
@@ -76,14 +76,10 @@ class SequenceTask(Task):
             )
         return self.doc_to_text(doc)
 
-    def construct_requests(self, doc: dict[str, Any], ctx: str, **kwargs: Any) -> Instance:
-        return Instance(
-            request_type=self.REQUEST,
-            doc=doc,
-            arguments=(ctx,),
-            idx=0,
-            metadata=kwargs["metadata"],
-        )
+    def construct_requests(
+        self, doc: Document, ctx: str, *, metadata: tuple[str | None, int | None, int | None], **_: object
+    ) -> Instance:
+        return Instance(self.REQUEST, doc, arguments=(ctx,), idx=0, metadata=metadata)
 
     def aggregation(self) -> dict[str, Callable[[Sequence[float]], float]]:
         return dict.fromkeys(self.metrics(), mean)
@@ -102,9 +98,9 @@ class SuiteTask(SequenceTask):
 
     REQUEST = OUTPUT_TYPE = cast(Any, "greedy_next_tokens")
 
-    def make_docs(self) -> list[dict[str, Any]]:
+    def make_docs(self) -> list[Document]:
         suite = synthetic.get(self.spec())
-        docs = []
+        docs: list[Document] = []
         self._tasks = [task for task, _ in suite.segments("test")]
         for which, (_, rows) in enumerate(suite.generate("test")):
             n = len(rows["labels"])
@@ -133,7 +129,7 @@ class SuiteTask(SequenceTask):
             )
         return wanted
 
-    def process_results(self, doc: dict[str, Any], results: list[Any]) -> dict[str, float]:
+    def process_results(self, doc: Document, results: list[list[int]]) -> dict[str, float]:
         rows = {key: np.array([doc[key]]) for key in ("input_ids", "labels", "allowed") if key in doc}
         return {"acc": float(self._tasks[doc["which"]].scores(np.array([results[0]]), rows)[0])}
 
@@ -150,17 +146,17 @@ class LossByPosition(SequenceTask):
 
     REQUEST = OUTPUT_TYPE = cast(Any, "next_token_losses")
 
-    def make_docs(self) -> list[dict[str, Any]]:
+    def make_docs(self) -> list[Document]:
         positions = self.settings.get("positions", 512)
         if isinstance(positions, bool) or not isinstance(positions, int) or positions < 2:
             raise UserError(f"{self.config.task}: positions must be an integer >= 2, got {positions!r}")
-        self._buckets = heldout.buckets(positions)
+        self._ranges = position_ranges(positions)
         return [{"input_ids": block} for block in heldout.token_blocks(self.settings, positions)]
 
-    def process_results(self, doc: dict[str, Any], results: list[Any]) -> dict[str, float]:
+    def process_results(self, doc: Document, results: list[list[float]]) -> dict[str, float]:
         losses = np.array(results[0])  # of the tokens at positions 1, 2, ...
-        by_position = {f"loss_{a}_{b - 1}": float(losses[a - 1 : b - 1].mean()) for a, b in self._buckets}
+        by_position = {f"loss_{a}_{b - 1}": float(losses[a - 1 : b - 1].mean()) for a, b in self._ranges}
         return {"loss": float(losses.mean()), **by_position}
 
     def metrics(self) -> dict[str, bool]:
-        return {"loss": False, **{f"loss_{a}_{b - 1}": False for a, b in self._buckets}}
+        return {"loss": False, **{f"loss_{a}_{b - 1}": False for a, b in self._ranges}}

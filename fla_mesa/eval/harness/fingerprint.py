@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any
 
 import torch
+from lm_eval.api.model import LM
 from torch import nn
+from transformers import PreTrainedTokenizerBase
 
 from fla_mesa.errors import UserError
 from fla_mesa.eval.measure.solver import mesa_layers
@@ -30,7 +33,7 @@ _NO_MATTER |= {"batch_size", "max_batch_size", "parallelize", "max_memory_per_gp
 _PLACES = {"_name_or_path", "transformers_version"}  # in a configuration
 
 
-def fingerprint(lm: Any, name: str, arguments: dict[str, Any]) -> str:
+def fingerprint(lm: LM, name: str, arguments: Mapping[str, object]) -> str:
     """16 hexadecimal digits that differ wherever the answers of a model may.
 
     They are of the weights as they are in memory (so of their dtype and of a merged adapter), the configuration, the settings of Mesa
@@ -44,8 +47,9 @@ def fingerprint(lm: Any, name: str, arguments: dict[str, Any]) -> str:
     Raises:
         ValueError: Weights are kept on disk, and cannot be read here.
     """
+    text_model: Any = lm  # LM does not declare what HFLM has
     model = getattr(lm, "model", None)
-    known: dict[str, Any] = {"model": name, "versions": {**versions(), "lm_eval": version("lm-eval")}}
+    known: dict[str, object] = {"model": name, "versions": {**versions(), "lm_eval": version("lm-eval")}}
     if not isinstance(model, nn.Module):
         return _digest({**known, "arguments": arguments}).hexdigest()[:16]
     known |= {
@@ -53,9 +57,9 @@ def fingerprint(lm: Any, name: str, arguments: dict[str, Any]) -> str:
         "config": {key: value for key, value in model.config.to_dict().items() if key not in _PLACES},  # pyright: ignore
         "attention": getattr(model.config, "_attn_implementation", None),
         "solver": [_plain_settings(layer) for layer in mesa_layers(model)],
-        "tokenizer": _tokenizer(lm.tokenizer),
-        "max_length": lm.max_length,
-        "device": lm.device.type,
+        "tokenizer": _tokenizer(text_model.tokenizer),
+        "max_length": text_model.max_length,
+        "device": text_model.device.type,
     }
     digest = _digest(known)
     for key, tensor in sorted(model.state_dict().items()):
@@ -68,15 +72,15 @@ def fingerprint(lm: Any, name: str, arguments: dict[str, Any]) -> str:
             )
         digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
         local = tensor.to_local() if hasattr(tensor, "to_local") else tensor  # pyright: ignore[reportAttributeAccessIssue]
-        digest.update(local.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        digest.update(local.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()[:16]
 
 
-def _digest(known: dict[str, Any]) -> Any:
+def _digest(known: Mapping[str, object]) -> hashlib._Hash:
     return hashlib.sha256(json.dumps(known, sort_keys=True, default=str).encode())
 
 
-def _plain_settings(layer: nn.Module) -> dict[str, Any]:
+def _plain_settings(layer: nn.Module) -> dict[str, object]:
     """The attributes of a layer that are numbers, words or None; the solver's are among them."""
     return {
         key: value
@@ -85,7 +89,7 @@ def _plain_settings(layer: nn.Module) -> dict[str, Any]:
     }
 
 
-def _tokenizer(tokenizer: Any) -> Any:
+def _tokenizer(tokenizer: PreTrainedTokenizerBase) -> list[object]:
     whole = getattr(tokenizer, "backend_tokenizer", None)
     content = whole.to_str() if whole is not None else tokenizer.get_vocab()
     return [content, str(tokenizer.special_tokens_map)]

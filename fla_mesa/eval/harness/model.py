@@ -9,7 +9,6 @@ from typing import Any, cast
 
 import fla.models  # noqa: F401 (registers flash-linear-attention's architectures with transformers)
 import torch
-import torch.nn.functional as F
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM as _HFLM  # its registration decorator hides its type from type checkers
 from tqdm import tqdm
@@ -18,7 +17,8 @@ from transformers import PreTrainedConfig
 import fla_mesa  # noqa: F401 (registers this package's family, and the CPU back end where there is no accelerator)
 from fla_mesa.errors import UserError, mistakes_of
 from fla_mesa.eval.checkpoint import adapted_model, check_checkpoint, merged, most_positions, tokenizer_of
-from fla_mesa.eval.cut import new_tokens, tokens
+from fla_mesa.eval.harness.cut import new_tokens, tokens
+from fla_mesa.eval.measure.quality import token_losses
 from fla_mesa.eval.measure.solver import set_solver
 from fla_mesa.ops.backends import check_backend
 
@@ -77,7 +77,7 @@ class FlaMesaLM(HFLM):
         check_positions(self.config, self.max_length)
         set_solver(self.model, max_cg_steps=max_cg_steps, cg_tolerance=cg_tolerance, backend=backend)
 
-    def _create_model(self, *args: Any, peft: str | None = None, **kwargs: Any) -> None:
+    def _create_model(self, *args: object, peft: str | None = None, **kwargs: object) -> None:
         super()._create_model(*args, peft=peft, **kwargs)
         if peft:
             self._model = merged(self._model)
@@ -91,7 +91,7 @@ class FlaMesaLM(HFLM):
                 f"{what} of {tokens} tokens is longer than max_length={self.max_length}; raise max_length{cut}"
             )
 
-    def _loglikelihood_tokens(self, requests: list, *args: Any, **kwargs: Any) -> list[tuple[float, bool]]:
+    def _loglikelihood_tokens(self, requests: list, *args: object, **kwargs: object) -> list[tuple[float, bool]]:
         for _, context, continuation in requests:
             self._check_length(len(context) + len(continuation) - 1, "an input")
         return super()._loglikelihood_tokens(requests, *args, **kwargs)
@@ -115,17 +115,13 @@ class FlaMesaLM(HFLM):
 
     def greedy_next_tokens(self, requests: list[Instance], disable_tqdm: bool = False) -> list[list[int]]:
         """For each sequence of L ids, the most likely next token after every position, L ids."""
-        return self._over_sequences(requests, disable_tqdm, lambda logits, ids: logits.argmax(dim=-1))
+        return cast(
+            "list[list[int]]", self._over_sequences(requests, disable_tqdm, lambda logits, _: logits.argmax(dim=-1))
+        )
 
     def next_token_losses(self, requests: list[Instance], disable_tqdm: bool = False) -> list[list[float]]:
         """For each sequence of L ids, the negative log-likelihood in nats of each but the first given those before it, L - 1 numbers."""
-
-        def losses(logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-            return F.cross_entropy(logits[:, :-1].float().flatten(0, 1), ids[:, 1:].flatten(), reduction="none").view(
-                len(ids), -1
-            )
-
-        return self._over_sequences(requests, disable_tqdm, losses)
+        return self._over_sequences(requests, disable_tqdm, token_losses)
 
     @torch.no_grad()
     def _over_sequences(
@@ -133,7 +129,7 @@ class FlaMesaLM(HFLM):
         requests: list[Instance],
         disable_tqdm: bool,
         reduce: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
-    ) -> list[list[Any]]:
+    ) -> list[list[float]]:
         sequences = [[int(token) for token in request.args[0].split()] for request in requests]
         rows = self.model.config.vocab_size
         for ids in sequences:
@@ -143,7 +139,7 @@ class FlaMesaLM(HFLM):
                     f"the task needs token id {max(ids)}, but the model has {rows} of them (0 to {rows - 1}): it was trained on another "
                     f"suite or tokenizer"
                 )
-        results: list[list[Any]] = [[] for _ in sequences]
+        results: list[list[float]] = [[] for _ in sequences]
         progress = tqdm(total=len(sequences), disable=disable_tqdm or self.rank != 0, desc="Running sequences")
         for batch in self._batches(sequences):
             width = max(len(sequences[i]) for i in batch)
@@ -165,14 +161,14 @@ class FlaMesaLM(HFLM):
             yield order[start : start + size]
 
 
-def check_context(max_length: Any) -> None:
-    """Raise ValueError for a context length that is none; None stands for the default."""
+def check_context(max_length: object) -> None:
+    """Raise UserError for a context length that is none; None stands for the default."""
     if max_length is not None and (isinstance(max_length, bool) or not isinstance(max_length, int) or max_length < 2):
         raise UserError(f"max_length must be an integer >= 2; got {max_length!r}")
 
 
 def check_positions(config: PreTrainedConfig, max_length: int | None) -> None:
-    """Raise ValueError if a model has fewer positions than the context (by default :data:`CONTEXT`)."""
+    """Raise UserError if a model has fewer positions than the context (by default :data:`CONTEXT`)."""
     positions, length = most_positions(config), max_length or CONTEXT
     if positions is not None and positions < length:
         raise UserError(
@@ -181,8 +177,8 @@ def check_positions(config: PreTrainedConfig, max_length: int | None) -> None:
         )
 
 
-def check_dtype(dtype: Any) -> None:
-    """Raise ValueError for a name that is no type of PyTorch's numbers."""
+def check_dtype(dtype: object) -> None:
+    """Raise UserError for a name that is no type of PyTorch's numbers."""
     if isinstance(dtype, str) and dtype != "auto" and not isinstance(getattr(torch, dtype, None), torch.dtype):
         raise UserError(f"dtype: allowed are auto, float32, bfloat16, float16, float64; got {dtype!r}")
 
