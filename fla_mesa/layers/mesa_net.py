@@ -10,10 +10,12 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
+from fla_mesa.layers.convergence import Solves
 from fla_mesa.layers.initialization import fill
 from fla_mesa.layers.recurrent import Call, QKVMixer, States
 from fla_mesa.ops import SolverStats, chunk_mesa_net, mesa_net_decoding_one_step
 from fla_mesa.ops.backends import check_backend, l2_normalize
+from fla_mesa.ops.pytorch import TOLERANCE
 
 
 class Regression(NamedTuple):
@@ -75,6 +77,7 @@ class MesaNet(QKVMixer):
         record_stats: Set it to True to keep the solver's statistics of each call in ``last_stats``.
         last_stats: :class:`~fla_mesa.ops.SolverStats` of the last call, in the shape in which the op saw it: ``[B, T, H]``, or packed
             ``[1, tokens, H]`` if there was padding, or ``[B, 1, H]`` for a decoding step.
+        solves: What counts them, or None; set by :func:`~fla_mesa.layers.convergence.counting`.
 
     Raises:
         ValueError: An argument is out of range.
@@ -136,6 +139,7 @@ class MesaNet(QKVMixer):
         self.max_cg_step_training, self.max_cg_step_decoding = max_cg_step_training, max_cg_step_decoding
         self.cg_tolerance, self.backend = cg_tolerance, backend
         self.record_stats, self.last_stats = False, None
+        self.solves: Solves | None = None
 
         self.lambda_params = nn.Parameter(
             torch.empty(num_heads * head_dim, dtype=torch.float32), requires_grad=train_lambda
@@ -148,6 +152,11 @@ class MesaNet(QKVMixer):
         super().reset_parameters()
         above = self.lambda_init - self.lambda_lower_bound
         fill(self.lambda_params, above + math.log(-math.expm1(-above)))  # the inverse of softplus, for any difference
+
+    @property
+    def tolerance(self) -> float:
+        """The relative residual that its solves are held against: ``cg_tolerance``, or where that is None the op's."""
+        return TOLERANCE if self.cg_tolerance is None else self.cg_tolerance
 
     @property
     def lamb(self) -> torch.Tensor:
@@ -222,4 +231,6 @@ class MesaNet(QKVMixer):
             )
         if self.record_stats:
             self.last_stats = stats
+        if self.solves is not None:
+            self.solves.add(stats, self.tolerance)
         return o, None if h_kk is None else (h_kk, h_kv)

@@ -31,13 +31,23 @@ def history(trainer: RecipeTrainer) -> dict[str, list[list[float]]]:
     return curves
 
 
+def solver_history(trainer: RecipeTrainer) -> dict[str, list[list[float]]]:
+    """Mean iterations and the share of solves that ended above the tolerance, by step as in `history`; empty for a model without solves."""
+    return {
+        name: points
+        for name in ("cg_iterations", "cg_unsolved")
+        if (points := [[entry["step"], entry[name]] for entry in trainer.state.log_history if name in entry])
+    }
+
+
 def collect(
     trainer: RecipeTrainer, settings: RecipeSettings, splits: Splits, final: dict[str, float], command: list[str]
 ) -> dict[str, Any]:
     """Everything that metrics.json holds. `final` are the figures on all validation data, `final_` before each name.
 
     Losses are in nats a token, `tokens_per_second` is over all processes, without evaluations and checkpoints, and for
-    the steps since the last resume; None if there was none. `yardsticks` are in bits per byte.
+    the steps since the last resume; None if there was none. `yardsticks` are in bits per byte. `solver` has the mean iterations of Mesa
+    layers on the validation data and the share of solves that ended above the tolerance, None where there are none or none is known.
     """
     curves, arguments = history(trainer), trainer.recipe
     speed = trainer.throughput.tokens_per_second(arguments.world_size)
@@ -65,4 +75,9 @@ def collect(
         "command": command,
         "settings": {**asdict(settings), **arguments.to_sanitized_dict()},
         "history": curves,
+        "solver": {
+            "cg_iterations": final.get("final_cg_iterations"),
+            "cg_unsolved": final.get("final_cg_unsolved"),
+            "history": solver_history(trainer),
+        },
     }

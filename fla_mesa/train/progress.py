@@ -9,6 +9,7 @@ from tqdm.auto import tqdm
 from transformers import TrainerCallback
 from transformers.utils import logging
 
+from fla_mesa.ops.pytorch import TOLERANCE
 from fla_mesa.train.throughput import Throughput
 
 
@@ -31,6 +32,16 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
 
 
+# A larger share of solves that end above their tolerance is worth a word.
+UNSOLVED_LIMIT = 0.05
+
+
+def solver_figures(logs: dict[str, float]) -> str:
+    """ "9.2 iterations", and how many solves these were too few for, if any and if the back end says."""
+    share = logs.get("cg_unsolved") or 0.0
+    return f"{logs['cg_iterations']:.1f} iterations" + (f" ({share:.1%} unsolved)" if share >= 5e-4 else "")
+
+
 class Progress(TrainerCallback):
     """Steps, loss, tokens a second and the time left, on standard error; validation figures each on a line of their own."""
 
@@ -40,6 +51,7 @@ class Progress(TrainerCallback):
         self._bar: tqdm | None = None
         self._validation_bar: tqdm | None = None
         self._begin = (0.0, 0)
+        self._warned = False
 
     def _write(self, text: str) -> None:
         if self._bar is not None:
@@ -67,17 +79,34 @@ class Progress(TrainerCallback):
         if "loss" in logs:
             speed = self._throughput.tokens_per_second(args.world_size)
             shown = {"loss": f"{logs['loss']:.4f}", "tokens/s": f"{speed:,.0f}" if speed else "-"}
+            self._warn_of_solver(logs, where, kwargs.get("model"))
             if self._bar is not None:
                 self._bar.set_postfix(shown)
                 return
             begin, first = self._begin
             left = (state.max_steps - state.global_step) * (time.perf_counter() - begin) / (state.global_step - first)
             rate = f"learning rate {logs['learning_rate']:.2e}"
-            self._write(f"{where}  loss {shown['loss']}  {rate}  {shown['tokens/s']} tokens/s  {clock(left)} left")
+            solver = f"  {solver_figures(logs)}" if "cg_iterations" in logs else ""
+            self._write(
+                f"{where}  loss {shown['loss']}  {rate}{solver}  {shown['tokens/s']} tokens/s  {clock(left)} left"
+            )
         elif "eval_loss" in logs:
             bits = logs.get("eval_bits_per_byte")
             more = f"accuracy {logs['eval_accuracy']:.4f}" if bits is None else f"{bits:.4f} bits per byte"
             self._write(f"{where}  validation loss {logs['eval_loss']:.4f}  {more}")
+
+    def _warn_of_solver(self, logs, where: str, model) -> None:
+        """Once, if too many solves end above their tolerance, with the settings that change it."""
+        share, config = logs.get("cg_unsolved"), getattr(model, "config", None)
+        if share is None or share <= UNSOLVED_LIMIT or self._warned:
+            return
+        self._warned = True
+        steps, tolerance = (getattr(config, name, None) for name in ("max_cg_step_training", "cg_tolerance"))
+        self._write(
+            f"{where}  {share:.1%} of the solves of Mesa layers ended above their tolerance after {steps} steps (said once, above "
+            f"{UNSOLVED_LIMIT:.0%}; the log has it as cg_unsolved): raise max_cg_step_training or, where that is exact enough, "
+            f"cg_tolerance ({TOLERANCE if tolerance is None else tolerance:g}), in --config_overrides"
+        )
 
     def on_prediction_step(self, args, state, control, eval_dataloader=None, **kwargs):
         if self._lines or not state.is_world_process_zero or eval_dataloader is None:

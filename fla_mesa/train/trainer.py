@@ -10,8 +10,10 @@ from torch import nn
 from torch.utils.data import Dataset
 from transformers import PreTrainedModel, ProgressCallback, Trainer, default_data_collator
 from transformers.trainer_callback import PrinterCallback
+from transformers.trainer_utils import EvalLoopOutput
 
 from fla_mesa.data import Splits
+from fla_mesa.layers.convergence import Solves, counting, has_solver
 from fla_mesa.train import folder
 from fla_mesa.train.decay import exempt_parameters
 from fla_mesa.train.evaluation import ValidationFigures, row_sums
@@ -38,6 +40,8 @@ class RecipeTrainer(Trainer):
         self._end_of_text = splits.special_ids["eos_token_id"]
         self.throughput = Throughput()
         self.recipe = args
+        self._solves: Solves | None = None  # of the steps since the last entry of the log
+        self._has_solver = has_solver(model)
         super().__init__(
             model=model,
             args=args,
@@ -64,6 +68,29 @@ class RecipeTrainer(Trainer):
         self.throughput.add(inputs["input_ids"].numel())
         return super().training_step(model, inputs, num_items_in_batch)
 
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """As the Trainer's; what the solver of Mesa layers does is counted."""
+        with counting(self.model) as self._solves:  # pyright: ignore[reportArgumentType]
+            return super().train(*args, **kwargs)
+
+    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
+        """As the Trainer's, with the solver's figures on the same rows."""
+        with counting(self.model) as solves:  # pyright: ignore[reportArgumentType]
+            output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        if output.metrics is not None:
+            output.metrics.update(self._convergence(solves, f"{metric_key_prefix}_"))
+        return output
+
+    def _convergence(self, solves: Solves, prefix: str = "") -> dict[str, float]:
+        """The solver's figures over all processes, by the names of the log; none for a model that solves nothing."""
+        if not self._has_solver:
+            return {}
+        found = solves.read(lambda sums: self.accelerator.reduce(sums.to(self.args.device), "sum").cpu())  # pyright: ignore
+        if found is None:
+            return {}
+        figures = {"cg_iterations": found.iterations, "cg_unsolved": found.unsolved}
+        return {prefix + name: value for name, value in figures.items() if value is not None}
+
     def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> dict:
         """As the Trainer's, on every row whatever `dataloader_drop_last` says; its time does not count as training."""
         drop_last, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
@@ -84,7 +111,9 @@ class RecipeTrainer(Trainer):
         return None, *row_sums(logits, labels, self._end_of_text)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """As the Trainer's. Raises Diverged for a loss that is not finite."""
+        """As the Trainer's, with the solver's figures beside the loss. Raises Diverged for a loss that is not finite."""
+        if "loss" in logs and self._solves is not None:
+            logs |= self._convergence(self._solves)
         super().log(logs, start_time)
         if any(name.endswith("loss") and not math.isfinite(value) for name, value in logs.items()):
             raise Diverged(self.state.global_step)

@@ -25,6 +25,7 @@ from fla_mesa.train.recipe import Run
 from fla_mesa.train.settings import parse
 from fla_mesa.train.status import DISK_FULL, read_status
 from fla_mesa.train.trainer import Diverged
+from tests.train.conftest import TINY
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
@@ -109,6 +110,34 @@ def test_metrics(undisturbed, text):
     assert [step for step, _ in metrics["history"]["validation"]] == [6, 12]
     first, last = metrics["history"]["train"][0][1], metrics["train_loss"]
     assert last < first - 0.5 and metrics["loss"] < first - 0.5  # it learns
+
+
+def test_the_solver_s_figures_stand_beside_the_loss(undisturbed):
+    solver, logged = metrics_of(undisturbed)["solver"], logs_of(undisturbed)
+    assert 0 < solver["cg_iterations"] < 30 and solver["cg_unsolved"] == 0
+    assert [step for step, _ in solver["history"]["cg_iterations"]] == [2, 4, 6, 8, 10, 12]
+    assert all(0 < steps < 30 for _, steps in solver["history"]["cg_iterations"])
+    assert {"cg_iterations", "cg_unsolved"} <= next(entry.keys() for entry in logged if "loss" in entry)
+    assert {"eval_cg_iterations", "eval_cg_unsolved"} <= next(entry.keys() for entry in logged if "eval_loss" in entry)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"), [("max_cg_step_training=1", 1), ("max_cg_step_training=1,cg_tolerance=1.0", 0)]
+)
+def test_too_few_steps_of_the_solver_are_said_once(flags, text, tmp_path, capsys, changes, said):
+    short = ("--max_steps", 4, "--logging_steps", 1, "--config_overrides", f"{TINY},{changes}")
+    assert main(flags(text, tmp_path / "run", *short)) == 0
+    shown = capsys.readouterr().err
+    assert shown.count("of the solves of Mesa layers ended above their tolerance after 1 steps") == said
+    assert shown.count("raise max_cg_step_training or") == said
+    assert (" unsolved)" in shown) == bool(said)
+    assert (metrics_of(tmp_path / "run")["solver"]["cg_unsolved"] > 0.05) == bool(said)
+
+
+def test_a_model_without_a_solver_has_no_figures_of_one(flags, text, tmp_path, capsys):
+    assert main(flags(text, tmp_path / "run", "--model", "matched-delta_net", "--max_steps", 2)) == 0
+    assert metrics_of(tmp_path / "run")["solver"] == {"cg_iterations": None, "cg_unsolved": None, "history": {}}
+    assert "iterations" not in capsys.readouterr().err
 
 
 def test_loss_and_bits_per_byte_by_hand(flags, undisturbed, text):

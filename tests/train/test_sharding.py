@@ -44,6 +44,9 @@ def test_two_processes_give_the_figures_of_one(runs, flags, text, tmp_path):
         assert len(first["history"][curve]) == len(second["history"][curve]) > 1
         for (_, loss), (_, other) in zip(first["history"][curve], second["history"][curve], strict=True):
             assert loss == pytest.approx(other, rel=2e-6)
+    spent = [metrics["solver"]["history"]["cg_iterations"] for metrics in (first, second)]  # of all processes
+    for (_, steps), (_, other) in zip(*spent, strict=True):
+        assert steps == pytest.approx(other, abs=0.05)  # one step more or less where rounding decides
     norms = [gradient_norms(run / "checkpoint-4") for run in (one, runs / "whole")]
     assert norms[0] == pytest.approx(norms[1], rel=1e-4) and len(norms[0]) == 4
     for name, weight in load_file(one / "model.safetensors").items():

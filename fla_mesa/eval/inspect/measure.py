@@ -13,7 +13,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from fla_mesa.eval.measure.solver import goal, mesa_layers
+from fla_mesa.eval.measure.solver import mesa_layers
 from fla_mesa.layers import MesaNet
 from fla_mesa.layers.mesa_net import Regression
 
@@ -84,7 +84,7 @@ def _report(layer: MesaNet, hidden_states: torch.Tensor) -> LayerReport:
         beta=problem.beta.numpy(),
         lamb=problem.lamb.numpy(),
         iterations=stats.iterations.cpu().numpy(),
-        unsolved=(stats.residual > goal(layer)).double().mean((0, 1)).cpu().numpy(),
+        unsolved=(stats.residual > layer.tolerance).double().mean((0, 1)).cpu().numpy(),
         condition=torch.stack(condition, 1).numpy(),
         cosine=torch.stack(cosine, 1).numpy(),
     )

@@ -16,7 +16,6 @@ from torch import nn
 from fla_mesa.errors import UserError, mistakes_of
 from fla_mesa.layers import MesaNet
 from fla_mesa.ops.backends import check_backend
-from fla_mesa.ops.pytorch import TOLERANCE
 
 NEVER = 1e-30  # a tolerance that no row reaches: a fixed number of steps
 
@@ -112,11 +111,6 @@ def set_solver(
         solver.set(layer)
 
 
-def goal(layer: MesaNet) -> float:
-    """The relative residual that a layer's solves are for: its own tolerance, or the one that back ends have by default."""
-    return TOLERANCE if layer.cg_tolerance is None else layer.cg_tolerance
-
-
 @dataclass
 class Spent:
     """What the solver of each Mesa layer spent on sequences of one length.
@@ -138,7 +132,7 @@ class Spent:
         assert layer.last_stats is not None
         spent = layer.last_stats.iterations.double().cpu()  # [B, T, H]
         total, most = spent.sum(0).T, spent.amax(0).T
-        missed = int((layer.last_stats.residual > goal(layer)).sum())
+        missed = int((layer.last_stats.residual > layer.tolerance).sum())
         if index == len(self.sums):
             self.sums.append(total)
             self.most.append(most)
