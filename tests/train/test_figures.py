@@ -12,7 +12,7 @@ from transformers import EvalPrediction, TrainerControl, TrainerState
 from fla_mesa.train import evaluation, throughput
 from fla_mesa.train.evaluation import ValidationFigures, row_sums
 from fla_mesa.train.plot import loss_curve
-from fla_mesa.train.progress import Progress, _clock
+from fla_mesa.train.progress import Progress, clock
 from fla_mesa.train.throughput import Throughput
 
 
@@ -91,7 +91,7 @@ def test_only_the_first_process_shows_anything(capsys):
 
 
 def test_clock():
-    assert [_clock(seconds) for seconds in (0, 59.6, 61, 3661)] == ["0:00", "1:00", "1:01", "1:01:01"]
+    assert [clock(seconds) for seconds in (0, 59.6, 61, 3661)] == ["0:00", "1:00", "1:01", "1:01:01"]
 
 
 def test_picture(tmp_path):
