@@ -8,6 +8,7 @@ if os.environ.get("TRITON_INTERPRET") == "1":  # before fla is imported, which a
     interpreter.install()
 
 from fla_mesa import cpu
+from fla_mesa.cpu.registry import also_install
 from fla_mesa.fla_api import require_supported_fla
 
 if not cpu.accelerator_available():
@@ -21,7 +22,6 @@ from fla_mesa.models import fla_families, generation
 from fla_mesa.ops.drop_in import replace_fla_op
 
 generation.install()
-if cpu.is_enabled():
-    fla_families.install()
+also_install(fla_families.install)
 
 __all__ = ["cpu", "models", "replace_fla_op"]

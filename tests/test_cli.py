@@ -26,7 +26,7 @@ def test_version(capsys):
     assert capsys.readouterr().out == f"fla-mesa {fla_mesa.__version__}\n"
 
 
-SLOW = {"torch", "fla", "transformers", "triton"}  # seconds each
+SLOW = {"torch", "fla", "transformers", "triton", "datasets", "accelerate", "matplotlib", "numpy"}  # seconds in all
 ROOT = Path(fla_mesa.__file__).parents[1]
 
 

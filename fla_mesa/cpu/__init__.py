@@ -2,9 +2,11 @@
 
     import fla_mesa.cpu
     fla_mesa.cpu.enable()          # `import fla_mesa` does this by itself where there is no accelerator
+    fla_mesa.cpu.disable()         # and fla is as it was
 
 After that fla's models of the covered families train, prefill, decode and generate on the CPU. A call is taken over only
-when its first tensor lies on the CPU: calls on GPU tensors run fla's own kernels as before.
+when its first tensor lies on the CPU: calls on GPU tensors run fla's own kernels as before. `python -m fla_mesa.cpu` prints which function
+is replaced by which.
 """
 
 from __future__ import annotations
@@ -14,10 +16,10 @@ import os
 import torch
 
 from fla_mesa.cpu.allocator import keep_freed_memory
-from fla_mesa.cpu.registry import covered, is_installed
+from fla_mesa.cpu.registry import covered, is_installed, uninstall
 from fla_mesa.fla_api import require_supported_fla
 
-__all__ = ["accelerator_available", "covered", "enable", "is_enabled", "require_supported_fla"]
+__all__ = ["accelerator_available", "covered", "disable", "enable", "is_enabled", "require_supported_fla"]
 
 # Devices known to PyTorch as accelerators for which Triton has no compiler.
 _WITHOUT_TRITON = ("cpu", "mps")
@@ -64,6 +66,12 @@ def enable() -> None:
     keep_freed_memory()
 
 
+def disable() -> None:
+    """Undo `enable()`: fla's functions, methods and modules are again what they were, those that were loaded since among them. (The C
+    library goes on keeping freed memory, which changes no result.) Where there is nothing to undo it does nothing."""
+    uninstall()
+
+
 def is_enabled() -> bool:
-    """Whether `enable()` has been called in this process."""
+    """Whether the stand-ins are in place: between `enable()` and `disable()`."""
     return is_installed()

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from fla_mesa.cpu.precision import up
-from fla_mesa.cpu.registry import replacement, unsupported
+from fla_mesa.cpu.registry import put, replacement, unsupported
 
 Tensor = torch.Tensor
 
@@ -146,7 +146,7 @@ def _stand_in_for_flash_attn() -> None:
         if name.startswith("fla.layers.") and hasattr(module, "flash_attn_func"):
             for ours in (flash_attn_func, flash_attn_varlen_func):
                 theirs = getattr(module, ours.__name__, None)
-                setattr(module, ours.__name__, ours if theirs is None else _by_device(ours, theirs))
+                put(module, ours.__name__, ours if theirs is None else _by_device(ours, theirs))
 
 
 def _by_device(ours: Callable[..., Any], theirs: Callable[..., Any]) -> Callable[..., Any]:

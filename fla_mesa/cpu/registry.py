@@ -1,4 +1,4 @@
-"""How a stand-in gets in place of a function of fla: collected by `stand_in`, put in place by `install`.
+"""How a stand-in gets in place of a function of fla: collected by `stand_in`, put in place by `install`, taken out by `uninstall`.
 
 fla offers three kinds of seats, taken in this order:
 
@@ -8,7 +8,7 @@ fla offers three kinds of seats, taken in this order:
    name in every module that holds it.
 
 Methods have no seat: `stand_in_method` swaps them. Names that fla leaves empty where an optional package is missing are filled
-by functions marked with `replacement`.
+by functions marked with `replacement`. Whatever is put anywhere by `put` is given back by `uninstall`.
 """
 
 from __future__ import annotations
@@ -44,6 +44,8 @@ class StandIn:
 _stand_ins: list[StandIn] = []
 _methods: list[tuple[type, StandIn]] = []
 _replacements: list[tuple[str, Callable[[], None]]] = []
+_others: list[Callable[[], None]] = []  # repairs of other rooms
+_undo: list[Callable[[], None]] = []  # in the order in which it was done
 _installed = False
 
 
@@ -88,6 +90,29 @@ def replacement(name: str) -> Callable[[Callable[[], None]], Callable[[], None]]
     return collect
 
 
+def also_install(repair: Callable[[], None]) -> None:
+    """Has `repair`, which goes by `put`, done whenever the stand-ins are in place: now, if they are."""
+    _others.append(repair)
+    if _installed:
+        repair()
+
+
+def put(owner: Any, name: str, value: Any) -> None:
+    """``owner.name = value`` of a class or module, until `uninstall`."""
+    before = vars(owner).get(name, _undo)  # any object that is no value of a name
+    setattr(owner, name, value)
+    _undo.append(lambda: delattr(owner, name) if before is _undo else setattr(owner, name, before))
+
+
+def pairs() -> list[tuple[str, str]]:
+    """What is replaced, and what answers in its place on CPU tensors, sorted; empty before `install`."""
+    if not _installed:
+        return []
+    entries = [*_stand_ins, *(method for _, method in _methods)]
+    found = [(entry.name, qualified_name(entry.implementation)) for entry in entries]
+    return sorted([*found, *((name, qualified_name(function)) for name, function in _replacements)])
+
+
 def covered() -> tuple[str, ...]:
     """Names of fla's functions and methods that have a stand-in, sorted. Empty before `enable()`."""
     if not _installed:
@@ -103,7 +128,7 @@ def is_installed() -> bool:
 def install() -> None:
     """Put every collected stand-in in place; see `fla_mesa.cpu.enable` for the errors."""
     global _installed
-    from fla_mesa.cpu.uncovered import name_uncovered_entry_points
+    from fla_mesa.cpu.missing import name_missing_entry_points
 
     backends = importlib.import_module("fla.backends")
     if backends._DISPATCH_DISABLED:
@@ -138,13 +163,34 @@ def install() -> None:
             adopted[id(entry.original)] = (entry.original, new)
     for operation, methods in by_operation.items():
         backends.register(operation)(type("TorchCPU", (TorchCPU,), methods))
+    _undo.append(functools.partial(_unregister, TorchCPU.backend_type, [old for old, _ in adopted.values()]))
     _rebind(adopted)
+    _undo.append(lambda: _rebind({id(new): (new, old) for old, new in adopted.values()}))
     for owner, method in _methods:
-        setattr(owner, method.original.__name__, _by_device(method))
+        put(owner, method.original.__name__, _by_device(method))
     for _, put_in_place in _replacements:
         put_in_place()
-    name_uncovered_entry_points()
+    name_missing_entry_points()
+    for repair in _others:
+        repair()
     _installed = True
+
+
+def uninstall() -> None:
+    """Give every function, method and name back to fla, in every module that holds it."""
+    global _installed
+    while _undo:
+        _undo.pop()()
+    _installed = False
+
+
+def _unregister(backend_type: str, adopted: list[Callable[..., Any]]) -> None:
+    """Take a back end out of fla's registries, and those registries out that were made for it."""
+    backends = importlib.import_module("fla.backends")
+    for function in adopted:
+        del backends._function_registries[inspect.unwrap(function)]
+    for registry in (*backends._function_registries.values(), *backends._operation_registries.values()):
+        registry._backends.pop(backend_type, None)
 
 
 def on_cpu(*args: Any, **kwargs: Any) -> bool:

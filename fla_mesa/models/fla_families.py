@@ -17,7 +17,7 @@ from fla.layers.attn import Attention
 from fla.models.modeling_utils import FLAPreTrainedModel
 from fla.modules import GatedMLP
 
-from fla_mesa.cpu.registry import on_cpu
+from fla_mesa.cpu.registry import on_cpu, put
 from fla_mesa.layers.attention import attend
 from fla_mesa.layers.layout import SEQUENCE_KEYWORDS, find_layout, unknown_keyword
 from fla_mesa.layers.mlp import is_bare, unfused
@@ -27,7 +27,7 @@ Forward = Callable[..., Any]
 
 
 def install() -> None:
-    """Put the repairs in place, in every model of fla, new or existing. Calling it again does nothing."""
+    """Put the repairs in place, in every model of fla, new or existing, until the stand-ins are taken out."""
     for family in _families(FLAPreTrainedModel):
         if family.__module__.startswith("fla.models.") and "forward" in vars(family):
             has_labels = "labels" in inspect.signature(family.forward).parameters
@@ -43,16 +43,13 @@ def _families(base: type) -> list[type]:
 def _repair(owner: Any, repaired: Callable[[Forward], Forward]) -> None:
     """Calls of ``owner.forward`` whose first tensor is on the CPU go to what `repaired` makes of it."""
     original = owner.forward
-    if hasattr(original, "repaired"):
-        return
     on_the_cpu = repaired(original)
 
     @functools.wraps(original)
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         return (on_the_cpu if on_cpu(*args, **kwargs) else original)(self, *args, **kwargs)
 
-    setattr(forward, "repaired", True)  # noqa: B010 (a function has no such attribute for a type checker)
-    owner.forward = forward
+    put(owner, "forward", forward)
 
 
 def _model(original: Forward) -> Forward:

@@ -15,7 +15,7 @@ FAMILIES = (
 )
 
 
-def name_uncovered_entry_points() -> None:
+def name_missing_entry_points() -> None:
     """Triton asks `_create_driver` for a driver at the first kernel launch, and it raises where there is none. Only that
     error, and only when fla stands behind it, becomes one that names fla's function and what is covered."""
     module: Any = sys.modules["triton.runtime.driver"]
@@ -30,7 +30,7 @@ def name_uncovered_entry_points() -> None:
                 raise
             raise NotImplementedError(_message(entry_point)) from error
 
-    module._create_driver = create_driver_or_explain
+    registry.put(module, "_create_driver", create_driver_or_explain)
 
 
 def _fla_entry_point(frame: FrameType | None) -> str | None:
