@@ -25,7 +25,7 @@ import torch  # noqa: E402
 from fla_mesa.ops import triton  # noqa: E402
 from fla_mesa.ops.triton import kernels_precise, kernels_rounds  # noqa: E402
 from fla_mesa.ops.triton.plan import make_plan, make_stages  # noqa: E402
-from tests.ops.cases import INPUTS, Case, draw, relative_error, truth, upstream  # noqa: E402
+from fla_mesa.testing.cases import INPUTS, Case, draw, relative_error, truth, upstream  # noqa: E402
 
 # Passes over tensor cores per product, and what one counts.
 PASSES = {"bf16": (1, 1), "tf32": (1, 2), "bf16x3": (3, 1), "tf32x3": (3, 2)}

@@ -9,7 +9,7 @@ import pytest
 
 from fla_mesa import plugins
 from fla_mesa.cli import main
-from tests.ranks import run_on_ranks
+from fla_mesa.testing.ranks import run_on_ranks
 
 # One file, so that one process need not be started for each; nothing in a part of it needs another part.
 PLUGIN = '''

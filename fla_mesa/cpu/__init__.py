@@ -57,6 +57,7 @@ def enable() -> None:
         losses,
         mamba2,
         mesa_net,
+        missing,
         norms,
         rotary,
     )

@@ -15,6 +15,7 @@ FAMILIES = (
 )
 
 
+@registry.also_install
 def name_missing_entry_points() -> None:
     """Triton asks `_create_driver` for a driver at the first kernel launch, and it raises where there is none. Only that
     error, and only when fla stands behind it, becomes one that names fla's function and what is covered."""

@@ -44,7 +44,7 @@ class StandIn:
 _stand_ins: list[StandIn] = []
 _methods: list[tuple[type, StandIn]] = []
 _replacements: list[tuple[str, Callable[[], None]]] = []
-_others: list[Callable[[], None]] = []  # repairs of other rooms
+_others: list[Callable[[], None]] = []  # repairs of other modules and rooms
 _undo: list[Callable[[], None]] = []  # in the order in which it was done
 _installed = False
 
@@ -128,8 +128,6 @@ def is_installed() -> bool:
 def install() -> None:
     """Put every collected stand-in in place; see `fla_mesa.cpu.enable` for the errors."""
     global _installed
-    from fla_mesa.cpu.missing import name_missing_entry_points
-
     backends = importlib.import_module("fla.backends")
     if backends._DISPATCH_DISABLED:
         raise RuntimeError(
@@ -170,7 +168,6 @@ def install() -> None:
         put(owner, method.original.__name__, _by_device(method))
     for _, put_in_place in _replacements:
         put_in_place()
-    name_missing_entry_points()
     for repair in _others:
         repair()
     _installed = True

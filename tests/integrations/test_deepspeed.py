@@ -12,7 +12,7 @@ import torch
 from transformers import TrainingArguments
 
 from fla_mesa.models import zoo
-from tests.ranks import run_once
+from fla_mesa.testing.ranks import run_once
 
 pytest.importorskip("deepspeed", reason="needs the extra `integrations`: pip install -e '.[integrations]'")
 

@@ -8,7 +8,7 @@ import torch
 import fla_mesa
 from fla_mesa import interpreter
 from fla_mesa.ops import chunk_mesa_net, mesa_net_decoding_one_step
-from tests.ops.cases import INPUTS, Case, draw, errors, relative_error, run, run_truth, truth
+from fla_mesa.testing.cases import INPUTS, Case, draw, errors, relative_error, run, run_truth, truth
 
 op = functools.partial(chunk_mesa_net, backend="fla", max_CG_iteration=12)
 ROUNDING = torch.finfo(torch.bfloat16).eps  # 8e-3: of one number

@@ -11,7 +11,7 @@ from fla_mesa.ops import chunk_mesa_net, mesa_net_decoding_one_step, triton
 from fla_mesa.ops.backends import choose_backend
 from fla_mesa.ops.triton import backward, forward, kernels_backward, kernels_forward, kernels_rounds
 from fla_mesa.ops.triton.plan import make_plan, make_stages
-from tests.ops.cases import (
+from fla_mesa.testing.cases import (
     INPUTS,
     OUTPUTS,
     SMALL,

@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from fla_mesa.models import MatchedConfig, MatchedForCausalLM, MesaNetConfig, MesaNetForCausalLM
 from fla_mesa.ops import make_cp_context, take_shard
-from tests.ranks import run_on_ranks, run_once
+from fla_mesa.testing.ranks import run_on_ranks, run_once
 
 T, SIZES = 24, (1, 2, 3, 4)
 TINY = {

@@ -8,7 +8,7 @@ from fla.models.utils import Cache
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from fla_mesa.models import MesaNetConfig, MesaNetForCausalLM, MesaNetModel
-from tests.ops.cases import relative_error
+from fla_mesa.testing.cases import relative_error
 
 TINY = {
     "hidden_size": 32,

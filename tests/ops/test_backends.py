@@ -8,7 +8,7 @@ import torch
 
 from fla_mesa.ops import backends, chunk_mesa_net, gpu, mesa_net_decoding_one_step
 from fla_mesa.ops.backends import BACKENDS, Backend, check_backend, choose_backend
-from tests.ops.cases import SMALL, Case, draw, errors, relative_error, run, truth
+from fla_mesa.testing.cases import SMALL, Case, draw, errors, relative_error, run, truth
 
 
 @pytest.mark.parametrize("name", ["packed", "odd sizes", "no initial states"])

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fla_mesa.ops import chunk_mesa_net, mesa_net_decoding_one_step
-from tests.ops.cases import Case, draw
+from fla_mesa.testing.cases import Case, draw
 
 CASE = Case(B=2, T=5, H=2, K=4, V=3)
 

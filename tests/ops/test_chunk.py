@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fla_mesa.ops import chunk_mesa_net, naive_mesa_net_exact
-from tests.ops.cases import (
+from fla_mesa.testing.cases import (
     INPUTS,
     OUTPUTS,
     SMALL,

@@ -16,8 +16,8 @@ from fla.ops.cp import FLACPContext, build_cp_context
 
 from fla_mesa.ops import chunk_mesa_net, context_parallel, make_cp_context, take_shard
 from fla_mesa.ops.context_parallel import rows_before
-from tests.ops.cases import Case, draw
-from tests.ranks import run_once
+from fla_mesa.testing.cases import Case, draw
+from fla_mesa.testing.ranks import run_once
 
 T, SIZES = 144, (1, 2, 3, 4)
 H, K, V = 2, 8, 12

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fla_mesa.ops import chunk_mesa_net, mesa_net_query
-from tests.ops.cases import Case, draw, relative_error
+from fla_mesa.testing.cases import Case, draw, relative_error
 
 CASE = Case(B=2, T=40, H=3, K=16, V=24, spread=1.0)
 NAMES = ("q", "h_kk", "h_kv", "lamb")

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fla_mesa.ops import chunk_mesa_net, mesa_net_decoding_one_step
-from tests.ops.cases import SMALL, STATED, Case, draw, paper_solve, relative_error, truth
+from fla_mesa.testing.cases import SMALL, STATED, Case, draw, paper_solve, relative_error, truth
 
 
 def decode(case: Case, dtype: torch.dtype = torch.float32, **options):

@@ -1,4 +1,4 @@
-"""What ranks of a gloo group do with the recipe; run by `tests.ranks`."""
+"""What ranks of a gloo group do with the recipe; run by `fla_mesa.testing.ranks`."""
 
 import os
 import shutil
@@ -29,7 +29,7 @@ FOUR_STEPS = (
 )
 
 
-# Beside what `tests.ranks` sets, all that torchrun would, and accelerate asks for.
+# Beside what `fla_mesa.testing.ranks` sets, all that torchrun would, and accelerate asks for.
 os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="0", LOCAL_WORLD_SIZE="2")
 
 

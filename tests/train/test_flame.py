@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from fla_mesa import cli
 from fla_mesa.models import MesaNetConfig, MesaNetForCausalLM, config_files, zoo
-from tests.ranks import run_once
+from fla_mesa.testing.ranks import run_once
 from tests.train import flame
 
 CONFIGS = Path(__file__).parents[2] / "configs"

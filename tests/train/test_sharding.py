@@ -10,12 +10,12 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fla_mesa import cli
+from fla_mesa.testing.ranks import run_on_ranks
 from fla_mesa.train import folder, sharding
 from fla_mesa.train.command import main
 from fla_mesa.train.decay import exempt_parameters
 from fla_mesa.train.recipe import Run
 from fla_mesa.train.settings import parse
-from tests.ranks import run_on_ranks
 from tests.train import ranks
 
 

@@ -10,12 +10,14 @@ import socket
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pytest
 import torch
 import torch.distributed as dist
 from filelock import FileLock
+
+if TYPE_CHECKING:
+    import pytest
 
 # One process imports the package and is forked for every rank: importing is most of the time that a rank takes. (Forking the tests' own
 # process would not do: autograd has run there.)

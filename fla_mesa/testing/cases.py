@@ -7,7 +7,9 @@ A back end is tested by running the table: outputs, final states and all eight g
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -111,7 +113,7 @@ def draw(case: Case, dtype: torch.dtype = torch.float32, seed: int = 0) -> dict[
 def run_truth(x: dict[str, torch.Tensor | None], lengths: tuple[int, ...] | None) -> tuple[torch.Tensor, ...]:
     """``naive_mesa_net_exact`` on inputs by name, sequence by sequence where they are packed."""
 
-    def one(x: dict[str, torch.Tensor | None]) -> tuple[torch.Tensor, ...]:
+    def one(x: Mapping[str, Any]) -> tuple[torch.Tensor, ...]:
         return naive_mesa_net_exact(
             *(x[name] for name in ("q", "k", "v", "g", "lamb", "beta", "h_kk_init", "h_kv_init"))
         )
@@ -166,8 +168,8 @@ def truth(case: Case, dtype: torch.dtype = torch.float32) -> dict[str, torch.Ten
     """Outputs and gradients (by name, "d" before an input's) in float64 for the inputs as ``dtype`` rounds them."""
     x = {n: None if v is None else v.detach().double().requires_grad_() for n, v in draw(case, dtype).items()}
     outputs = run_truth(x, case.lengths)
-    present = [name for name in INPUTS if x[name] is not None]
-    gradients = torch.autograd.grad(outputs, [x[name] for name in present], upstream(case))
+    present = {name: value for name in INPUTS if (value := x[name]) is not None}
+    gradients = torch.autograd.grad(outputs, [*present.values()], upstream(case))
     return dict(zip(OUTPUTS, (o.detach() for o in outputs), strict=True)) | {
         f"d{name}": g for name, g in zip(present, gradients, strict=True)
     }
@@ -177,9 +179,9 @@ def run(op, case: Case, dtype: torch.dtype = torch.float32, scale: float = 1.0, 
     """The same by ``op`` (``chunk_mesa_net`` or its like), for upstream gradients times ``scale``; gradients are divided by it again."""
     x = draw(case, dtype)
     outputs = op(*(x[name] for name in INPUTS), output_final_state=True, cu_seqlens=case.cu_seqlens, **options)[:3]
-    present = [name for name in INPUTS if x[name] is not None]
+    present = {name: value for name in INPUTS if (value := x[name]) is not None}
     weights = [(scale * w).to(o.dtype) for w, o in zip(upstream(case), outputs, strict=True)]
-    gradients = torch.autograd.grad(outputs, [x[name] for name in present], weights)
+    gradients = torch.autograd.grad(outputs, [*present.values()], weights)
     return dict(zip(OUTPUTS, (o.detach() for o in outputs), strict=True)) | {
         f"d{name}": g.double() / scale for name, g in zip(present, gradients, strict=True)
     }
