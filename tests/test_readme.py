@@ -29,6 +29,7 @@ SHORT = {
     "eval": "--limit 1 --batch_size 1 --metadata length=300 samples=2 text=text.txt --device cpu",
     "sweep": f"{_SWEEP} --text text.txt --needles 1",
     "sweep --suite": _SWEEP,
+    "inspect": "--text text.txt --length 32 --sequences 1",
 }
 
 

@@ -22,10 +22,11 @@ SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_heads": 2, "head_dim": 
 
 
 def expected_variance(name: str, shape: tuple[int, ...], config: MesaNetConfig) -> float:
-    """By appendix G.2: 1 / fan-in; 2 / (N fan-in) for what projects back to the residual stream."""
+    """By appendix G.2: 1 / fan-in; 2 / (N fan-in) for what projects back to the residual stream. Convolutions as Griffin's code: 0.01 of it."""
     fan_in = math.prod(shape[1:])  # the embedding's inputs are those of the output projection that it also is
-    back = re.search(r"(attn\.o_proj|mlp\.down_proj)\.weight$", name)
-    return (2 / config.num_hidden_layers if back else 1) / fan_in
+    if re.search(r"(attn\.o_proj|mlp\.down_proj)\.weight$", name):
+        return 2 / config.num_hidden_layers / fan_in
+    return (0.01 if "conv1d" in name else 1) / fan_in
 
 
 @pytest.mark.parametrize("size", ["tiny", "small"])
@@ -81,6 +82,8 @@ def test_the_token_is_still_seen_before_the_last_block():
 
 def test_each_part_is_a_setting():
     torch.manual_seed(0)
+    convolution = MesaNetForCausalLM(MesaNetConfig(**SMALL, conv_init_scale=1.0)).model.layers[0].attn.q_conv1d.weight
+    assert convolution.std().item() == pytest.approx(0.5, rel=0.3)
     old = {"initializer_range": 0.3, "scale_embeddings": False, "rescale_residual": False, "decay_embeddings": True}
     model = MesaNetForCausalLM(MesaNetConfig(**SMALL, **old))
     for name, weight in model.named_parameters():
