@@ -12,10 +12,10 @@ COMMANDS = {
     "eval": ("fla_mesa.eval.harness.command", "run lm-evaluation-harness on checkpoints"),
     "sweep": ("fla_mesa.eval.sweep.command", "what each step of the solver buys a MesaNet checkpoint"),
     "inspect": ("fla_mesa.eval.inspect.command", "what the Mesa layers of a checkpoint hold and solve"),
-    "compare": ("fla_mesa.eval.compare", "train several models alike and compare them in a table and pictures"),
+    "compare": ("fla_mesa.eval.compare.command", "train several models alike and compare them in a table and pictures"),
     "export": ("fla_mesa.train.export", "put a checkpoint of several processes together in a folder"),
     "configs": ("fla_mesa.models.config_files", "write architectures as JSON files, for flame and other trainers"),
-    "demo": ("fla_mesa.eval.demo", "compare six tiny models in minutes, and let MesaNet write"),
+    "demo": ("fla_mesa.eval.compare.demo", "compare six tiny models in minutes, and let MesaNet write"),
 }
 
 

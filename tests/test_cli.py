@@ -60,7 +60,7 @@ def test_version_and_help_import_nothing_slow(tmp_path, flag):
         (["python", "-X", "importtime", "/bin/fla-mesa"], "/bin/fla-mesa", True),
         (["python", "C:\\bin\\fla-mesa.exe"], "C:\\bin\\fla-mesa.exe", sys.platform == "win32"),
         (["python", "-u", "-m", "fla_mesa", "train"], "-m", True),
-        (["python", "-m", "fla_mesa.eval.demo"], "-m", False),
+        (["python", "-m", "fla_mesa.eval.compare.demo"], "-m", False),
         (["python", "-c", "from multiprocessing.spawn import ..."], "/bin/fla-mesa", False),
         (["python", "mine.py", "-m", "fla_mesa"], "mine.py", False),
         (["python"], "", False),

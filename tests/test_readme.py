@@ -1,5 +1,6 @@
 """Every command and every piece of Python in the README runs."""
 
+import functools
 import os
 import re
 import shlex
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from fla_mesa import cli
-from fla_mesa.eval.children import Children
+from fla_mesa.eval.compare.worker import Worker
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text()
@@ -76,7 +77,7 @@ def test_commands_then_python(folder, monkeypatch):
     for block in blocks("python"):  # those that are files
         if name := re.match(r"# (\w+\.py)\n", block):
             (folder / name[1]).write_text(block)
-    children = Children()
+    worker = Worker()
     for number, line in enumerate(commands):
         program, *words = shortened(line)
         if program == "torchrun":
@@ -85,7 +86,7 @@ def test_commands_then_python(folder, monkeypatch):
             run([sys.executable, "-m", "fla_mesa", *words], folder)
         else:  # forked from a process that has imported the package, which takes as long as some of the commands
             assert program == "fla-mesa", f"a command that this test does not know: {line}"
-            code, _ = children.run(in_folder, [str(folder), *words], folder / "log", lambda: None)
+            code, _ = worker.run(functools.partial(in_folder, [str(folder), *words]), folder / "log")
             assert code == 0, f"{line}\n{(folder / 'log').read_text()[-6000:]}"
     python = blocks("python")
     assert len(python) >= 4

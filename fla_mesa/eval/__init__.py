@@ -3,10 +3,9 @@ compare``), and what test-time compute buys (``fla-mesa sweep``).
 
     harness/        lm-eval: its flags, this package's model and tasks, several checkpoints side by side
     checkpoint.py   is this a checkpoint, and what is it? devices.py: is this device there?
-    solver.py       the settings of the conjugate gradients in a model's Mesa layers
-    compare.py      trains and measures models alike; compare_settings.py are its flags, compare_cells.py its child processes,
-                    compare_measure.py what they measure, report.py and report_plots.py what it leaves
-    sweep.py        quality and speed against those settings
+    measure/        every figure of one model, computed in one place
+    compare/        trains and measures models alike: plan, cells, columns, report
+    sweep/          quality and speed against the settings of the solver; inspect/: what its layers hold
 
 lm-eval comes with the extra ``eval``: ``pip install fla-mesa[eval]``.
 """

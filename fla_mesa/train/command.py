@@ -8,15 +8,22 @@ from fla_mesa.errors import DISK_FULL, is_disk_full
 from fla_mesa.train import folder
 from fla_mesa.train.interrupt import Interrupted
 from fla_mesa.train.recipe import Run
-from fla_mesa.train.settings import parse
+from fla_mesa.train.settings import RecipeArguments, RecipeSettings, parse
 from fla_mesa.train.trainer import Diverged
 
 
 @command("train")
 def main(argv: list[str]) -> int:
     """Runs the command; returns its exit code: 0, 1 (diverged), 2 (wrong settings or data), 3 (disk full), 130 or 143 (stopped)."""
-    settings, arguments = parse(argv)
-    run = Run(settings, arguments, command=["fla-mesa", "train", *plugins.flags(), *argv])
+    return train(*parse(argv), line=["fla-mesa", "train", *plugins.flags(), *argv])
+
+
+def train(settings: RecipeSettings, arguments: RecipeArguments, *, line: list[str]) -> int:
+    """Trains as the settings say; returns the command's exit code. `line` is the command that the run records.
+
+    Raises UserError for wrong settings or data.
+    """
+    run = Run(settings, arguments, command=line)
     try:
         metrics = run.train()
     except Interrupted as stop:

@@ -25,11 +25,16 @@ def parse(text: str) -> dict[str, Any]:
         key, equals, value = (piece.strip() for piece in part.partition("="))
         if not (key and equals and value):
             raise UserError(f"config_overrides: expected key=value,key=value or a JSON object, got {part!r}")
-        try:
-            changes[key] = json.loads(value)
-        except json.JSONDecodeError:
-            changes[key] = value
+        changes[key] = parse_value(value)
     return changes
+
+
+def parse_value(text: str) -> Any:
+    """As in JSON, or else a string."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
 
 
 def apply(config: PreTrainedConfig, text: str) -> PreTrainedConfig:

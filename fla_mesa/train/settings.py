@@ -6,6 +6,7 @@ a GPU.
 """
 
 import difflib
+import json
 import math
 import os
 import sys
@@ -219,18 +220,49 @@ class _Help(ArgumentDefaultsHelpFormatter):
         return action.help if action.default is None else super()._get_help_string(action)
 
 
-def parser() -> HfArgumentParser:
-    """The parser of `fla-mesa train`: the recipe's own flags first, then every flag of TrainingArguments."""
-    return HfArgumentParser(
-        [RecipeSettings, RecipeArguments],  # pyright: ignore[reportArgumentType] (its type names no type)
-        prog="fla-mesa train",
-        usage="fla-mesa train [--model NAME] [--size SIZE] [--data DATA] [--output_dir DIR] [--resume] [flags]",
-        description="Train a language model and leave it, its tokenizer, metrics.json and loss.png in --output_dir.",
-        epilog=f"Models: {', '.join(zoo.names())}. Sizes: {', '.join(zoo.sizes())}, or LAYERSxWIDTH such as 2x64. "
+def parser(**changes: Any) -> HfArgumentParser:
+    """The parser of `fla-mesa train`: the recipe's own flags first, then every flag of TrainingArguments.
+
+    Args:
+        changes: Arguments of ArgumentParser in place of this command's: its name, usage, description.
+    """
+    own = {
+        "prog": "fla-mesa train",
+        "usage": "fla-mesa train [--model NAME] [--size SIZE] [--data DATA] [--output_dir DIR] [--resume] [flags]",
+        "description": "Train a language model and leave it, its tokenizer, metrics.json and loss.png in --output_dir.",
+        "epilog": f"Models: {', '.join(zoo.names())}. Sizes: {', '.join(zoo.sizes())}, or LAYERSxWIDTH such as 2x64. "
         f"Data: {', '.join(source_names())}.",
-        formatter_class=_Help,
-        allow_abbrev=False,
-    )
+        "formatter_class": _Help,
+        "allow_abbrev": False,
+    }
+    return HfArgumentParser([RecipeSettings, RecipeArguments], **{**own, **changes})  # pyright: ignore[reportArgumentType]
+
+
+def read(flags: HfArgumentParser, argv: list[str]) -> dict[str, Any]:
+    """The value of each flag by its name. Ends the process with a message for a flag that does not exist."""
+    known, unknown = flags.parse_known_args(argv)
+    if unknown:
+        near = difflib.get_close_matches(unknown[0].split("=")[0], [f"--{name}" for name in vars(known)], n=1)
+        flags.error(f"unknown: {' '.join(unknown)}" + (f" (did you mean {near[0]}?)" if near else ""))
+    return vars(known)
+
+
+def names() -> list[str]:
+    """Of all settings of a training."""
+    return [item.name for kind in (RecipeSettings, RecipeArguments) for item in fields(kind) if item.init]
+
+
+def build(values: Mapping[str, Any]) -> tuple[RecipeSettings, RecipeArguments]:
+    """The settings that :func:`read` found; what else is among the values is left out.
+
+    Raises UserError for a value that is not allowed.
+    """
+    values = {**values, "output_dir": values["output_dir"] or default_output_dir(values["model"], values["size"])}
+
+    def own(kind: type) -> dict[str, Any]:
+        return {item.name: values[item.name] for item in fields(kind) if item.init}
+
+    return RecipeSettings(**own(RecipeSettings)), RecipeArguments(**own(RecipeArguments))
 
 
 def parse(argv: list[str]) -> tuple[RecipeSettings, RecipeArguments]:
@@ -238,13 +270,13 @@ def parse(argv: list[str]) -> tuple[RecipeSettings, RecipeArguments]:
 
     Raises UserError for a value that is not allowed.
     """
-    flags = parser()
-    known, unknown = flags.parse_known_args(argv)
-    if unknown:
-        names = [f"--{item.name}" for kind in (RecipeSettings, RecipeArguments) for item in fields(kind)]
-        near = difflib.get_close_matches(unknown[0].split("=")[0], names, n=1)
-        flags.error(f"unknown: {' '.join(unknown)}" + (f" (did you mean {near[0]}?)" if near else ""))
-    if known.output_dir is None:
-        argv = [*argv, "--output_dir", default_output_dir(known.model, known.size)]
-    settings, arguments = flags.parse_args_into_dataclasses(argv, look_for_args_file=False)
-    return settings, arguments
+    return build(read(parser(), argv))
+
+
+def words(values: Mapping[str, Any]) -> list[str]:
+    """The command line of `fla-mesa train` that :func:`read` makes these values of, without those that are the defaults."""
+    flags, line = parser(), []
+    for name, value in values.items():
+        if value != flags.get_default(name):
+            line += [f"--{name}", value if isinstance(value, str) else json.dumps(value)]
+    return line

@@ -12,11 +12,11 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from fla_mesa.data import synthetic
 from fla_mesa.data.tokenizer import VOCAB_SIZE, byte_tokenizer
-from fla_mesa.eval import compare_measure
-from fla_mesa.eval.children import Children
+from fla_mesa.eval.compare import columns
+from fla_mesa.eval.compare.cell import Training
+from fla_mesa.eval.compare.worker import Worker
 from fla_mesa.eval.measure import speed
 from fla_mesa.models import MesaNetConfig, MesaNetForCausalLM
-from fla_mesa.train import command as training
 
 OVERRIDES = "hidden_size=32,num_hidden_layers=2,num_heads=2,head_dim=16,intermediate_size=32"
 # Small flags that every model of the tests knows.
@@ -149,25 +149,25 @@ def text(tmp_path_factory):
 
 @pytest.fixture
 def here(monkeypatch):
-    """Children run in this process; yields the list of their command lines."""
-    commands = []
+    """The worker's jobs run in this process; yields the list of what they were: "train", or what is measured."""
+    done = []
 
-    def run(self, main, argv, log, follow):
-        commands.append(["train" if main is training.main else "measure", *argv])
+    def run(self, job, log, follow=lambda: None):
+        done.append(("train", job.values["model"]) if isinstance(job, Training) else ("measure", *job.names))
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("w") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
             try:
-                code = main(argv)
+                code = job()
             except Exception:
                 traceback.print_exc()
                 code = 1
         follow()
         return code, 1.0
 
-    monkeypatch.setattr(Children, "run", run)
+    monkeypatch.setattr(Worker, "run", run)
     monkeypatch.setattr(speed, "REPEATS", 1)
-    monkeypatch.setattr(compare_measure, "DECODED", 2)
-    return commands
+    monkeypatch.setattr(columns, "DECODED", 2)
+    return done
 
 
 @pytest.fixture

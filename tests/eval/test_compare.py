@@ -1,7 +1,9 @@
-"""`fla-mesa compare`: what it trains, keeps, reports and survives. Its children run in this process where a test is not about them."""
+"""`fla-mesa compare`: what it trains, keeps, reports and survives. Its jobs run in this process where a test is not about them."""
 
 import contextlib
 import errno
+import functools
+import io
 import json
 import os
 import subprocess
@@ -13,22 +15,37 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.image import imread
+from rich.console import Console
 
 from fla_mesa import cli
 from fla_mesa.data import synthetic
-from fla_mesa.eval import compare, compare_cells, compare_measure, compare_settings, report, report_plots, report_suite
-from fla_mesa.eval.children import Children
-from fla_mesa.eval.compare_settings import PRESETS, parse, parse_all
+from fla_mesa.eval.compare import cell as cells
+from fla_mesa.eval.compare import command as compare
+from fla_mesa.eval.compare import folder as folders
+from fla_mesa.eval.compare import plan as plans
+from fla_mesa.eval.compare import plots, report, suite
+from fla_mesa.eval.compare.cell import Cell
+from fla_mesa.eval.compare.columns import MORE, Spread, digits, whole
+from fla_mesa.eval.compare.display import Display, Estimate
+from fla_mesa.eval.compare.plan import PRESETS, parse, read_preset
+from fla_mesa.eval.compare.run import ModelResult, _Runner
+from fla_mesa.eval.compare.variants import Variant
+from fla_mesa.eval.compare.worker import Worker
+from fla_mesa.eval.measure.trained import Metrics, Trained
 from fla_mesa.models import zoo
-from fla_mesa.train import command as training
 from fla_mesa.train.interrupt import Interrupted
 from fla_mesa.train.recipe import Run
+from fla_mesa.train.settings import build, words
 from fla_mesa.train.settings import parse as parse_training
 from tests.eval.conftest import SMALL
 
 
 def run(text, folder, *flags) -> int:
     return compare.main([*SMALL, "--data", str(text), "--output_dir", str(folder), *flags])
+
+
+def metrics_of(folder, model):
+    return Metrics.read(folder / f"cells/matched-{model}/lr0.003-seed1")
 
 
 def report_of(folder):
@@ -66,7 +83,7 @@ def test_a_comparison_from_training_to_pictures_and_its_going_on(text, tmp_path,
     out, err = capsys.readouterr()
 
     # Every cell was run, the best learning rate kept, the other one reported with the step at which it diverged.
-    assert sum(command[0] == "train" for command in here) == 8 and sum(command[0] == "measure" for command in here) == 4
+    assert sum(job[0] == "train" for job in here) == 8 and sum(job[0] == "measure" for job in here) == 4
     for row in found["models"]:
         assert row["learning_rate"] == 3e-3 and row["seeds"] == 2 and row["training_tokens_per_second"] > 0
         assert [(f["status"], f["step"] in (1, 2, 3, 4)) for f in row["failures"]] == [("diverged", True)] * 2
@@ -100,7 +117,7 @@ def test_a_comparison_from_training_to_pictures_and_its_going_on(text, tmp_path,
     here.clear()
     assert run(text, tmp_path / "a", *flags) == 0 and not here
     assert run(text, tmp_path / "a", "--models", "mesanet,gla", "--seeds", "1") == 0
-    assert [command[:3] for command in here if command[0] == "train"] == [["train", "--model", "matched-gla"]]
+    assert [job for job in here if job[0] == "train"] == [("train", "matched-gla")]
     assert [row["seeds"] for row in report_of(tmp_path / "a")["models"]] == [1, 1]
     assert "shaded" in markdown and "shaded" not in (tmp_path / "a" / "report.md").read_text()
 
@@ -132,7 +149,7 @@ def test_what_cannot_be_read_is_made_again(text, tmp_path, here, capsys):
         capsys.readouterr()
         (cell / name).write_text('{"loss": 1.')
         assert run(text, tmp_path, *flags) == 0
-        assert [command[0] for command in here] == commands
+        assert [job[0] for job in here] == commands
         assert f"{name} cannot be read" in capsys.readouterr().err
         assert without_times(report_of(tmp_path)) == report_before
     assert sorted(path.name for path in cell.parent.iterdir() if path.is_dir()) == [
@@ -175,12 +192,12 @@ def test_a_synthetic_suite_is_scored_on_its_test_split(tmp_path, here):
     flags = [flag for flag in SMALL if flag not in ("--seq_len", "32")]
     assert compare.main([*flags, "--suite", SUITE, "--models", "delta_net", "--output_dir", str(tmp_path)]) == 0
     (row,) = report_of(tmp_path)["models"]
-    assert row["bits_per_byte"] is None and "loss_by_position" not in row
+    assert row["bits_per_byte"] is None and row["loss_by_position"] is None
     text = (tmp_path / "report.md").read_text()
     assert "test accuracy" in text and "- changed in the configurations: `" in text
     # By hand: the share of right answers among the scored positions, a sequence at a time.
     folder = tmp_path / "cells/matched-delta_net/lr0.003-seed1"
-    model = compare_measure.load(folder, json.loads((folder / "metrics.json").read_text()))
+    model = Trained(folder, Metrics.read(folder), 512).model
     rows = synthetic.get(SUITE).dataset("test")
     shares = []
     for ids, labels in zip(rows["input_ids"], rows["labels"], strict=True):
@@ -192,7 +209,7 @@ def test_a_synthetic_suite_is_scored_on_its_test_split(tmp_path, here):
 
 def test_a_suite_of_several_tasks_ends_in_one_table(tmp_path, here, monkeypatch, capsys):
     other = SUITE.replace("num_pairs=2", "num_pairs=3")
-    monkeypatch.setitem(compare_settings.SUITES, "pair", [SUITE, other])
+    monkeypatch.setitem(plans.SUITES, "pair", [SUITE, other])
     flags = [flag for flag in SMALL if flag not in ("--seq_len", "32")]
     flags += ["--suite", "pair", "--models", "delta_net,gla", "--output_dir", str(tmp_path)]
     assert compare.main(flags) == 0
@@ -202,7 +219,7 @@ def test_a_suite_of_several_tasks_ends_in_one_table(tmp_path, here, monkeypatch,
         by_task = {row["model"]: row["test"]["accuracy"] for row in report_of(tmp_path / task)["models"]}
         assert {row["model"]: row[task] for row in found["models"]} == by_task
     assert "# Test accuracy by task" in (tmp_path / "suite.md").read_text()
-    assert sum(command[0] == "train" for command in here) == 4
+    assert sum(job[0] == "train" for job in here) == 4
 
 
 def test_several_sizes_end_in_one_table_and_a_picture(tmp_path, here):
@@ -229,10 +246,10 @@ def test_several_sizes_end_in_one_table_and_a_picture(tmp_path, here):
     assert widths == {64}
     text = (tmp_path / "suite.md").read_text()
     assert "# Test accuracy by size" in text and "(1x32/report.md)" in text
-    assert imread(tmp_path / report_suite.PICTURE).std() > 0
+    assert imread(tmp_path / suite.PICTURE).std() > 0
     # Another size later: what is there stays.
     assert compare.main([*flags, "--size", "1x64,1x32"]) == 0
-    assert sum(command[0] == "train" for command in here) == 8
+    assert sum(job[0] == "train" for job in here) == 8
 
 
 def test_overrides_of_one_model(text, tmp_path, here):
@@ -251,12 +268,12 @@ def test_overrides_of_one_model(text, tmp_path, here):
 
 
 def test_tasks_and_sizes_have_a_folder_each(tmp_path):
-    plans = parse_all(["--suite", "mad", "--size", "2x64,2x128", "--output_dir", str(tmp_path)])
-    assert len(plans) == 12 and len({plan.folder for plan in plans}) == 12
-    assert plans[1].folder == tmp_path / "mad-in-context-recall" / "2x128"
-    (plan,) = parse_all(["--suite", "mqar", "--size", "2x64"])
+    made = parse(["--suite", "mad", "--size", "2x64,2x128", "--output_dir", str(tmp_path)])
+    assert len(made) == 12 and len({plan.folder for plan in made}) == 12
+    assert made[1].folder == tmp_path / "mad-in-context-recall" / "2x128"
+    (plan,) = parse(["--suite", "mqar", "--size", "2x64"])
     assert str(plan.folder) == "runs/compare-2x64"
-    assert str(parse_all(["--size", "2x64,2x128"])[1].folder) == "runs/compare-2x64-2x128/2x128"
+    assert str(parse(["--size", "2x64,2x128"])[1].folder) == "runs/compare-2x64-2x128/2x128"
 
 
 def test_all_models_see_the_same_tokens_in_the_same_order(text, tmp_path):
@@ -280,34 +297,33 @@ def test_all_models_see_the_same_tokens_in_the_same_order(text, tmp_path):
 
 
 def test_loss_by_position_is_that_of_the_blocks(text, tmp_path, here):
-    assert run(text, tmp_path, "--models", "delta_net") == 0
-    folder = tmp_path / "cells/matched-delta_net/lr0.003-seed1"
-    metrics = json.loads((folder / "metrics.json").read_text())
-    found = compare_measure.loss_by_position(compare_measure.load(folder, metrics), metrics, 10**9)
-    blocks = compare_measure.validation_blocks(metrics, 128).validation
-    assert found["blocks"] == len(blocks)
-    rows = [blocks[i] for i in range(len(blocks))]
-    assert rows[-1]["labels"][-1] == -100  # the last block is not whole, and what fills it up does not count
-    model, nats = compare_measure.load(folder, metrics), []
+    assert run(text, tmp_path, "--models", "delta_net", "--position_tokens", "1000000000") == 0
+    run_ = Trained(tmp_path / "cells/matched-delta_net/lr0.003-seed1", metrics_of(tmp_path, "delta_net"), 10**9)
+    ids, labels = run_.validation(times=4)
+    assert (
+        ids.shape[1] == 128 and labels[-1, -1] == -100
+    )  # the last block is not whole, and what fills it up does not count
+    nats = []
     with torch.no_grad():
-        for row in rows:
-            log_p = model(row["input_ids"][None]).logits[0, :-1].log_softmax(-1)
-            target = row["labels"][1:]
-            at = -log_p[torch.arange(127), target.clamp(min=0)]
-            nats.append(at.masked_fill(target < 0, torch.nan))
-    np.testing.assert_allclose(found["loss_by_position"], torch.stack(nats).nanmean(0), rtol=1e-4)
+        for row, label in zip(ids, labels, strict=True):
+            log_p = run_.model(row[None]).logits[0, :-1].log_softmax(-1)
+            at = -log_p[torch.arange(127), label[1:].clamp(min=0)]
+            nats.append(at.masked_fill(label[1:] < 0, torch.nan))
+    (row,) = report_of(tmp_path)["models"]
+    np.testing.assert_allclose(row["loss_by_position"], torch.stack(nats).nanmean(0), rtol=1e-4)
+    np.testing.assert_allclose(row["loss_in_ranges"]["32-63"]["mean"], np.mean(row["loss_by_position"][31:63]))
 
 
 # The children themselves
 
 
 class Program:
-    """Source code that takes the place of a command in a child."""
+    """Source code that takes the place of a training."""
 
     def __init__(self, source: str):
         self.source = source
 
-    def __call__(self, argv):
+    def __call__(self):
         exec(self.source, {})
         return 0
 
@@ -317,28 +333,36 @@ def program(monkeypatch):
     """Makes all trainings run a piece of source code."""
 
     def use(source: str) -> None:
-        monkeypatch.setattr(training, "main", Program(source))
+        monkeypatch.setattr(cells, "Training", lambda values: Program(source))
 
     return use
 
 
 def plan_of(tmp_path, *flags):
-    return parse(["--models", "gla", "--output_dir", str(tmp_path / "out"), *flags])
+    (plan,) = parse(["--models", "gla", "--output_dir", str(tmp_path / "out"), *flags])
+    return plan
+
+
+def cell_of(plan) -> Cell:
+    return cells.cells_of(plan, plan.variants[0])[0]
+
+
+def outcome_of(plan, show=lambda share, what: None):
+    return cells.train(plan, cell_of(plan), Worker(), show).outcome
 
 
 def test_a_killed_child_is_named_and_its_cell_goes_on(tmp_path, program):
     program("import os; os.kill(os.getpid(), 9)")
-    cell = compare_cells.Cell(plan_of(tmp_path), "gla", 3e-3, 1)
-    outcome = cell.train(lambda share, what: None)
+    plan = plan_of(tmp_path)
+    outcome = outcome_of(plan)
     assert outcome.status == "failed" and outcome.reason.startswith("killed by SIGKILL, perhaps because memory ran out")
-    assert cell.outcome() is None  # to be run again
+    assert cells.stored(cell_of(plan)) is None  # to be run again
 
 
 def test_the_progress_of_a_child_is_seen(tmp_path, program):
-    seen = []
-    cell = compare_cells.Cell(plan_of(tmp_path), "gla", 3e-3, 1)
-    program(tells(cell, 'Status("training", 5, 10, 2.5)') + "; import time; time.sleep(1.2)")
-    cell.train(lambda share, what: seen.append((share, what)))
+    seen, plan = [], plan_of(tmp_path)
+    program(tells(cell_of(plan), 'Status("training", 5, 10, 2.5)') + "; import time; time.sleep(1.2)")
+    outcome_of(plan, lambda share, what: seen.append((share, what)))
     assert (0.5, "step 5/10 loss 2.5000") in seen
 
 
@@ -351,16 +375,16 @@ def tells(cell, status: str) -> str:
 
 
 def test_only_a_training_s_own_status_says_that_it_diverged(tmp_path, program):
-    cell = compare_cells.Cell(plan_of(tmp_path), "gla", 3e-3, 1)
+    plan = plan_of(tmp_path)
     program(
         "import sys; print('the loss was no longer a finite number at step 3: try a lower --learning_rate'); sys.exit(1)"
     )
-    assert cell.train(lambda share, what: None).status == "failed"
-    program(tells(cell, 'Status("diverged", 7, 10)') + "; import sys; sys.exit(1)")
-    outcome = cell.train(lambda share, what: None)
+    assert outcome_of(plan).status == "failed"
+    program(tells(cell_of(plan), 'Status("diverged", 7, 10)') + "; import sys; sys.exit(1)")
+    outcome = outcome_of(plan)
     assert (outcome.status, outcome.step) == ("diverged", 7)
     program("import sys; sys.exit(2)")  # what an earlier call left is not taken for its own
-    assert cell.train(lambda share, what: None).status == "failed"
+    assert outcome_of(plan).status == "failed"
 
 
 def test_a_full_disk_ends_the_comparison_and_says_so(tmp_path, program, capsys):
@@ -371,7 +395,7 @@ def test_a_full_disk_ends_the_comparison_and_says_so(tmp_path, program, capsys):
 
 
 def test_stopping_stops_the_child_and_waits_for_it(tmp_path, program, monkeypatch, capsys):
-    mark, cell = tmp_path / "ended", compare_cells.Cell(plan_of(tmp_path), "gla", 3e-3, 1)
+    mark, cell = tmp_path / "ended", cell_of(plan_of(tmp_path))
     begun = tells(cell, 'Status("training", 1, 2, 1.0)')
     program(
         "import pathlib, signal, sys, time\n"
@@ -379,10 +403,10 @@ def test_stopping_stops_the_child_and_waits_for_it(tmp_path, program, monkeypatc
         f"signal.signal(signal.SIGTERM, end); {begun}; time.sleep(60)"
     )
 
-    def interrupt(self, share, what):
+    def interrupt(share, what):
         raise Interrupted(2)
 
-    monkeypatch.setattr(compare.Comparison, "_reporter", lambda self, kind, cell: lambda *a: interrupt(self, *a))
+    monkeypatch.setattr(_Runner, "_show", lambda self, kind, cell: interrupt)
     begin = time.perf_counter()
     assert compare.main(["--models", "gla", "--output_dir", str(tmp_path / "out")]) == 130
     assert mark.exists() and time.perf_counter() - begin < 50
@@ -392,16 +416,16 @@ def test_stopping_stops_the_child_and_waits_for_it(tmp_path, program, monkeypatc
 def test_a_child_that_outlives_its_comparison_keeps_the_folder(tmp_path):
     """Its parent is killed; the child notes its own number, so that it can be ended."""
     plan, number = plan_of(tmp_path), tmp_path / "number"
-    compare.open_folder(plan)
+    folders.open_folder(plan)
     source = f"import os, pathlib, time; pathlib.Path({str(number)!r}).write_text(str(os.getpid())); time.sleep(60)"
     parent = subprocess.Popen(
         [
             sys.executable,
             "-c",
             "from tests.eval.test_compare import *\n"
-            f"plan = parse(['--models', 'gla', '--output_dir', {str(plan.folder)!r}])\n"
-            "lock = compare.take(plan)\n"
-            f"Children(lock.fileno()).run(Program({source!r}), [], plan.folder / 'log', lambda: None)",
+            f"(plan,) = parse(['--models', 'gla', '--output_dir', {str(plan.folder)!r}])\n"
+            "lock = folders.lock(plan)\n"
+            f"Worker(lock.fileno()).run(Program({source!r}), plan.folder / 'log')",
         ]
     )
     while not number.exists() or not number.read_text():
@@ -411,19 +435,19 @@ def test_a_child_that_outlives_its_comparison_keeps_the_folder(tmp_path):
     parent.wait()
     try:
         with pytest.raises(ValueError, match="another process is at work in"):
-            compare.take(plan)
+            folders.lock(plan)
     finally:
         os.kill(int(number.read_text()), 9)
     for _ in range(100):
         with contextlib.suppress(ValueError):
-            compare.take(plan).close()
+            folders.lock(plan).close()
             return
         time.sleep(0.1)
     pytest.fail("the folder was not free after the child's end")
 
 
 def test_a_real_child(tmp_path):
-    code, seconds = Children().run(cli.main, ["--version"], tmp_path / "log", lambda: None)
+    code, seconds = Worker().run(functools.partial(cli.main, ["--version"]), tmp_path / "log")
     assert code == 0 and (tmp_path / "log").read_text().startswith("fla-mesa ") and seconds > 0
 
 
@@ -468,6 +492,8 @@ def test_a_real_child(tmp_path):
             "suite: allowed are text, mqar, mad, regbench, or a synthetic task; mqar: unknown setting 'pairs'",
         ),
         (["--suite", "mad", "--data", "stdlib"], "suite, data: each says what to learn"),
+        (["--models", "mesanet@max_cg=5"], "config_overrides: mesanet has no setting 'max_cg'"),
+        (["--models", "mesanet@5"], "models: expected NAME@setting=value@setting=value; got 'mesanet@5'"),
         (["--overwrite"], "overwrite: a comparison sets it for each of its runs; use another --output_dir"),
     ],
 )
@@ -484,32 +510,87 @@ def test_a_folder_with_other_things_in_it_is_left_alone(tmp_path, capsys):
 
 
 def test_presets_are_overridden_by_flags():
-    (plan,) = parse_all(["--preset", "demo", "--lr", "1e-3", "--max_steps", "7"])
-    assert plan.models == PRESETS["demo"]["models"].split(",") and plan.learning_rates == [1e-3]
-    assert plan.training[-2:] == ["--max_steps", "7"] and plan.fixed["max_steps"] == 7
-    for name in PRESETS:
-        assert parse_all(["--preset", name])
-    assert [plan.size for plan in parse_all(["--preset", "mqar"])] == ["2x32", "2x64", "2x128"]
-    (plan,) = parse_all(["--preset", "mqar", "--data", "stdlib", "--size", "tiny"])
+    (plan,) = parse(["--preset", "demo", "--lr", "1e-3", "--max_steps", "7"])
+    assert [v.label for v in plan.variants] == read_preset("demo")["models"].split(",")
+    assert plan.learning_rates == (1e-3,) and plan.training["max_steps"] == plan.fixed["max_steps"] == 7
+    assert [plan.size for plan in parse(["--preset", "mqar"])] == ["2x32", "2x64", "2x128"]
+    (plan,) = parse(["--preset", "mqar", "--data", "stdlib", "--size", "tiny"])
     assert (plan.size, plan.settings.data, str(plan.folder)) == ("tiny", "stdlib", "runs/mqar")
 
 
-def row_of(model, bits, speed):
-    return {
-        "model": model,
-        "seeds": 1,
-        "bits_per_byte": {"mean": bits, "std": 0.01},
-        "training_tokens_per_second": speed,
-    }
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_is_a_comparison(name):
+    known = vars(plans._parser().parse_args([]))
+    assert not read_preset(name).keys() - known.keys()
+    assert parse(["--preset", name])
+
+
+def test_the_command_that_a_run_records_is_that_of_its_settings(tmp_path):
+    plan = plan_of(tmp_path, "--config_overrides", "num_hidden_layers=2", "--max_steps", "5", "--bf16", "true")
+    settings, arguments = parse_training(words(plan.training))
+    assert settings == build(plan.training)[0]
+    assert arguments.to_dict() == build(plan.training)[1].to_dict()
+
+
+def test_variants_are_rows_of_their_own(text, tmp_path, here):
+    models = "mesanet,mesanet@max_cg_step_training=2@gamma_init=[0.5, 0.98],transformer"
+    assert run(text, tmp_path, "--models", models) == 0
+    found = report_of(tmp_path)["models"]
+    labels = ["mesanet", "mesanet@max_cg_step_training=2@gamma_init=[0.5, 0.98]", "transformer"]
+    assert [row["model"] for row in found] == labels
+    (config,) = (tmp_path / f"cells/matched-{labels[1]}").glob("*/config.json")
+    config = json.loads(config.read_text())
+    assert config["max_cg_step_training"] == 2 and config["gamma_init"] == [0.5, 0.98] and config["hidden_size"] == 32
+    assert found[0]["loss"] != found[1]["loss"]
+    # What solving is worth is said of models that solve.
+    mesanet, fewer, transformer = found
+    assert mesanet["iterations"]["mean"] > 1.5 and fewer["iterations"]["mean"] <= 2
+    assert mesanet["not_converged"]["mean"] == 0 < fewer["not_converged"]["mean"]
+    assert abs(mesanet["loss_solved_exactly"]["mean"]) < 1e-4 and mesanet["loss_without_steps"]["mean"] != 0
+    assert transformer["iterations"] is transformer["loss_without_steps"] is None
+    assert "## Solver" in (tmp_path / "report.md").read_text()
+
+
+def test_what_is_reported_later_is_measured_later(text, tmp_path, here):
+    """A finished run lacks a column that came later: that one is measured, nothing else."""
+    assert run(text, tmp_path, "--models", "gla") == 0
+    cell = tmp_path / "cells/matched-gla/lr0.003-seed1"
+    measured = json.loads((cell / "measured.json").read_text())
+    before = report_of(tmp_path)["models"][0]
+    del measured["state_bytes"]
+    # As 0.1.0 wrote it.
+    (cell / "measured.json").write_text(json.dumps(measured | {"blocks": 3}))
+    here.clear()
+    assert run(text, tmp_path, "--models", "gla") == 0
+    assert here == [("measure", "state_bytes")]
+    assert report_of(tmp_path)["models"][0] == before
+
+
+def test_a_setting_that_came_later_was_at_its_default(text, tmp_path, here, capsys):
+    assert run(text, tmp_path, "--models", "gla") == 0
+    stored = json.loads((tmp_path / "compare.json").read_text())
+    del stored["weight_decay"]
+    (tmp_path / "compare.json").write_text(json.dumps(stored))
+    assert run(text, tmp_path, "--models", "gla", "--weight_decay", "0.2") == 2
+    assert "weight_decay was 0.1 and is now 0.2: name another" in capsys.readouterr().err
+    assert run(text, tmp_path, "--models", "gla") == 0
+
+
+def row_of(label, figures):
+    return ModelResult(Variant(label, label, label, None), (), figures, {}, ())
 
 
 def test_the_best_of_a_column_is_bold():
     columns = [
-        report.spread_column("bits per byte", "bits_per_byte", digits=2),
-        report.Column("speed", lambda row: row.get("training_tokens_per_second"), report._count, report.more),
+        report.Shown("bits per byte", lambda model: model.spread("bits_per_byte"), digits(2), "less"),
+        report.Shown("speed", lambda model: model.spread("speed"), whole, MORE),
     ]
-    rows = [row_of("gla", 2.5, 3000.0), row_of("mesanet", 2.25, 2000.0), {"model": "mamba2", "seeds": 0}]
-    assert report.table(rows, columns).splitlines() == [
+    rows = [
+        row_of("gla", {"bits_per_byte": {"": Spread(2.5, 0.01)}, "speed": {"": Spread(3000.0)}}),
+        row_of("mesanet", {"bits_per_byte": {"": Spread(2.25, 0.01)}, "speed": {"": Spread(2000.0)}}),
+        row_of("mamba2", {}),
+    ]
+    assert report.model_table(rows, columns).splitlines() == [
         "| model   |   bits per byte |     speed |",
         "| ------- | --------------: | --------: |",
         "| gla     |     2.50 ± 0.01 | **3,000** |",
@@ -518,32 +599,37 @@ def test_the_best_of_a_column_is_bold():
     ]
 
 
-def test_the_bar_moves_on_a_terminal_and_fits_it(monkeypatch, capsys):
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    monkeypatch.setenv("COLUMNS", "40")
-    display = compare.Display()
-    display.move(0.25, "3/12, about 3:20 left, gla lr 0.003 seed 1: step 5/10 loss 2.5")
-    display.line("done")
-    assert capsys.readouterr().err == "\r\x1b[K" + "█" * 5 + "░" * 15 + " 3/12, about 3:20 l" + "\r\x1b[Kdone\n"
+def test_bars_move_on_a_terminal_and_lines_stay_everywhere():
+    shown = {}
+    for terminal in (True, False):
+        console = Console(file=io.StringIO(), force_terminal=terminal, width=100)
+        with Display(12, console) as display:
+            display.move(3, "about 3:20 left", "gla lr 0.003 seed 1", 0.5, "step 5/10 loss 2.5")
+            display.line("[3/12] done")
+        shown[terminal] = console.file.getvalue()
+    assert shown[False] == "[3/12] done\n"
+    for text in ("about 3:20 left", "gla lr 0.003 seed 1", "step 5/10 loss 2.5", "29%", "50%", "[3/12] done"):
+        assert text in shown[True]
 
 
 def test_time_left_goes_by_what_has_been_done(monkeypatch):
     now = [0.0]
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
-    progress = compare.Progress(trainings=3, measurements=3)
-    progress.start()
-    assert progress.left("train") == ""
+    estimate = Estimate(trainings=3, measurements=3)
+    estimate.start()
+    assert estimate.left("train") == ""
     now[0] = 30.0
-    assert progress.left("train", 0.5) == "about 3:24 left"  # 60 s each, measurements guessed at 18 s
+    assert estimate.left("train", 0.5) == "about 3:24 left"  # 60 s each, measurements guessed at 18 s
     now[0] = 60.0
-    progress.finish("train", ran=True)
-    assert progress.left() == "about 2:54 left"
-    progress.start()
+    estimate.finish("train", ran=True)
+    assert estimate.left() == "about 2:54 left" and estimate.done == 1
+    estimate.start()
     now[0] = 70.0
-    progress.finish("measure", ran=True)
-    assert progress.left() == "about 2:20 left"
+    estimate.finish("measure", ran=True)
+    assert estimate.left() == "about 2:20 left"
 
 
 def test_every_model_has_a_look_of_its_own():
-    looks = [(look["color"], look["marker"]) for look in map(report_plots._look, zoo.RELEASED)]
+    labels = [*zoo.names("released"), "mesanet@cg_tolerance=0.1"]
+    looks = [tuple(plots.look(label, labels)[name] for name in ("color", "marker", "linestyle")) for label in labels]
     assert len(set(looks)) == len(looks)

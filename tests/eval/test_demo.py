@@ -6,7 +6,7 @@ import pytest
 
 from fla_mesa.data import DataRequest, load_data
 from fla_mesa.data.yardsticks import bigram_bits_per_byte
-from fla_mesa.eval import demo
+from fla_mesa.eval.compare import demo
 from fla_mesa.train.sample import sample
 
 

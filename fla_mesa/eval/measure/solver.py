@@ -119,39 +119,29 @@ class Spent:
         sequences: How many were read.
         sums: Iterations summed over the sequences, float64 ``[H, T]`` for each layer.
         most: The most on any sequence, the same shapes.
-        missed: For each layer, how many solves ended above the layer's tolerance.
     """
 
     sequences: int = 0
     sums: list[torch.Tensor] = field(default_factory=list)
     most: list[torch.Tensor] = field(default_factory=list)
-    missed: list[int] = field(default_factory=list)
 
     def add(self, index: int, layer: MesaNet) -> None:
         """Take in the last call of layer number `index`."""
         assert layer.last_stats is not None
         spent = layer.last_stats.iterations.double().cpu()  # [B, T, H]
         total, most = spent.sum(0).T, spent.amax(0).T
-        missed = int((layer.last_stats.residual > layer.tolerance).sum())
         if index == len(self.sums):
             self.sums.append(total)
             self.most.append(most)
-            self.missed.append(missed)
         else:
             self.sums[index] += total
             self.most[index] = torch.maximum(self.most[index], most)
-            self.missed[index] += missed
         self.sequences += len(spent) if index == 0 else 0
 
     @property
     def iterations(self) -> torch.Tensor:
         """Mean over the sequences, float64 ``[L, H, T]``."""
         return torch.stack(self.sums) / self.sequences
-
-    @property
-    def not_converged(self) -> float:
-        """Share of all solves that ended above the tolerance."""
-        return sum(self.missed) / (self.sequences * sum(total.numel() for total in self.sums))
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Commands of this program in child processes, so that a crash costs one of them and memory is measured from nothing.
+"""Work in child processes, so that a crash costs one piece of it and memory is measured from nothing.
 
 Importing the package takes ten seconds and more. Without an accelerator the children are forked from a server that has done it once; with
 one each starts anew, as a GPU's state does not survive a fork.
@@ -17,20 +17,21 @@ from multiprocessing import reduction
 from pathlib import Path
 from typing import Any
 
+from fla_mesa import plugins
 from fla_mesa.cpu import accelerator_available
-from fla_mesa.train.status import DISK_FULL, is_disk_full
+from fla_mesa.errors import DISK_FULL, MISTAKE, UserError, is_disk_full
 
-Main = Callable[[list[str]], int]
+Job = Callable[[], int]  # returns an exit code; must be found by its name in another process
 
-_PRELOADED = ["fla_mesa.train.command", "fla_mesa.eval.compare_measure"]
+_PRELOADED = ["fla_mesa.train.command", "fla_mesa.eval.compare.cell"]
 
 
 class DiskFull(OSError):
     """Nothing more can be stored."""
 
 
-class Children:
-    """Runs children one at a time.
+class Worker:
+    """Runs jobs one at a time, each in a process of its own.
 
     Args:
         held: A file, such as a lock, that every child keeps open as long as it lives.
@@ -41,14 +42,13 @@ class Children:
         self._context: Any = multiprocessing.get_context("spawn" if accelerator_available() else "forkserver")
         self._context.set_forkserver_preload(_PRELOADED)
 
-    def run(self, main: Main, argv: list[str], log: Path, follow: Callable[[], None]) -> tuple[int, float]:
+    def run(self, job: Job, log: Path, follow: Callable[[], None] = lambda: None) -> tuple[int, float]:
         """Runs one with its output in the file `log`; returns the exit code (-9 if killed by signal 9) and seconds.
 
         If this process is told to stop, so is the child, and its end is waited for: it saves a checkpoint.
 
         Args:
-            main: The command, `main(argv) -> exit code`; found by its name in the child.
-            argv: Its flags.
+            job: What to do; it is pickled.
             log: Written anew.
             follow: Is called twice a second.
 
@@ -59,7 +59,7 @@ class Children:
         log.write_bytes(b"")
         begin = time.perf_counter()
         held = None if self._held is None else _Inherited(self._held)
-        child = self._context.Process(target=_child, args=(main, argv, log, held))
+        child = self._context.Process(target=_child, args=(job, plugins.loaded(), log, held))
         child.start()
         try:
             while child.is_alive():
@@ -90,7 +90,7 @@ def _arrived(duplicate) -> _Inherited:
     return _Inherited(duplicate.detach())
 
 
-def _child(main: Main, argv: list[str], log: Path, held: _Inherited | None) -> None:
+def _child(job: Job, plugin_names: tuple[str, ...], log: Path, held: _Inherited | None) -> None:
     os.setsid()  # Ctrl-C reaches it through its parent alone, once
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for stream, number in ((sys.stdout, 1), (sys.stderr, 2)):
@@ -98,7 +98,11 @@ def _child(main: Main, argv: list[str], log: Path, held: _Inherited | None) -> N
         os.dup2(output, number)
         stream.reconfigure(line_buffering=True)  # pyright: ignore[reportAttributeAccessIssue] (TextIO has it)
     try:
-        code = main(argv)
+        plugins.load(plugin_names)
+        code = job()
+    except UserError as error:
+        print(error, file=sys.stderr)
+        code = MISTAKE
     except Exception as error:
         if not is_disk_full(error):
             raise

@@ -1,0 +1,12 @@
+"""`fla-mesa compare`: models trained on the same tokens in the same order, evaluated alike.
+
+plan -> run -> records -> report:
+
+variants, plan      what is compared, from one parser; presets/ beside it
+cell                one run: what is stored of it, and its work, which worker does in other processes
+columns             what is reported of a model, a function each
+run                 every cell, then each model at its best learning rate
+display             bars, lines and the time left
+report, plots       of one comparison; suite: of several side by side
+folder, command     where it lies, and the command line; demo
+"""
