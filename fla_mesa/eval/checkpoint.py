@@ -7,10 +7,18 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    CONFIG_MAPPING,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from fla_mesa.errors import UserError, mistakes_of
 from fla_mesa.plugins import load_those_of
@@ -92,6 +100,19 @@ def tokenizer_of(path: str) -> str:
     """Where the tokenizer of a checkpoint lies: with it, or for an adapter saved without one with the model that it changes."""
     base = adapted_model(path)
     return path if base is None or (Path(path).expanduser() / "tokenizer_config.json").is_file() else base
+
+
+def tokenizer_for(settings: Mapping[str, object], task: str) -> PreTrainedTokenizerBase:
+    """The tokenizer that the settings of a task (lm-eval's metadata) name by `tokenizer`, or else by `pretrained`.
+
+    Raises:
+        UserError: They name none, or it cannot be loaded.
+    """
+    name = settings.get("tokenizer") or settings.get("pretrained")
+    if not isinstance(name, str):
+        raise UserError(f"{task} needs a tokenizer: pass --model_args pretrained=PATH or --metadata tokenizer=PATH")
+    with mistakes_of(OSError, ValueError, prefix=f"tokenizer of {name!r}: "):
+        return AutoTokenizer.from_pretrained(tokenizer_of(name))
 
 
 def load_model(path: str, dtype: Any = "auto") -> PreTrainedModel:

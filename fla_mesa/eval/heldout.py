@@ -12,7 +12,7 @@ import datasets
 
 from fla_mesa.data import text_files
 from fla_mesa.errors import UserError
-from fla_mesa.eval.checkpoint import tokenizer_of
+from fla_mesa.eval.checkpoint import tokenizer_for
 
 logger = logging.getLogger(__name__)
 
@@ -64,8 +64,22 @@ def _json_lines(file: Path) -> Iterator[str]:
 
 
 def documents(**settings: Any) -> dict[str, datasets.Dataset]:
-    """lm-eval's `custom_dataset`: it passes all of --metadata and --model_args, of which `text` is read."""
-    return {"test": datasets.Dataset.from_dict({"text": read_documents(settings.get("text", STDLIB))})}
+    """lm-eval's `custom_dataset`: it passes all of --metadata and --model_args, of which `text` is read.
+
+    Where these name a tokenizer (`tokenizer`, or else `pretrained`), each document comes with the number of its tokens.
+    """
+    columns: dict[str, list] = {"text": read_documents(settings.get("text", STDLIB))}
+    if settings.get("tokenizer") or settings.get("pretrained"):
+        tokenizer = tokenizer_for(settings, "held-out text")
+        columns["tokens"] = [len(ids) for ids in tokenizer(columns["text"], add_special_tokens=False)["input_ids"]]
+    return {"test": datasets.Dataset.from_dict(columns)}
+
+
+def scores(document: dict[str, Any], results: list[float]) -> dict[str, tuple[float, int]]:
+    """lm-eval's `process_results`: the log-likelihood of a text beside its size, for perplexities of a byte and of a token."""
+    size = len(document["text"].encode())
+    found = {"byte_perplexity": (results[0], size), "bits_per_byte": (results[0], size)}
+    return found | ({"token_perplexity": (results[0], document["tokens"])} if "tokens" in document else {})
 
 
 def token_blocks(settings: dict[str, Any], length: int) -> list[list[int]]:
@@ -74,14 +88,7 @@ def token_blocks(settings: dict[str, Any], length: int) -> list[list[int]]:
     Args:
         settings: lm-eval's metadata: `text`, and `tokenizer` or else `pretrained`, which says whose tokens.
     """
-    from transformers import AutoTokenizer
-
-    name = settings.get("tokenizer") or settings.get("pretrained")
-    if not isinstance(name, str):
-        raise UserError(
-            "loss by position needs a tokenizer: pass --model_args pretrained=PATH or --metadata tokenizer=PATH"
-        )
-    tokenizer = AutoTokenizer.from_pretrained(tokenizer_of(name))
+    tokenizer = tokenizer_for(settings, "loss by position")
     blocks = []
     for document in read_documents(settings.get("text", STDLIB)):
         ids = tokenizer(document, add_special_tokens=False)["input_ids"]

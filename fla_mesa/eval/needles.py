@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from fla_mesa.data.synthetic.own_haystack_niah import Document, OwnHaystackNIAH
 from fla_mesa.errors import UserError
-from fla_mesa.eval.checkpoint import tokenizer_of
+from fla_mesa.eval.checkpoint import tokenizer_for
 
 SHORTEST = 320  # characters that hold any variant's needle, question and answer, and a haystack worth the name
 
@@ -76,14 +76,7 @@ def documents(variant: int, **settings: object) -> dict[str, datasets.Dataset]:
         if isinstance(value, bool) or not isinstance(value, int) or value < low:
             raise UserError(f"own_haystack_niah_{variant}: {name} must be an integer >= {low}, got {value!r}")
         numbers[name] = value
-    from transformers import AutoTokenizer
-
-    source = settings.get("tokenizer") or settings.get("pretrained")
-    if not isinstance(source, str):
-        raise UserError(
-            "own_haystack_niah needs a tokenizer: pass --model_args pretrained=PATH or --metadata tokenizer=PATH"
-        )
-    tokenizer = AutoTokenizer.from_pretrained(tokenizer_of(source))
+    tokenizer = tokenizer_for(settings, f"own_haystack_niah_{variant}")
     rng = np.random.default_rng([numbers["seed"], variant])
     made = fitted(OwnHaystackNIAH(variant), tokenizer, numbers["length"], rng)
     try:

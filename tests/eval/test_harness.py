@@ -23,7 +23,7 @@ from fla_mesa.eval.harness.cut import cut_inputs
 from fla_mesa.eval.harness.model import FlaMesaLM
 from fla_mesa.eval.harness.results import Evaluation
 from fla_mesa.eval.harness.side_by_side import compare, short_names
-from fla_mesa.eval.harness.suites import tasks_of
+from fla_mesa.eval.harness.suites import suite
 from fla_mesa.eval.harness.tasks import FILES, Tasks
 from fla_mesa.eval.measure.quality import position_ranges
 from fla_mesa.models import MesaNetForCausalLM
@@ -169,7 +169,7 @@ def test_a_folder_of_checkpoints_names_them(llama_checkpoint, capsys):
     ("arguments", "message"),
     [
         (["--suite", "synthetic", "ls", "tasks"], "--checkpoint and --suite belong to run, not to ls"),
-        ([], "no tasks: pass --tasks NAME,... or --suite paper-zeroshot|paper-recall|synthetic"),
+        ([], "no tasks: pass --tasks NAME,... or --suite paper-zeroshot|paper-recall|paper-fewshot|paper-needles|synthetic"),
         (["--tasks", "regbench", "--include_path", "/nowhere"], "--include_path: there is no /nowhere"),
         (["--tasks", "regbench", "--model_args", "pretrained=a", "--checkpoint", "b"], "not both"),
         (["--tasks", "regbench", "--model_args", "pretrained=LLAMA,cg_tolerence=1"], "Did you mean 'cg_tolerance'?"),
@@ -401,10 +401,10 @@ def test_every_suite_has_its_tasks(suite_checkpoint, llama_checkpoint, tmp_path)
     assert set(tasks.load(texts)["tasks"]) == set(texts)
     names = {name.replace("-", "_") for name in synthetic.suites()}
     assert names <= set(tasks.all_tasks)
-    assert set(tasks_of("synthetic")) <= set(tasks.all_subtasks)
+    assert set(suite("synthetic").tasks) <= set(tasks.all_subtasks)
     assert tasks.all_groups == ["mqar"]
     anyone = Tasks(metadata={"any_checkpoint": True}, include_defaults=False)
-    loaded = anyone.load([task for task in tasks_of("synthetic") if task.startswith(("mad", "regbench"))])["tasks"]
+    loaded = anyone.load([task for task in suite("synthetic").tasks if task.startswith(("mad", "regbench"))])["tasks"]
     assert {name: len(task.test_docs()) for name, task in loaded.items()} == {
         name: 250 if name == "regbench" else 1280 for name in loaded
     }

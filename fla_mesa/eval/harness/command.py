@@ -9,9 +9,10 @@ All flags are lm-eval's, but for:
     --checkpoint DIR [DIR ...]   evaluate each of these and print one table; the same as --model_args pretrained=DIR for one.
                                  The folder of a PEFT adapter is evaluated with the model that it names
     --use_cache FILE             keeps answers in FILE_<fingerprint>_rank0.db, a file for each model, solver setting, dtype, ...
-    --suite NAME                 tasks of a suite (paper-zeroshot, paper-recall, synthetic), added to those of --tasks
+    --suite NAME                 tasks of a suite, added to those of --tasks; the table ends in the suite's averages
 
-The context is one for all rows of a table: 2,048 tokens, or --model_args max_length=N; what is longer is cut on the left, and counted.
+The context is one for all rows of a table: 2,048 tokens, what a suite asks for, or --model_args max_length=N; what is longer is cut on the
+left, and counted.
 `--model` is `fla_mesa` unless given. Tasks that cannot be run (no network for their data, say) are named and the others' results kept.
 """
 
@@ -68,7 +69,11 @@ def _own_parser(suites: Sequence[str]) -> argparse.ArgumentParser:
         "--checkpoint", nargs="+", default=[], metavar="DIR", help="checkpoints to evaluate, side by side if several"
     )
     parser.add_argument(
-        "--suite", action="append", default=[], choices=suites, help="a suite's tasks; may be given again"
+        "--suite",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help=f"tasks of a suite: {', '.join(suites)}; may be given again",
     )
     return parser
 
@@ -115,10 +120,10 @@ def _run(checkpoints: list[str], suites: list[str], parsed: argparse.Namespace) 
 
     from fla_mesa.eval.harness.evaluation import evaluate
     from fla_mesa.eval.harness.side_by_side import compare, short_names
-    from fla_mesa.eval.harness.suites import SUITES, tasks_of
+    from fla_mesa.eval.harness.suites import SUITES, context_of, suite
     from fla_mesa.eval.harness.tasks import Tasks
 
-    parsed.tasks = [*(parsed.tasks or []), *(task for suite in suites for task in tasks_of(suite))]
+    parsed.tasks = [*(parsed.tasks or []), *(task for name in suites for task in suite(name).tasks)]
     if not parsed.tasks and not parsed.config:
         raise UserError(f"no tasks: pass --tasks NAME,... or --suite {'|'.join(SUITES)}")
     if parsed.model is None and not parsed.config:
@@ -128,6 +133,8 @@ def _run(checkpoints: list[str], suites: list[str], parsed: argparse.Namespace) 
     config.tasks = config.tasks.split(",") if isinstance(config.tasks, str) else config.tasks
     if checkpoints and "pretrained" in config.model_args:
         raise UserError("pass the model either as --checkpoint or as pretrained= in --model_args, not both")
+    if config.model == "fla_mesa" and "max_length" not in config.model_args and (context := context_of(suites)):
+        config.model_args.update(max_length=context, truncation=True)
     _check_all(checkpoints, config, parsed.device)
 
     names = short_names(checkpoints) if checkpoints else ["model"]
@@ -138,10 +145,11 @@ def _run(checkpoints: list[str], suites: list[str], parsed: argparse.Namespace) 
         evaluation = evaluate(one, Tasks.holding(config.tasks, include, one.metadata))
         if evaluation is not None:
             evaluations[name] = evaluation
-    comparison = compare(evaluations)
-    if len(evaluations) > 1 or comparison.skipped or comparison.cut:
+    comparison = compare(evaluations, averages=[(name, suite(name)) for name in suites if suite(name).averaged])
+    averaged = any(row.of_a_suite for row in comparison.rows)
+    if len(evaluations) > 1 or comparison.skipped or comparison.cut or averaged:
         print(comparison.markdown())
-    if len(evaluations) > 1 and config.output_path:
+    if (len(evaluations) > 1 or averaged) and config.output_path:
         output = Path(config.output_path)
         for path in comparison.save(output.parent if output.suffix == ".json" else output):
             print(f"wrote {path}")

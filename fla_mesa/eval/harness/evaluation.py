@@ -21,6 +21,7 @@ from lm_eval.utils import handle_non_serializable, make_table
 from fla_mesa.errors import UserError, mistakes_of
 from fla_mesa.eval.harness.cut import cut_inputs
 from fla_mesa.eval.harness.fingerprint import fingerprint
+from fla_mesa.eval.harness.per_token import add_accuracy_per_token
 from fla_mesa.eval.harness.results import Evaluation, Results
 from fla_mesa.eval.harness.tasks import Tasks
 
@@ -97,13 +98,15 @@ def _one_by_one(
         except Exception as error:  # whatever a task's data or code can raise
             if lm.world_size > 1:
                 raise  # the other processes would wait for this one
-            evaluation.skipped[name] = _first_line(error)
+            evaluation.skipped[name] = _reason(error)
             logger.warning("task %s is skipped: %s", name, evaluation.skipped[name])
             logger.debug("task %s", name, exc_info=True)
             continue
         if results is not None:
-            evaluation.cut.update(cut_inputs(lm, cast(Results, results)))
-            evaluation.add(cast(Results, results))
+            one = cast(Results, results)
+            evaluation.cut.update(cut_inputs(lm, one))
+            add_accuracy_per_token(lm, one)
+            evaluation.add(one)
     return evaluation
 
 
@@ -157,8 +160,12 @@ def _report(
         log.run.finish() if isinstance(log, WandbLogger) else log.finish()
 
 
-def _first_line(error: Exception) -> str:
+def _reason(error: Exception) -> str:
+    """Why a task is skipped, in one line."""
     if isinstance(error, UserError):
         return str(error)
     lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    line = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    if isinstance(error, ConnectionError):
+        line += "; run it where the hub can be reached, or bring the data here: HF_HOME names the folder in which it is kept"
+    return line

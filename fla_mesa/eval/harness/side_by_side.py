@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from fla_mesa import markdown
+from fla_mesa.eval.harness.per_token import METRIC
 from fla_mesa.eval.harness.results import Cut, Evaluation
+from fla_mesa.eval.harness.suites import Suite
 from fla_mesa.json_files import write_json
+
+# What an average is taken of: the paper's rule of scoring multiple choice, where a task is one.
+_SCORES = (METRIC, "contains", "acc")
 
 
 @dataclass(frozen=True)
@@ -20,6 +25,7 @@ class Row:
     metric: str
     higher_is_better: bool | None
     values: dict[str, tuple[float, float | None]]
+    of_a_suite: bool = False  # an average over the tasks of a suite
 
 
 @dataclass
@@ -116,8 +122,13 @@ def _finite(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
 
 
-def compare(evaluations: Mapping[str, Evaluation]) -> Comparison:
-    """Side by side what lm-eval gave for each checkpoint."""
+def compare(evaluations: Mapping[str, Evaluation], averages: Sequence[tuple[str, Suite]] = ()) -> Comparison:
+    """Side by side what lm-eval gave for each checkpoint.
+
+    Args:
+        evaluations: By checkpoint.
+        averages: Suites by name, for each part of which a row is added.
+    """
     comparison = Comparison(list(evaluations))
     found: dict[tuple[str, str], Row] = {}
     for name, evaluation in evaluations.items():
@@ -137,8 +148,30 @@ def compare(evaluations: Mapping[str, Evaluation]) -> Comparison:
             comparison.cut[name] = evaluation.cut
         if evaluation.skipped:  # a task that ran for nobody has no row; the notes below the table name it
             comparison.skipped[name] = evaluation.skipped
-    comparison.rows = list(found.values())
+    of_suites = (
+        _average(comparison, f"{name}: {part}", tasks, found)
+        for name, suite in averages
+        for part, tasks in suite.parts.items()
+    )
+    comparison.rows = [*found.values(), *(row for row in of_suites if row is not None)]
     return comparison
+
+
+def _average(
+    comparison: Comparison, name: str, tasks: Sequence[str], rows: Mapping[tuple[str, str], Row]
+) -> Row | None:
+    """The mean over those of the tasks that every checkpoint has, each by the first of its scores in :data:`_SCORES`."""
+    best = (next((rows[task, score] for score in _SCORES if (task, score) in rows), None) for task in tasks)
+    common = [row for row in best if row is not None and set(row.values) == set(comparison.checkpoints)]
+    if not common:
+        return None
+    values = {}
+    for checkpoint in comparison.checkpoints:
+        scores, errors = zip(*(row.values[checkpoint] for row in common), strict=True)
+        error = None if None in errors else math.hypot(*errors) / len(errors)
+        values[checkpoint] = (sum(scores) / len(scores), error)
+    of = "" if len(common) == len(tasks) else f" of {len(tasks)}"
+    return Row(name, f"average over {len(common)}{of}", True, values, of_a_suite=True)
 
 
 def short_names(paths: list[str]) -> list[str]:

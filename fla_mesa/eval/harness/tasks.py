@@ -16,10 +16,10 @@ from fla_mesa.data import synthetic
 from fla_mesa.data.synthetic.own_haystack_niah import OwnHaystackNIAH
 from fla_mesa.errors import UserError
 from fla_mesa.eval import needles
+from fla_mesa.eval.harness.paper_tasks import Config, paper_tasks
 from fla_mesa.eval.harness.sequence_task import SuiteTask
 
 FILES = Path(__file__).parent / "yaml"
-Config = dict[str, object]
 
 
 class Tasks(TaskManager):
@@ -109,7 +109,7 @@ class Tasks(TaskManager):
 def our_tasks() -> dict[str, Config]:
     """Configurations, as lm-eval's task files hold them, of the tasks that are made rather than written."""
     recorded: Config = {"task": "recorded_suite", "class": SuiteTask, "metadata": {"version": 1, "suite": "recorded"}}
-    return {"recorded_suite": recorded, **synthetic_tasks(), **_groups()}
+    return {"recorded_suite": recorded, **synthetic_tasks(), **_groups(), **paper_tasks()}
 
 
 def synthetic_tasks() -> dict[str, Config]:
