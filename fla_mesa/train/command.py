@@ -5,9 +5,8 @@ import sys
 from fla_mesa import plugins
 from fla_mesa.commands import command
 from fla_mesa.errors import DISK_FULL, is_disk_full
-from fla_mesa.train import folder
+from fla_mesa.train import folder, recipe
 from fla_mesa.train.interrupt import Interrupted
-from fla_mesa.train.recipe import Run
 from fla_mesa.train.settings import RecipeArguments, RecipeSettings, parse
 from fla_mesa.train.trainer import Diverged
 
@@ -23,9 +22,9 @@ def train(settings: RecipeSettings, arguments: RecipeArguments, *, line: list[st
 
     Raises UserError for wrong settings or data.
     """
-    run = Run(settings, arguments, command=line)
+    run = recipe.prepare(settings, arguments, command=line)
     try:
-        metrics = run.train()
+        metrics = recipe.train(run)
     except Interrupted as stop:
         checkpoint = folder.latest_checkpoint(run.folder)
         flag = "--resume in place of --overwrite" if run.settings.overwrite else "--resume"

@@ -1,9 +1,9 @@
-"""The one recipe: data, model, training, evaluation, results on disk."""
+"""The one recipe: `prepare` reads and builds, `train` trains, evaluates and writes."""
 
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -76,180 +76,228 @@ def evenly(rows: Dataset, count: int) -> Dataset:
     return rows if count >= total else Subset(rows, np.linspace(0, total - 1, count).round().astype(int).tolist())
 
 
-class Run:
-    """A run made ready: everything that can be wrong with what was asked for has been found by `Run(...)`.
+@dataclass(frozen=True)
+class Prepared:
+    """A run made ready by :func:`prepare`, for :func:`train`.
 
-    Until `train` is called nothing is written; an output folder may have come into being, empty. Raises UserError for what was asked
-    for, and OSError for files that cannot be read or written.
+    Attributes:
+        settings, arguments: What was asked for.
+        command: The command line that metrics.json records.
+        say: Tells the user a sentence, in the first process.
+        folder: The run's, in which nothing has been written yet.
+        splits: The data, tokenised.
+        description: What makes the run what it is: run.json.
+        checkpoint: Where it goes on from, or None.
+        trainer: With a model that is freshly initialised, whatever the checkpoint.
     """
 
-    def __init__(
-        self,
-        settings: RecipeSettings,
-        arguments: RecipeArguments,
-        *,
-        command: list[str] | None = None,
-        say: Callable[[str], None] = print,
-    ):
-        self.settings, self.arguments = settings, arguments
-        self.command = sys.argv if command is None else command
-        self.say = say if arguments.process_index == 0 else lambda _: None
-        self.folder = Path(str(arguments.output_dir))
-        stored = self._open_folder()
-        if stored is not None:
-            plugins.load_those_of(self.folder)
-        make_config(settings, None)
-        self.splits = self._load_data()
-        self.description = self._describe()
-        self.checkpoint = self._find_checkpoint(stored)
-        # Where nothing has been reached yet, a run begins anew, with other settings if they were corrected.
-        if stored is not None and (self.checkpoint is not None or (self.folder / folder.METRICS_FILE).exists()):
-            folder.check_same(self.folder, stored, self.description)
-        self._check_best_metric()
-        if not (wanted := needs_model(arguments)):
-            check_optimization(arguments)
-        self.trainer = self._make_trainer()
-        if wanted:
-            check_optimization(arguments, self.trainer.model)
-        self.metrics: dict[str, Any] = {}  # what metrics.json holds, once trained
+    settings: RecipeSettings
+    arguments: RecipeArguments
+    command: list[str]
+    say: Callable[[str], None]
+    folder: Path
+    splits: Splits
+    description: dict[str, Any]
+    checkpoint: Path | None
+    trainer: RecipeTrainer
 
-    def _open_folder(self) -> dict | None:
-        if self.settings.resume or self.arguments.resume_from_checkpoint:
-            return folder.stored_run(self.folder)
-        (folder.check_removable if self.settings.overwrite else folder.check_free)(self.folder)
-        return None
-
-    def _load_data(self) -> Splits:
-        request = data_request(self.settings, self.say)
-        # The first process of a machine fills the caches on disk, the others read them.
-        with self.arguments.main_process_first(desc="reading the data"):
-            return load_data(request)
-
-    def _describe(self) -> dict[str, Any]:
-        """What must be the same for a run to go on. The data is what it holds, wherever that lies today."""
-        settings, arguments = asdict(self.settings), self.arguments.to_dict()
-        return {
-            **{
-                name: settings[name]
-                for name in ("model", "size", "config_overrides", "tokenizer", "predict_end_of_text")
-            },
-            "data": f"sha256 {self.splits.sha256}",
-            "seq_len": self.splits.seq_len,
-            "sequences_per_step": self.arguments.sequences_per_step,
-            **{name: arguments[name] for name in _TRAJECTORY},
-        }
-
-    def _find_checkpoint(self, stored: dict | None) -> Path | None:
-        chosen = self.arguments.resume_from_checkpoint
-        checkpoint = Path(chosen) if chosen else folder.latest_checkpoint(self.folder) if stored is not None else None
-        if checkpoint is not None:
-            if stored is None or checkpoint.resolve().parent != self.folder.resolve():
-                raise UserError(f"resume_from_checkpoint: {checkpoint} is not of the run in {self.folder}")
-            folder.check_resumable(checkpoint)
-            sharding.check_kind(checkpoint, self.arguments.shard)
-        return checkpoint
-
-    def _check_best_metric(self) -> None:
-        """Raises UserError for a --metric_for_best_model that no evaluation gives; the Trainer would find out at the first."""
-        name = self.arguments.metric_for_best_model
-        figures = ["loss", "accuracy"] + (["bits_per_byte"] if self.splits.bytes_per_token is not None else [])
-        if name is not None and name.removeprefix("eval_") not in figures:
-            raise UserError(f"metric_for_best_model: allowed are {', '.join(figures)}; got {name!r}")
-
-    def _make_trainer(self) -> RecipeTrainer:
-        set_seed(self.arguments.seed)
-        model = AutoModelForCausalLM.from_config(make_config(self.settings, self.splits))
-        pad = self.splits.special_ids["pad_token_id"]
-        model.config.pad_token_id = pad
-        if model.generation_config is not None:
-            model.generation_config.pad_token_id = pad
-        count = parameter_counts(model)["parameters"]
-        self.say(f"model: {self.settings.model} {self.settings.size}, {count:,} parameters")
-        trainer = ShardedTrainer if self.arguments.shard else RecipeTrainer
-        with mistakes_of(
-            ValueError, RuntimeError, ImportError
-        ):  # what transformers refuses of this machine or these settings
-            return trainer(model, self.arguments, self.splits, self._validation(self.settings.eval_tokens))
-
-    def _validation(self, tokens: int) -> Dataset:
+    def validation(self, tokens: int) -> Dataset:
         """Held-out rows of so many tokens, or all for 0."""
-        rows = self.splits.validation
-        return evenly(rows, max(1, tokens // self.splits.seq_len)) if tokens else rows
+        return _validation(self.splits, tokens)
 
-    def train(self) -> dict[str, Any]:
-        """Trains, evaluates, saves, and returns what metrics.json holds.
 
-        Raises Diverged if the loss is not finite, and Interrupted on Ctrl-C or SIGTERM; the last complete checkpoint
-        stays usable either way.
-        """
-        trainer, stop = self.trainer, SignalStop(self.trainer)
-        trainer.add_callback(stop)
-        with signals_to(stop.receive):
-            self._begin()
-            with self._recorded():
-                if not self._nothing_left():
-                    with stop.training():
-                        trainer.train(resume_from_checkpoint=str(self.checkpoint) if self.checkpoint else None)
-                trainer.save_model(str(self.folder))  # before an evaluation that may cast it (bf16_full_eval)
-                if self.arguments.should_save:
-                    write_stub(self.folder)
-                tokens = self.settings.final_eval_tokens
-                self.say(f"validating on {f'{tokens:,} tokens of' if tokens else 'all'} held-out data")
-                final = trainer.evaluate(self._validation(tokens), metric_key_prefix="final")
-                self.metrics = self._report(final)
-        return self.metrics
+def prepare(
+    settings: RecipeSettings,
+    arguments: RecipeArguments,
+    *,
+    command: list[str] | None = None,
+    say: Callable[[str], None] = print,
+) -> Prepared:
+    """Reads the data, builds the model, and finds everything that can be wrong with what was asked for. Nothing is written.
 
-    @contextmanager
-    def _recorded(self) -> Iterator[None]:
-        """What happens inside is told in status.json."""
-        status, state = StatusWriter(self.folder, writes=self.arguments.should_save), lambda: self.trainer.state
-        self.trainer.add_callback(status)
-        try:
-            yield
-        except Diverged as error:
-            status.end("diverged", state(), str(error), error.step)
-            raise
-        except Interrupted as stop:
-            status.end("stopped", state(), f"by {stop.name}")
-            raise
-        except BaseException as error:
-            status.end("failed", state(), f"{type(error).__name__}: {error}")
-            raise
-        status.end("done", state())
+    Raises:
+        UserError: What was asked for is not allowed, or cannot be had on this machine.
+        OSError: A file cannot be read.
+    """
+    say = say if arguments.process_index == 0 else lambda _: None
+    output = Path(str(arguments.output_dir))
+    stored = _open_folder(output, settings, arguments)
+    if stored is not None:
+        plugins.load_those_of(output)
+    make_config(settings, None)
+    # The first process of a machine fills the caches on disk, the others read them.
+    with arguments.main_process_first(desc="reading the data"):
+        splits = load_data(data_request(settings, say))
+    description = _describe(settings, arguments, splits)
+    checkpoint = _find_checkpoint(output, arguments, stored)
+    # Where nothing has been reached yet, a run begins anew, with other settings if they were corrected.
+    if stored is not None and (checkpoint is not None or (output / folder.METRICS_FILE).exists()):
+        folder.check_same(output, stored, description)
+    _check_best_metric(arguments, splits)
+    if not (wanted := needs_model(arguments)):
+        check_optimization(arguments)
+    trainer = _make_trainer(settings, arguments, splits, say)
+    if wanted:
+        check_optimization(arguments, trainer.model)
+    command = sys.argv if command is None else command
+    return Prepared(settings, arguments, command, say, output, splits, description, checkpoint, trainer)
 
-    def _begin(self) -> None:
-        """The first writing: from here on the folder is this run's."""
-        self.trainer.accelerator.wait_for_everyone()  # until all have seen the folder as it was
-        if self.arguments.should_save:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            if self.settings.overwrite:
-                folder.remove_run(self.folder)
-            for name in folder.remove_incomplete(self.folder):
-                self.say(f"{name} was being written when the run stopped: removed")
-            write_json(self.folder / folder.RUN_FILE, self.description | {"plugins": list(plugins.loaded())})
-        if self.checkpoint is not None:
-            self.say(f"going on from {self.checkpoint}")
-        elif self.settings.resume:
-            self.say(f"no checkpoint in {self.folder} yet: starting")
 
-    def _nothing_left(self) -> bool:
-        """Whether the checkpoint is that of the last step; its model is then loaded. The Trainer would do one step more."""
-        if self.checkpoint is None:
-            return False
-        state = TrainerState.load_from_json(str(self.checkpoint / "trainer_state.json"))
-        steps = self.trainer.set_initial_training_values(self.arguments, self.trainer.get_train_dataloader())[-1]
-        if state.global_step < steps:
-            return False
-        self.say(f"all {state.global_step} steps have been done")
-        self.trainer.state = state
-        best = state.best_model_checkpoint if self.arguments.load_best_model_at_end else None
-        self.trainer._load_from_checkpoint(best or str(self.checkpoint))
+def train(run: Prepared) -> dict[str, Any]:
+    """Trains, evaluates, saves, and returns what metrics.json holds.
+
+    Raises:
+        Diverged: The loss is not finite.
+        Interrupted: On Ctrl-C or SIGTERM. The last complete checkpoint stays usable either way.
+    """
+    trainer, stop = run.trainer, SignalStop(run.trainer)
+    trainer.add_callback(stop)
+    with signals_to(stop.receive):
+        _begin(run)
+        with _recorded(run):
+            if _steps_left(run):
+                with stop.training():
+                    trainer.train(resume_from_checkpoint=str(run.checkpoint) if run.checkpoint else None)
+            else:
+                _load_finished(run)
+            trainer.save_model(str(run.folder))  # before an evaluation that may cast it (bf16_full_eval)
+            if run.arguments.should_save:
+                write_stub(run.folder)
+            tokens = run.settings.final_eval_tokens
+            run.say(f"validating on {f'{tokens:,} tokens of' if tokens else 'all'} held-out data")
+            final = trainer.evaluate(run.validation(tokens), metric_key_prefix="final")
+            return _report(run, final)
+
+
+# Preparing
+
+
+def _open_folder(output: Path, settings: RecipeSettings, arguments: RecipeArguments) -> dict | None:
+    """What is stored of a run that is to go on, None where there is none. Raises UserError where there may be none."""
+    if settings.resume or arguments.resume_from_checkpoint:
+        return folder.stored_run(output)
+    (folder.check_removable if settings.overwrite else folder.check_free)(output)
+    return None
+
+
+def _describe(settings: RecipeSettings, arguments: RecipeArguments, splits: Splits) -> dict[str, Any]:
+    """What must be the same for a run to go on. The data is what it holds, wherever that lies today."""
+    chosen, how = asdict(settings), arguments.to_dict()
+    return {
+        **{name: chosen[name] for name in ("model", "size", "config_overrides", "tokenizer", "predict_end_of_text")},
+        "data": f"sha256 {splits.sha256}",
+        "seq_len": splits.seq_len,
+        "sequences_per_step": arguments.sequences_per_step,
+        **{name: how[name] for name in _TRAJECTORY},
+    }
+
+
+def _find_checkpoint(output: Path, arguments: RecipeArguments, stored: dict | None) -> Path | None:
+    """Where the run goes on from. Raises UserError if it cannot."""
+    chosen = arguments.resume_from_checkpoint
+    checkpoint = Path(chosen) if chosen else folder.latest_checkpoint(output) if stored is not None else None
+    if checkpoint is not None:
+        if stored is None or checkpoint.resolve().parent != output.resolve():
+            raise UserError(f"resume_from_checkpoint: {checkpoint} is not of the run in {output}")
+        folder.check_resumable(checkpoint)
+        sharding.check_kind(checkpoint, arguments.shard)
+    return checkpoint
+
+
+def _check_best_metric(arguments: RecipeArguments, splits: Splits) -> None:
+    """Raises UserError for a --metric_for_best_model that no evaluation gives; the Trainer would find out at the first."""
+    name = arguments.metric_for_best_model
+    figures = ["loss", "accuracy"] + (["bits_per_byte"] if splits.bytes_per_token is not None else [])
+    if name is not None and name.removeprefix("eval_") not in figures:
+        raise UserError(f"metric_for_best_model: allowed are {', '.join(figures)}; got {name!r}")
+
+
+def _make_trainer(
+    settings: RecipeSettings, arguments: RecipeArguments, splits: Splits, say: Callable[[str], None]
+) -> RecipeTrainer:
+    set_seed(arguments.seed)
+    model = AutoModelForCausalLM.from_config(make_config(settings, splits))
+    pad = splits.special_ids["pad_token_id"]
+    model.config.pad_token_id = pad
+    if model.generation_config is not None:
+        model.generation_config.pad_token_id = pad
+    count = parameter_counts(model)["parameters"]
+    say(f"model: {settings.model} {settings.size}, {count:,} parameters")
+    trainer = ShardedTrainer if arguments.shard else RecipeTrainer
+    with mistakes_of(
+        ValueError, RuntimeError, ImportError
+    ):  # what transformers refuses of this machine or these settings
+        return trainer(model, arguments, splits, _validation(splits, settings.eval_tokens))
+
+
+def _validation(splits: Splits, tokens: int) -> Dataset:
+    return evenly(splits.validation, max(1, tokens // splits.seq_len)) if tokens else splits.validation
+
+
+# Training
+
+
+@contextmanager
+def _recorded(run: Prepared) -> Iterator[None]:
+    """What happens inside is told in status.json."""
+    status = StatusWriter(run.folder, writes=run.arguments.should_save)
+    run.trainer.add_callback(status)
+    try:
+        yield
+    except Diverged as error:
+        status.end("diverged", run.trainer.state, str(error), error.step)
+        raise
+    except Interrupted as stop:
+        status.end("stopped", run.trainer.state, f"by {stop.name}")
+        raise
+    except BaseException as error:
+        status.end("failed", run.trainer.state, f"{type(error).__name__}: {error}")
+        raise
+    status.end("done", run.trainer.state)
+
+
+def _begin(run: Prepared) -> None:
+    """The first writing: from here on the folder is this run's."""
+    run.trainer.accelerator.wait_for_everyone()  # until all have seen the folder as it was
+    if run.arguments.should_save:
+        run.folder.mkdir(parents=True, exist_ok=True)
+        if run.settings.overwrite:
+            folder.remove_run(run.folder)
+        for name in folder.remove_incomplete(run.folder):
+            run.say(f"{name} was being written when the run stopped: removed")
+        write_json(run.folder / folder.RUN_FILE, run.description | {"plugins": list(plugins.loaded())})
+    if run.checkpoint is not None:
+        run.say(f"going on from {run.checkpoint}")
+    elif run.settings.resume:
+        run.say(f"no checkpoint in {run.folder} yet: starting")
+
+
+def _checkpoint_state(checkpoint: Path) -> TrainerState:
+    return TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+
+
+def _steps_left(run: Prepared) -> bool:
+    """Whether there is a step to do. From a checkpoint of the last one the Trainer would do one more."""
+    if run.checkpoint is None:
         return True
+    trainer = run.trainer
+    steps = trainer.set_initial_training_values(run.arguments, trainer.get_train_dataloader())[-1]
+    return _checkpoint_state(run.checkpoint).global_step < steps
 
-    def _report(self, final: dict[str, float]) -> dict[str, Any]:
-        metrics = collect(self.trainer, self.settings, self.splits, final, self.command)
-        if self.arguments.should_save:
-            title = f"{self.settings.model} {self.settings.size} on {self.settings.data}"
-            loss_curve(metrics["history"], title, self.folder / "loss.png")
-            write_json(self.folder / folder.METRICS_FILE, metrics)  # last: it says that the run is finished
-        return metrics
+
+def _load_finished(run: Prepared) -> None:
+    """Gives the trainer the state and the weights of a run whose steps have all been done."""
+    assert run.checkpoint is not None
+    state = run.trainer.state = _checkpoint_state(run.checkpoint)
+    run.say(f"all {state.global_step} steps have been done")
+    best = state.best_model_checkpoint if run.arguments.load_best_model_at_end else None
+    run.trainer._load_from_checkpoint(best or str(run.checkpoint))
+
+
+def _report(run: Prepared, final: dict[str, float]) -> dict[str, Any]:
+    metrics = collect(run.trainer, run.settings, run.splits, final, run.command)
+    if run.arguments.should_save:
+        title = f"{run.settings.model} {run.settings.size} on {run.settings.data}"
+        loss_curve(metrics["history"], title, run.folder / "loss.png")
+        write_json(run.folder / folder.METRICS_FILE, metrics)  # last: it says that the run is finished
+    return metrics

@@ -34,7 +34,7 @@ from fla_mesa.eval.compare.worker import Worker
 from fla_mesa.eval.measure.trained import Metrics, Trained
 from fla_mesa.models import zoo
 from fla_mesa.train.interrupt import Interrupted
-from fla_mesa.train.recipe import Run
+from fla_mesa.train.recipe import prepare
 from fla_mesa.train.settings import build, words
 from fla_mesa.train.settings import parse as parse_training
 from tests.eval.conftest import SMALL
@@ -291,7 +291,7 @@ def test_all_models_see_the_same_tokens_in_the_same_order(text, tmp_path):
             "--output_dir",
             str(tmp_path / name),
         ]
-        run = Run(*parse_training(flags), say=lambda _: None)
+        run = prepare(*parse_training(flags), say=lambda _: None)
         orders.append(torch.stack([batch["input_ids"] for batch in islice(run.trainer.get_train_dataloader(), 5)]))
     assert torch.equal(*orders)
 

@@ -22,7 +22,7 @@ SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_heads": 2, "head_dim": 
 
 
 def expected_variance(name: str, shape: tuple[int, ...], config: MesaNetConfig) -> float:
-    """By appendix G.2: 1 / fan-in; 2 / (N fan-in) for what projects back to the residual stream. Convolutions as Griffin's code: 0.01 of it."""
+    """By appendix G.2: 1 / fan-in; 2 / (N fan-in) for what projects back to the residual stream. Convolutions: 0.01 of it."""
     fan_in = math.prod(shape[1:])  # the embedding's inputs are those of the output projection that it also is
     if re.search(r"(attn\.o_proj|mlp\.down_proj)\.weight$", name):
         return 2 / config.num_hidden_layers / fan_in

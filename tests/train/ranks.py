@@ -10,7 +10,7 @@ import torch.distributed as dist
 from transformers import TrainerCallback
 
 from fla_mesa.train.command import main
-from fla_mesa.train.recipe import Run
+from fla_mesa.train.recipe import prepare, train
 from fla_mesa.train.settings import parse
 from tests.train.conftest import make_flags
 
@@ -57,9 +57,9 @@ class Die(TrainerCallback):
 
 
 def lose_a_rank(text: Path, folder: Path) -> None:
-    run = Run(*parse(make_flags(text, folder, *FOUR_STEPS, "--shard")), say=lambda _: None)
+    run = prepare(*parse(make_flags(text, folder, *FOUR_STEPS, "--shard")), say=lambda _: None)
     run.trainer.add_callback(Die())
-    run.train()
+    train(run)
 
 
 def go_on(text: Path, folder: Path) -> None:
@@ -68,7 +68,7 @@ def go_on(text: Path, folder: Path) -> None:
 
 def sharded_groups(text: Path, folder: Path) -> list[tuple[str, float, bool]]:
     """Name, decay and whether it is spread over the ranks, of each parameter of a sharded run."""
-    trainer = Run(*parse(make_flags(text, folder, "--shard", "--weight_decay", 0.3)), say=lambda _: None).trainer
+    trainer = prepare(*parse(make_flags(text, folder, "--shard", "--weight_decay", 0.3)), say=lambda _: None).trainer
     decays = {
         id(p): group["weight_decay"] for group in trainer.create_optimizer().param_groups for p in group["params"]
     }

@@ -7,7 +7,7 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoi
 
 from fla_mesa.models import zoo
 from fla_mesa.train.decay import decay_groups, exempt_from_decay, exempt_parameters
-from fla_mesa.train.recipe import Run
+from fla_mesa.train.recipe import prepare
 from fla_mesa.train.settings import parse
 
 
@@ -100,7 +100,7 @@ def test_lambda_of_mesanet():
 
 
 def test_groups_of_the_optimizer(flags, text, tmp_path):
-    trainer = Run(*parse(flags(text, tmp_path / "run", "--weight_decay", 0.3)), say=lambda _: None).trainer
+    trainer = prepare(*parse(flags(text, tmp_path / "run", "--weight_decay", 0.3)), say=lambda _: None).trainer
     groups = trainer.create_optimizer().param_groups
     decays = {id(parameter): group["weight_decay"] for group in groups for parameter in group["params"]}
     exempt = exempt_parameters(trainer.model)
@@ -111,7 +111,7 @@ def test_groups_of_the_optimizer(flags, text, tmp_path):
 
 def test_a_step_without_gradients_shrinks_only_what_decays(flags, text, tmp_path):
     settings = flags(text, tmp_path / "run", "--weight_decay", 0.5, "--learning_rate", 0.1, "--optim", "adamw_torch")
-    trainer = Run(*parse(settings), say=lambda _: None).trainer
+    trainer = prepare(*parse(settings), say=lambda _: None).trainer
     optimizer = trainer.create_optimizer()
     before = {name: parameter.detach().clone() for name, parameter in trainer.model.named_parameters()}
     for parameter in trainer.model.parameters():

@@ -21,7 +21,7 @@ from fla_mesa.data import Splits, TokenBlocks, register_source, sources
 from fla_mesa.train import folder
 from fla_mesa.train.command import main
 from fla_mesa.train.interrupt import Interrupted, SignalStop
-from fla_mesa.train.recipe import Run
+from fla_mesa.train.recipe import prepare, train
 from fla_mesa.train.settings import parse
 from fla_mesa.train.status import DISK_FULL, read_status
 from fla_mesa.train.trainer import Diverged
@@ -142,7 +142,7 @@ def test_a_model_without_a_solver_has_no_figures_of_one(flags, text, tmp_path, c
 
 def test_loss_and_bits_per_byte_by_hand(flags, undisturbed, text):
     """The validation blocks (the last one not full) through the saved model, one token after the other."""
-    run = Run(*parse(flags(text, undisturbed, "--resume")), say=lambda _: None)
+    run = prepare(*parse(flags(text, undisturbed, "--resume")), say=lambda _: None)
     validation = run.splits.validation
     assert (validation[len(validation) - 1]["labels"] == -100).any()
     model = AutoModelForCausalLM.from_pretrained(undisturbed).eval()
@@ -163,7 +163,7 @@ def test_loss_and_bits_per_byte_by_hand(flags, undisturbed, text):
 
 
 def test_validation_does_not_depend_on_its_batch_size(flags, undisturbed, text):
-    run = Run(*parse(flags(text, undisturbed, "--resume", "--per_device_eval_batch_size", 3)), say=lambda _: None)
+    run = prepare(*parse(flags(text, undisturbed, "--resume", "--per_device_eval_batch_size", 3)), say=lambda _: None)
     run.trainer._load_from_checkpoint(str(undisturbed / f"checkpoint-{12}"))
     again = run.trainer.evaluate(run.splits.validation)
     assert again["eval_loss"] == pytest.approx(metrics_of(undisturbed)["loss"], rel=1e-6)
@@ -260,7 +260,7 @@ class SignalAt(TrainerCallback):
     [(signal.SIGINT, 5, "step", 6), (signal.SIGTERM, 6, "evaluation", 6), (signal.SIGTERM, 12, "final", 12)],
 )
 def test_stopped_anywhere_then_resumed_is_bit_exact(flags, undisturbed, text, tmp_path, number, step, during, saved):
-    run = Run(*parse(flags(text, tmp_path / "run")), say=lambda _: None)
+    run = prepare(*parse(flags(text, tmp_path / "run")), say=lambda _: None)
     if during == "final":
         evaluate = run.trainer.evaluate
         run.trainer.evaluate = lambda *args, **kwargs: (  # the last one, after training
@@ -271,7 +271,7 @@ def test_stopped_anywhere_then_resumed_is_bit_exact(flags, undisturbed, text, tm
         run.trainer.add_callback(SignalAt(number, step, during))
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(Interrupted) as stopped:
-        run.train()
+        train(run)
     assert stopped.value.exit_code == 128 + number
     assert signal.getsignal(signal.SIGTERM) is before
     assert folder.latest_checkpoint(run.folder) == run.folder / f"checkpoint-{saved}"
@@ -438,7 +438,7 @@ def test_a_run_that_reached_nothing_goes_on_with_corrected_settings(flags, text,
 
 
 def test_diverged_run_says_so_and_keeps_what_was_good(flags, text, tmp_path, capsys):
-    run = Run(*parse(flags(text, tmp_path / "run")), say=lambda _: None)
+    run = prepare(*parse(flags(text, tmp_path / "run")), say=lambda _: None)
 
     class Poison(TrainerCallback):
         def on_step_end(self, args, state, control, model=None, **kwargs):
@@ -447,7 +447,7 @@ def test_diverged_run_says_so_and_keeps_what_was_good(flags, text, tmp_path, cap
 
     run.trainer.add_callback(Poison())
     with pytest.raises(Diverged, match="no longer a finite number at step 6"):
-        run.train()
+        train(run)
     assert folder.latest_checkpoint(run.folder) == run.folder / "checkpoint-4"
     status = read_status(run.folder)
     assert status is not None and (status.state, status.step, status.steps, status.loss) == ("diverged", 6, 12, None)
@@ -554,9 +554,9 @@ def test_accumulated_small_batches_equal_one_large(flags, monkeypatch, text, tmp
             "no",
         )
         sizes = ("--per_device_train_batch_size", batch, "--gradient_accumulation_steps", accumulation)
-        ready = Run(*parse(flags("uneven", run, *plain, *sizes)), say=lambda _: None)
+        ready = prepare(*parse(flags("uneven", run, *plain, *sizes)), say=lambda _: None)
         initial = {name: value.detach().clone() for name, value in ready.trainer.model.named_parameters()}
-        ready.train()
+        train(ready)
         updates[batch] = {name: initial[name] - value for name, value in ready.trainer.model.named_parameters()}
     assert updates[8].keys() == updates[2].keys()
     for name, gradient in updates[8].items():
@@ -566,7 +566,7 @@ def test_accumulated_small_batches_equal_one_large(flags, monkeypatch, text, tmp
 
 def test_label_smoothing_shifts_the_labels(flags, text, tmp_path):
     """transformers shifts them only for the models that it ships."""
-    run = Run(*parse(flags(text, tmp_path / "run", "--label_smoothing_factor", 0.1)), say=lambda _: None)
+    run = prepare(*parse(flags(text, tmp_path / "run", "--label_smoothing_factor", 0.1)), say=lambda _: None)
     batch = {name: torch.stack([run.splits.train[row][name] for row in range(3)]) for name in ("input_ids", "labels")}
     batch["labels"][0, 5:] = -100
     logits = run.trainer.model(input_ids=batch["input_ids"]).logits[:, :-1]

@@ -14,7 +14,7 @@ from fla_mesa.testing.ranks import run_on_ranks
 from fla_mesa.train import folder, sharding
 from fla_mesa.train.command import main
 from fla_mesa.train.decay import exempt_parameters
-from fla_mesa.train.recipe import Run
+from fla_mesa.train.recipe import prepare
 from fla_mesa.train.settings import parse
 from tests.train import ranks
 
@@ -122,4 +122,4 @@ def test_what_is_spread_decays_as_what_is_whole(flags, text, tmp_path, tmp_path_
     answers = run_on_ranks(ranks.sharded_groups, 2, tmp_path_factory.mktemp("group"), text, run)
     exempt = {name for name, decay, _ in answers[0] if decay == 0}
     assert all(spread for _, _, spread in answers[0]) and {decay for _, decay, _ in answers[0]} == {0.0, 0.3}
-    assert exempt == exempt_parameters(Run(*parse(flags(text, tmp_path / "one")), say=lambda _: None).trainer.model)
+    assert exempt == exempt_parameters(prepare(*parse(flags(text, tmp_path / "one")), say=lambda _: None).trainer.model)
