@@ -24,6 +24,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -35,10 +36,18 @@ from triton.runtime.errors import PTXASError
 warnings.filterwarnings("ignore", message=".*Triton is not supported on current platform.*")
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from fla_mesa.ops.gpu import Gpu  # noqa: E402
 from fla_mesa.ops.triton import kernels_backward, kernels_forward, kernels_states, kernels_step  # noqa: E402
 from fla_mesa.ops.triton.chunks import state_blocks  # noqa: E402
 from fla_mesa.ops.triton.forward import output_block  # noqa: E402
-from fla_mesa.ops.triton.plan import CHUNK, gradient_blocks, make_stages, positions_block, power_of_two  # noqa: E402
+from fla_mesa.ops.triton.plan import (  # noqa: E402
+    CHUNK,
+    forward_positions_block,
+    gradient_blocks,
+    make_stages,
+    positions_block,
+    power_of_two,
+)
 
 HEADS = 16  # of the model whose kernels are compiled; it only enters strides
 TYPES = {"float32": "*fp32", "bfloat16": "*bf16", "float16": "*fp16"}
@@ -69,8 +78,16 @@ class Target:
 TARGETS = {
     80: Target(163 * 1024, 164 * 1024, 64, 32),
     86: Target(99 * 1024, 100 * 1024, 48, 16),
+    89: Target(99 * 1024, 100 * 1024, 48, 24),
     90: Target(227 * 1024, 228 * 1024, 64, 32),
+    100: Target(227 * 1024, 228 * 1024, 64, 32),
+    120: Target(99 * 1024, 100 * 1024, 48, 24),
 }
+
+
+def kind_of(arch: int) -> Gpu:
+    """sm_90 as the kernels' launchers know it."""
+    return Gpu("nvidia", (arch // 10, arch % 10))
 
 
 @dataclass(frozen=True)
@@ -105,8 +122,8 @@ def autotuner_of(kernel: Any) -> Any | None:
     return kernel
 
 
-def configurations(job: Job) -> list[triton.Config]:
-    """What autotuning may choose for this job, the default first.
+def configurations(job: Job, arch: int) -> list[triton.Config]:
+    """What autotuning may choose for this job on this GPU, the default first.
 
     fla's lists begin with the fewest warps, whatever the head size; of those, one with four warps stands for the list.
     """
@@ -114,7 +131,8 @@ def configurations(job: Job) -> list[triton.Config]:
     if tuner is None:
         return [triton.Config({}, num_warps=job.constants.get("num_warps", 4), num_stages=1)]
     prune = tuner.early_config_prune
-    configs = list(prune(tuner.configs, job.constants) if prune else tuner.configs)
+    pointer = SimpleNamespace(device=kind_of(arch))
+    configs = list(prune(tuner.configs, job.constants | {"k": pointer}) if prune else tuner.configs)
     return sorted(configs, key=lambda c: c.num_warps != 4) if job.name.startswith("fla:") else configs
 
 
@@ -167,14 +185,14 @@ def compile_for(job: Job, arch: int, config: triton.Config) -> tuple[Any, Usage]
 
 def our_jobs(size: int, dtype: str, arch: int) -> Iterator[Job]:
     """The kernels of this package for K = V = size, as their launchers call them."""
-    stages = make_stages(size, capability=(arch // 10, arch % 10))
+    stages = make_stages(size, kind=kind_of(arch))
     given, f32, i32 = TYPES[dtype], "*fp32", "*i32"
     inputs = {"q": given, "k": given, "v": given, "o": given, "do": given, "dk": given, "dv": given, "dq": given}
     floats = ["g", "beta", "lamb", "h_kk", "h_kv", "h_kk_init", "h_kv_init", "h_kk_final", "h_kv_final", "h_kk_new"]
     floats += ["h_kv_new", "x", "y", "dx", "da", "da_rows", "dbeta", "dlamb", "dh_kk", "dh_kv", "inner"]
     floats += ["dh_kk_final", "dh_kv_final", "dh_kk_init", "dh_kv_init", "residual", "before", "scratch", "r"]
     types = inputs | dict.fromkeys(floats, f32) | {"iterations": i32, "todo": i32, "left": i32}
-    types |= {"T": "i32", "n_chunks": "i32", "max_steps": "i32", "tolerance": "fp32"}
+    types |= {"T": "i32", "n_chunks": "i32", "size": "i32", "max_steps": "i32", "tolerance": "fp32"}
     sizes = {"H": HEADS, "K": size, "V": size, "cu_seqlens": None, "chunk_indices": None, "chunk_offsets": None}
     sizes |= {"IS_VARLEN": False}
     solves = []
@@ -183,7 +201,16 @@ def our_jobs(size: int, dtype: str, arch: int) -> Iterator[Job]:
         solve = sizes | plan._asdict() | {"AGAIN": stage > 0, "NEXT": 0 if last else stages[stage + 1].BR}
         solves.append(solve | ({} if stage else {"todo": None, "before": None}))
     FINE = stages[0].FINE
-    states = sizes | state_blocks(size, size) | {"BT": CHUNK, "BP": CHUNK, "PRECISION": FINE, "HAS_INIT": True}
+    states = (
+        sizes
+        | state_blocks(size, size)
+        | {
+            "BT": CHUNK,
+            "BP": forward_positions_block(kind_of(arch), getattr(torch, dtype)),
+            "PRECISION": FINE,
+            "HAS_INIT": True,
+        }
+    )
     yield Job("chunk states", kernels_states.states_kernel, types, states)
     for solve in solves:
         rest = " of the rest" if solve["AGAIN"] else ""
@@ -193,7 +220,7 @@ def our_jobs(size: int, dtype: str, arch: int) -> Iterator[Job]:
         yield Job(f"solve{rest}, backward", kernels_backward.solve_backward_kernel, types, backward)
     yield Job(
         "chunk states, backward", kernels_states.states_backward_kernel, types,
-        states | {"BP": positions_block((arch // 10, arch % 10)), "HAS_DH_KK": True, "HAS_DH_KV": True},
+        states | {"BP": positions_block(kind_of(arch)), "HAS_DH_KK": True, "HAS_DH_KV": True},
     )  # fmt: skip
     yield Job(
         "keys and values, backward", kernels_backward.keys_values_backward_kernel, types,
@@ -252,7 +279,7 @@ def table(archs: list[int], sizes: list[int], dtype: str, all_configs: bool) -> 
         for arch in archs:
             jobs = [*our_jobs(size, dtype, arch), *(fla_jobs(size, dtype) if size <= 128 else ())]
             for job in jobs:
-                for config in configurations(job)[: None if all_configs else 1]:
+                for config in configurations(job, arch)[: None if all_configs else 1]:
                     head = f"| {job.name} | {size} | {describe(config)} | sm_{arch} |"
                     try:
                         _, use = compile_for(job, arch, config)

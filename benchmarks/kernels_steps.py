@@ -121,8 +121,8 @@ def table(archs: list[int], sizes: list[int]) -> list[str]:
                 ours = job.constants.get("PRECISION") == "fp16"
                 if not ours and not job.name.startswith("fla: CG"):
                     continue
-                for config in static.configurations(job):
-                    if config.num_stages > 1 or (not ours and config != static.configurations(job)[0]):
+                for config in static.configurations(job, 90):
+                    if config.num_stages > 1 or (not ours and config != static.configurations(job, 90)[0]):
                         continue
                     compiled, use = static.compile_for(job, arch, config)
                     code, loops = machine_code(compiled.asm["cubin"])
@@ -147,7 +147,7 @@ def loop_table(archs: list[int], sizes: list[int], text: str) -> list[str]:
     for size in sizes:
         for arch in archs:
             for job in [*static.our_jobs(size, "bfloat16", arch), *static.fla_jobs(size, "bfloat16")]:
-                for config in static.configurations(job) if text in job.name else ():
+                for config in static.configurations(job, 90) if text in job.name else ():
                     compiled, use = static.compile_for(job, arch, config)
                     code, loops = machine_code(compiled.asm["cubin"])
                     lines.append(

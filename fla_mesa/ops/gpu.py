@@ -88,8 +88,13 @@ def interpreted() -> bool:
     return bool(knobs.runtime.interpret)
 
 
-def of(device: torch.device) -> Gpu | None:
-    """The kind of GPU a device is; in Triton's interpreter the CPU stands for sm_90. None for any other device."""
+def of(device: torch.device | Gpu) -> Gpu | None:
+    """The kind of GPU a device is; in Triton's interpreter the CPU stands for sm_90. None for any other device.
+
+    A kind stands for a device of that kind where kernels are only compiled.
+    """
+    if isinstance(device, Gpu):
+        return device
     if device.type == "cuda":
         return Gpu("nvidia" if torch.version.hip is None else "amd", torch.cuda.get_device_capability(device))
     return HOPPER if device.type == "cpu" and interpreted() else None

@@ -9,6 +9,7 @@ import torch
 from fla_mesa import interpreter
 from fla_mesa.ops import chunk_mesa_net, mesa_net_decoding_one_step, triton
 from fla_mesa.ops.backends import choose_backend
+from fla_mesa.ops.gpu import Gpu
 from fla_mesa.ops.triton import backward, forward, kernels_backward, kernels_forward, kernels_rounds
 from fla_mesa.ops.triton.plan import make_plan, make_stages
 from fla_mesa.testing.cases import (
@@ -121,7 +122,7 @@ def test_rounds_of_float16_leave_nothing_to_the_float32_iteration(capability, to
     rounds, apply_halves = [], kernels_rounds.apply_halves
     monkeypatch.setattr(kernels_rounds, "apply_halves", lambda *a: rounds.append(0) or apply_halves(*a))
     options = OPTIONS | {"tolerance": tolerance}
-    first, precise = make_stages(64, capability=capability)
+    first, precise = make_stages(64, kind=Gpu("nvidia", capability))
     with interpreter.rounded_dots():
         want = triton.chunk_forward(*x.values(), stages=(precise,), **options)
         out = triton.chunk_forward(*x.values(), stages=(first,), **options)

@@ -20,10 +20,11 @@ from fla_mesa.ops.triton.kernels_backward import keys_values_backward_kernel, so
 from fla_mesa.ops.triton.kernels_states import states_backward_kernel
 from fla_mesa.ops.triton.plan import (
     Plan,
-    capability_of,
     gradient_blocks,
+    kind_of,
     make_stages,
     positions_block,
+    size_class,
 )
 from fla_mesa.ops.triton.stages import lay_out
 from fla_mesa.ops.types import ChunkGradients
@@ -67,7 +68,7 @@ def chunk_backward(
     """
     check_gradients(max_steps)
     B, T, H, K, V = *k.shape, v.shape[-1]
-    stages = stages or make_stages(K, capability=capability_of(k.device))
+    stages = stages or make_stages(K, kind=kind_of(k.device))
     FINE = stages[0].FINE
     chunks = cut(k, cu_seqlens, cu_seqlens_cpu)
     a = cumulative_gates(g, chunks)
@@ -94,14 +95,15 @@ def chunk_backward(
     has_init = h_kk_init is not None
     dh_kk_init = torch.empty_like(states.h_kk_final) if has_init else None
     dh_kv_init = torch.empty_like(states.h_kv_final) if has_init else None
-    blocks = state_blocks(K, V) | {"BP": positions_block(capability_of(k.device))}
+    blocks = state_blocks(K, V) | {"BP": positions_block(kind_of(k.device))}
     parts = n_blocks(blocks)
     inner = k.new_empty(chunks.total, H, parts, dtype=torch.float32)
-    states_backward_kernel[(chunks.n_sequences * H * parts,)](
+    programs = chunks.n_sequences * H * parts
+    states_backward_kernel[(programs,)](
         x=x, y=y, do=do, g=a, h_kk=states.h_kk, h_kv=states.h_kv, h_kk_final=states.h_kk_final,
         h_kv_final=states.h_kv_final, dh_kk_final=dh_kk, dh_kv_final=dh_kv, dh_kk=dh_kk_chunks, dh_kv=dh_kv_chunks,
         dh_kk_init=dh_kk_init, dh_kv_init=dh_kv_init, inner=inner, cu_seqlens=chunks.cu_seqlens,
-        chunk_offsets=chunks.offsets, T=T, H=H, K=K, V=V, BT=CHUNK, PRECISION=FINE, **blocks,
+        chunk_offsets=chunks.offsets, T=T, size=size_class(programs), H=H, K=K, V=V, BT=CHUNK, PRECISION=FINE, **blocks,
     )  # fmt: skip
 
     # y is dq, in float32.
@@ -109,10 +111,12 @@ def chunk_backward(
     dk, dv = torch.empty_like(k), torch.empty_like(v)
     dbeta, da = torch.empty_like(da_rows), torch.empty_like(da_rows)
     blocks = gradient_blocks(K, V, k.dtype, FINE)
-    keys_values_backward_kernel[(B * H * chunks.per_grid * (CHUNK // blocks["BR"]),)](
+    programs = B * H * chunks.per_grid * (CHUNK // blocks["BR"])
+    keys_values_backward_kernel[(programs,)](
         k=k, v=v, g=a, beta=beta, x=x, y=y, do=do, dh_kk=dh_kk_chunks, dh_kv=dh_kv_chunks, inner=inner.sum(-1),
         da_rows=da_rows, dq=dq, dk=dk, dv=dv, dbeta=dbeta, da=da, cu_seqlens=chunks.cu_seqlens,
-        chunk_indices=chunks.indices, T=T, n_chunks=chunks.per_grid, H=H, K=K, V=V, BT=CHUNK, **blocks,
+        chunk_indices=chunks.indices, T=T, n_chunks=chunks.per_grid, size=size_class(programs), H=H, K=K, V=V, BT=CHUNK,
+        **blocks,
     )  # fmt: skip
     dg = local_cumsum(da, chunk_size=CHUNK, reverse=True, cu_seqlens=chunks.cu_seqlens, chunk_indices=chunks.indices)
     return ChunkGradients(y if dq is None else dq, dk, dv, dg, dbeta, torch.cat(dlamb).sum(0), dh_kk_init, dh_kv_init)

@@ -10,7 +10,7 @@ from fla.ops.utils import chunk_local_cumsum, prepare_chunk_indices, prepare_chu
 from fla.ops.utils.constant import RCP_LN2
 
 from fla_mesa.ops.triton.kernels_states import states_kernel
-from fla_mesa.ops.triton.plan import CHUNK, power_of_two
+from fla_mesa.ops.triton.plan import CHUNK, forward_positions_block, kind_of, power_of_two, size_class
 
 # A gate below e^-64 forgets everything; larger steps would only cost digits in the sums of the others, and -inf all of them.
 LEAST_LOG_GATE = -64.0
@@ -88,9 +88,11 @@ def compute_states(
         k.new_empty(chunks.n_sequences, H, K, V, dtype=torch.float32),
     )
     blocks = state_blocks(K, V)
-    states_kernel[(chunks.n_sequences * H * n_blocks(blocks),)](
+    programs = chunks.n_sequences * H * n_blocks(blocks)
+    states_kernel[(programs,)](
         k=k, v=v, g=a, beta=beta, h_kk=states.h_kk, h_kv=states.h_kv, h_kk_init=h_kk_init, h_kv_init=h_kv_init,
         h_kk_final=states.h_kk_final, h_kv_final=states.h_kv_final, cu_seqlens=chunks.cu_seqlens,
-        chunk_offsets=chunks.offsets, T=T, H=H, K=K, V=V, BT=CHUNK, BP=CHUNK, PRECISION=precision, **blocks,
+        chunk_offsets=chunks.offsets, T=T, size=size_class(programs), H=H, K=K, V=V, BT=CHUNK,
+        BP=forward_positions_block(kind_of(k.device), k.dtype), PRECISION=precision, **blocks,
     )  # fmt: skip
     return states

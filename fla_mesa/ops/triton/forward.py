@@ -7,7 +7,7 @@ from fla.utils import input_guard
 
 from fla_mesa.ops.triton.chunks import compute_states, cumulative_gates, cut, marked_beta
 from fla_mesa.ops.triton.kernels_forward import solve_output_kernel
-from fla_mesa.ops.triton.plan import Plan, capability_of, make_stages, power_of_two
+from fla_mesa.ops.triton.plan import Plan, kind_of, make_stages, power_of_two
 from fla_mesa.ops.triton.stages import lay_out
 from fla_mesa.ops.types import ChunkForward
 
@@ -36,7 +36,7 @@ def chunk_forward(
             The default for the key size if empty.
     """
     B, T, H, K, V = *k.shape, v.shape[-1]
-    stages = stages or make_stages(K, capability=capability_of(k.device))
+    stages = stages or make_stages(K, kind=kind_of(k.device))
     chunks = cut(k, cu_seqlens, cu_seqlens_cpu)
     a = cumulative_gates(g, chunks)
     beta = marked_beta(k, beta)

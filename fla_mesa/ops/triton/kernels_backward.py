@@ -78,15 +78,15 @@ def solve_backward_tile(
 @triton.heuristics({"IS_VARLEN": lambda args: args["cu_seqlens"] is not None})
 @triton.autotune(
     configs=SOLVE_CONFIGS,
-    key=["H", "K", "V", "BT", "BR", "RESIDENT", "REFINE", "PRECISION", "FINE", "AGAIN"],
+    key=["H", "K", "V", "BT", "BR", "RESIDENT", "REFINE", "PRECISION", "FINE", "AGAIN", "size"],
     prune_configs_by={"early_config_prune": solve_configs},
     reset_to_zero=["left"],
     **autotune_cache_kwargs,
 )
-@triton.jit(do_not_specialize=["T", "n_chunks", "max_steps"])
+@triton.jit(do_not_specialize=["T", "n_chunks", "size", "max_steps"])
 def solve_backward_kernel(
     k, v, g, beta, lamb, h_kk, h_kv, x, do, dx, y, da_rows, dlamb, residual, r, todo, before, left, cu_seqlens, chunk_indices,
-    T, n_chunks, max_steps, tolerance,
+    T, n_chunks, size, max_steps, tolerance,
     H: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BT: tl.constexpr, BR: tl.constexpr, BK: tl.constexpr,
     BS: tl.constexpr, BD: tl.constexpr, BE: tl.constexpr,
     RESIDENT: tl.constexpr, REFINE: tl.constexpr, PRECISION: tl.constexpr, FINE: tl.constexpr, NEXT: tl.constexpr,
@@ -111,14 +111,14 @@ def solve_backward_kernel(
 @triton.heuristics({"IS_VARLEN": lambda args: args["cu_seqlens"] is not None})
 @triton.autotune(
     configs=GRADIENT_CONFIGS,
-    key=["H", "K", "V", "BT", "BR", "PRECISION"],
+    key=["H", "K", "V", "BT", "BR", "PRECISION", "size"],
     prune_configs_by={"early_config_prune": gradient_configs},
     **autotune_cache_kwargs,
 )
-@triton.jit(do_not_specialize=["T", "n_chunks"])
+@triton.jit(do_not_specialize=["T", "n_chunks", "size"])
 def keys_values_backward_kernel(
     k, v, g, beta, x, y, do, dh_kk, dh_kv, inner, da_rows, dq, dk, dv, dbeta, da, cu_seqlens, chunk_indices,
-    T, n_chunks,
+    T, n_chunks, size,
     H: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BT: tl.constexpr, BR: tl.constexpr, BD: tl.constexpr,
     BN: tl.constexpr, PRECISION: tl.constexpr, IS_VARLEN: tl.constexpr,
 ):  # fmt: skip

@@ -56,15 +56,15 @@ def solve_output_tile(
 @triton.heuristics({"IS_VARLEN": lambda args: args["cu_seqlens"] is not None})
 @triton.autotune(
     configs=SOLVE_CONFIGS,
-    key=["H", "K", "V", "BT", "BR", "RESIDENT", "REFINE", "PRECISION", "FINE", "AGAIN"],
+    key=["H", "K", "V", "BT", "BR", "RESIDENT", "REFINE", "PRECISION", "FINE", "AGAIN", "size"],
     prune_configs_by={"early_config_prune": solve_configs},
     reset_to_zero=["left"],
     **autotune_cache_kwargs,
 )
-@triton.jit(do_not_specialize=["T", "n_chunks", "max_steps"])
+@triton.jit(do_not_specialize=["T", "n_chunks", "size", "max_steps"])
 def solve_output_kernel(
     q, k, v, g, beta, lamb, h_kk, h_kv, x, o, iterations, residual, r, todo, before, left, cu_seqlens, chunk_indices,
-    T, n_chunks, max_steps, tolerance,
+    T, n_chunks, size, max_steps, tolerance,
     H: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BT: tl.constexpr, BR: tl.constexpr, BK: tl.constexpr,
     BV: tl.constexpr, BS: tl.constexpr, BD: tl.constexpr,
     RESIDENT: tl.constexpr, REFINE: tl.constexpr, PRECISION: tl.constexpr, FINE: tl.constexpr, NEXT: tl.constexpr,

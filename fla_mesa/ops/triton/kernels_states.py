@@ -9,8 +9,7 @@ from fla.ops.utils.op import exp2
 from fla.utils import autotune_cache_kwargs
 
 from fla_mesa.ops.triton.kernels_tile import dot, scrub
-
-CONFIGS = [triton.Config({}, num_warps=w, num_stages=s) for w, s in ((4, 1), (4, 2), (8, 1), (8, 2))]
+from fla_mesa.ops.triton.plan import STATE_CONFIGS, trusted
 
 
 @triton.jit
@@ -75,10 +74,15 @@ def accumulate(
         "IS_VARLEN": lambda args: args["cu_seqlens"] is not None,
     }
 )
-@triton.autotune(configs=CONFIGS, key=["H", "K", "V", "BT", "BK", "BC", "BP", "PRECISION"], **autotune_cache_kwargs)
-@triton.jit(do_not_specialize=["T"])
+@triton.autotune(
+    configs=STATE_CONFIGS,
+    key=["H", "K", "V", "BT", "BK", "BC", "BP", "PRECISION", "size"],
+    prune_configs_by={"early_config_prune": trusted},
+    **autotune_cache_kwargs,
+)
+@triton.jit(do_not_specialize=["T", "size"])
 def states_kernel(
-    k, v, g, beta, h_kk, h_kv, h_kk_init, h_kv_init, h_kk_final, h_kv_final, cu_seqlens, chunk_offsets, T,
+    k, v, g, beta, h_kk, h_kv, h_kk_init, h_kv_init, h_kk_final, h_kv_final, cu_seqlens, chunk_offsets, T, size,
     H: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BT: tl.constexpr, BK: tl.constexpr, BC: tl.constexpr,
     BP: tl.constexpr, N_K: tl.constexpr, N_CK: tl.constexpr, N_CV: tl.constexpr, PRECISION: tl.constexpr, HAS_INIT: tl.constexpr,
     IS_VARLEN: tl.constexpr,
@@ -145,11 +149,16 @@ def accumulate_back(
         "IS_VARLEN": lambda args: args["cu_seqlens"] is not None,
     }
 )
-@triton.autotune(configs=CONFIGS, key=["H", "K", "V", "BT", "BK", "BC", "BP", "PRECISION"], **autotune_cache_kwargs)
-@triton.jit(do_not_specialize=["T"])
+@triton.autotune(
+    configs=STATE_CONFIGS,
+    key=["H", "K", "V", "BT", "BK", "BC", "BP", "PRECISION", "size"],
+    prune_configs_by={"early_config_prune": trusted},
+    **autotune_cache_kwargs,
+)
+@triton.jit(do_not_specialize=["T", "size"])
 def states_backward_kernel(
     x, y, do, g, h_kk, h_kv, h_kk_final, h_kv_final, dh_kk_final, dh_kv_final,
-    dh_kk, dh_kv, dh_kk_init, dh_kv_init, inner, cu_seqlens, chunk_offsets, T,
+    dh_kk, dh_kv, dh_kk_init, dh_kv_init, inner, cu_seqlens, chunk_offsets, T, size,
     H: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BT: tl.constexpr, BK: tl.constexpr, BC: tl.constexpr,
     BP: tl.constexpr, N_K: tl.constexpr, N_CK: tl.constexpr, N_CV: tl.constexpr, PRECISION: tl.constexpr,
     HAS_DH_KK: tl.constexpr, HAS_DH_KV: tl.constexpr, HAS_INIT: tl.constexpr, IS_VARLEN: tl.constexpr,

@@ -33,13 +33,13 @@ def apply_state(b_p, b_h, h, scratch, b_lamb, o_k, K: tl.constexpr, BK: tl.const
 
 @triton.autotune(
     configs=[triton.Config({}, num_warps=w, num_stages=1) for w in (8, 4)],
-    key=["H", "K", "V", "RESIDENT"],
+    key=["H", "K", "V", "RESIDENT", "size"],
     **autotune_cache_kwargs,
 )
-@triton.jit(do_not_specialize=["max_steps"])
+@triton.jit(do_not_specialize=["max_steps", "size"])
 def step_kernel(
-    q, k, v, g, beta, lamb, h_kk, h_kv, h_kk_new, h_kv_new, o, iterations, residual, scratch, max_steps, tolerance,
-    H: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, BD: tl.constexpr,
+    q, k, v, g, beta, lamb, h_kk, h_kv, h_kk_new, h_kv_new, o, iterations, residual, scratch, size, max_steps,
+    tolerance, H: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, BD: tl.constexpr,
     RESIDENT: tl.constexpr,
 ):  # fmt: skip
     """All in float32 without tensor cores: reading and writing the states is what takes the time.

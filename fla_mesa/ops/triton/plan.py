@@ -9,11 +9,11 @@ import torch
 import triton
 
 from fla_mesa.ops import gpu
-from fla_mesa.ops.gpu import interpreted
+from fla_mesa.ops.gpu import HOPPER, Gpu, Treatment, interpreted, treatment
 
 CHUNK = 64  # positions between stored states
 MAX_HEAD_SIZE = 256
-SMALL_SHARED_MEMORY = ((8, 6), (8, 9), (12, 0), (12, 1))  # compute capabilities with 99 KiB a block
+STATE_128 = 112 * gpu.KIB  # shared memory that the state of 128 channels and a chunk of keys take
 # Registers a thread with which three programs of four warps fit a multiprocessor, not two.
 THREE_PROGRAMS = 168
 SOLVE_CONFIGS = [
@@ -22,6 +22,7 @@ SOLVE_CONFIGS = [
 GRADIENT_CONFIGS = [triton.Config({}, num_warps=w, num_stages=s) for w, s in ((4, 1), (8, 1), (8, 2))] + [
     triton.Config({}, num_warps=4, num_stages=1, maxnreg=THREE_PROGRAMS)
 ]
+STATE_CONFIGS = [triton.Config({}, num_warps=w, num_stages=s) for w, s in ((4, 1), (4, 2), (8, 1), (8, 2))]
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -53,39 +54,43 @@ class Plan(NamedTuple):
 
 
 def make_plan(
-    K: int,
-    *,
-    capability: tuple[int, int] = (9, 0),
-    PRECISION: str = "bf16x3",
-    REFINE: bool = True,
-    FINE: str = "tf32x3",
+    K: int, *, kind: Gpu = HOPPER, PRECISION: str = "bf16x3", REFINE: bool = True, FINE: str = "tf32x3"
 ) -> Plan:
-    """The plan of the float32 iteration for key size K on a device of this compute capability."""
-    BK = power_of_two(K)
-    # The state of 128 channels and a chunk of keys take 112 KiB of shared memory, more than these have.
-    largest = 64 if capability in SMALL_SHARED_MEMORY else 128
-    RESIDENT = largest >= BK
+    """The plan of the float32 iteration for key size K on a GPU of this kind."""
+    BK, gets = power_of_two(K), treatment(kind)
+    RESIDENT = (128 if gets.shared >= STATE_128 else 64) >= BK
     # Rows that fit the registers without spilling (table in benchmarks/results/kernels_static_*.md).
     BR = 32 if RESIDENT and BK <= 64 else 16
     # The interpreter's time goes by the number of operations, not by their size.
-    BLOCK = 64 if interpreted() else 32 if BR == 32 and capability[0] >= 9 else 16
+    BLOCK = 64 if interpreted() else 32 if BR == 32 and gets.wide else 16
     return Plan(CHUNK, BR, BK, BLOCK, BLOCK, RESIDENT, REFINE, PRECISION, FINE)
 
 
-def make_stages(K: int, *, capability: tuple[int, int] = (9, 0)) -> tuple[Plan, ...]:
+def make_stages(K: int, *, kind: Gpu = HOPPER) -> tuple[Plan, ...]:
     """The default plans: rounds of float16 where state and keys fit shared memory, then the float32 iteration for the rows left."""
-    precise = make_plan(K, capability=capability)
+    precise = make_plan(K, kind=kind)
     if not precise.RESIDENT:
         return (precise,)
     # A matrix instruction of sm_90 takes 64 rows; sm_80 would keep the operands of as many in registers.
-    BR = 64 if precise.BK <= 64 and capability[0] >= 9 else 32
+    BR = 64 if precise.BK <= 64 and treatment(kind).wide else 32
     BLOCK = 64 if interpreted() else 32
     return precise._replace(BR=BR, BS=BLOCK, BD=BLOCK, RESIDENT=False, PRECISION="fp16"), precise
 
 
-def capability_of(device: torch.device) -> tuple[int, int]:
-    """Compute capability of a GPU; that of the largest the kernels are laid out for where there is none to ask."""
-    return torch.cuda.get_device_capability(device) if device.type == "cuda" else (9, 0)
+def kind_of(device: torch.device | Gpu) -> Gpu:
+    """The kind of GPU that kernels are laid out for."""
+    return gpu.of(device) or HOPPER
+
+
+def _gets(arguments: dict) -> Treatment:
+    """What the GPU gets that a kernel's arguments are on."""
+    return treatment(kind_of(next(x.device for x in arguments.values() if hasattr(x, "device"))))
+
+
+def trusted(configs: list[triton.Config], named_args: dict, **constants) -> list[triton.Config]:
+    """Those that this GPU's compiler may be trusted with, for kernels whose products have 64 rows."""
+    gets = _gets(named_args | constants)
+    return [c for c in configs if c.num_stages <= gets.most_stages and c.num_warps <= gets.most_warps]
 
 
 def solve_configs(configs: list[triton.Config], named_args: dict, **constants) -> list[triton.Config]:
@@ -95,6 +100,7 @@ def solve_configs(configs: list[triton.Config], named_args: dict, **constants) -
     and halves what the iteration reads (K = 128); fewer registers leave room for a third program (K <= 64).
     """
     plan = named_args | constants
+    gets = _gets(plan)
 
     def fits(config: triton.Config) -> bool:
         if plan["PRECISION"] == "fp16":
@@ -106,14 +112,19 @@ def solve_configs(configs: list[triton.Config], named_args: dict, **constants) -
             return config.num_warps == (4 if small else 8)
         return not config.maxnreg and config.kwargs["MERGE"] == 1 and (config.num_warps == 8 or plan["BK"] <= 64)
 
-    fitting = [c for c in configs if fits(c)]
+    fitting = [c for c in configs if c.num_stages <= gets.most_stages and fits(c)]
     # Of a second stage there is next to nothing to time.
     return fitting[:1] if plan["AGAIN"] else fitting
 
 
-def positions_block(capability: tuple[int, int]) -> int:
+def forward_positions_block(kind: Gpu, dtype: torch.dtype) -> int:
+    """Positions read at a time for the states."""
+    return CHUNK if dtype != torch.float32 else positions_block(kind)
+
+
+def positions_block(kind: Gpu) -> int:
     """Positions read at a time for the gradients of states: a whole chunk, of which the next can be fetched meanwhile, where that fits."""
-    return CHUNK if capability[0] >= 9 or interpreted() else 32
+    return CHUNK if treatment(kind).wide or interpreted() else 32
 
 
 def gradient_blocks(K: int, V: int, dtype: torch.dtype, precise: str) -> dict[str, Any]:
@@ -132,8 +143,18 @@ def gradient_blocks(K: int, V: int, dtype: torch.dtype, precise: str) -> dict[st
 
 def gradient_configs(configs: list[triton.Config], named_args: dict, **constants) -> list[triton.Config]:
     """What autotuning may choose for the gradients of keys and values, the first being one that does not spill."""
-    few = (named_args | constants)["BR"] == CHUNK
-    return [c for c in configs if few or c.num_warps == 8]
+    if (named_args | constants)["BR"] == CHUNK:
+        return trusted(configs, named_args, **constants)
+    most_stages = _gets(named_args | constants).most_stages
+    return [c for c in configs if c.num_warps == 8 and c.num_stages <= most_stages]
+
+
+def size_class(programs: int) -> int:
+    """What autotuning tells apart by size: less than a large GPU runs at once, a few times that, and more.
+
+    Without it, whoever calls first, with 100 tokens say, chooses for the training that follows: choices are kept on disk.
+    """
+    return 0 if programs < 256 else 1 if programs < 2048 else 2
 
 
 def power_of_two(n: int) -> int:

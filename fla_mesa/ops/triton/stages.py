@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from fla.utils import get_multiprocessor_count
 
-from fla_mesa.ops.triton.plan import CHUNK, Plan
+from fla_mesa.ops.triton.plan import CHUNK, Plan, size_class
 
 
 class Stage(NamedTuple):
@@ -28,7 +28,7 @@ class Stage(NamedTuple):
     def arguments(self) -> dict[str, Any]:
         """What the kernels take by these names."""
         lists = {"todo": self.todo, "left": self.left, "NEXT": self.NEXT, "AGAIN": self.todo is not None}
-        return self.plan._asdict() | lists
+        return self.plan._asdict() | lists | {"size": size_class(self.tiles)}
 
 
 def lay_out(plans: tuple[Plan, ...], chunks: int, like: torch.Tensor) -> list[Stage]:

@@ -6,7 +6,7 @@ import torch
 from fla.utils import input_guard
 
 from fla_mesa.ops.triton.kernels_step import step_kernel
-from fla_mesa.ops.triton.plan import power_of_two
+from fla_mesa.ops.triton.plan import power_of_two, size_class
 from fla_mesa.ops.types import DecodingStep
 
 
@@ -38,7 +38,7 @@ def decoding_step(
     step_kernel[(B * H,)](
         q=q, k=k, v=v, g=g, beta=beta, lamb=lamb, h_kk=h_kk, h_kv=h_kv, h_kk_new=result.h_kk, h_kv_new=result.h_kv,
         o=result.o, iterations=result.iterations, residual=result.residual,
-        scratch=None if resident else k.new_empty(B, H, K, dtype=torch.float32), max_steps=max_steps,
+        scratch=None if resident else k.new_empty(B, H, K, dtype=torch.float32), size=size_class(B * H), max_steps=max_steps,
         tolerance=tolerance, H=H, K=K, V=V, BK=BK, BV=min(power_of_two(V), 64), BD=32, RESIDENT=resident,
     )  # fmt: skip
     return result
