@@ -156,7 +156,7 @@ def install() -> None:
         try:
             backends.register(entry.original, backend=TorchCPU)(entry.implementation)
         except KeyError:  # no dispatch point yet
-            new = backends.dispatch(entry.original)
+            new = backends.dispatch(_unmarked(entry.original))
             backends.register(new, backend=TorchCPU)(entry.implementation)
             adopted[id(entry.original)] = (entry.original, new)
     for operation, methods in by_operation.items():
@@ -188,6 +188,18 @@ def _unregister(backend_type: str, adopted: list[Callable[..., Any]]) -> None:
         del backends._function_registries[inspect.unwrap(function)]
     for registry in (*backends._function_registries.values(), *backends._operation_registries.values()):
         registry._backends.pop(backend_type, None)
+
+
+def _unmarked(function: F) -> F:
+    """The function behind a plain one. fla's `dispatch` keeps its wrapper out of graphs by `torch.compiler.disable`; where the function has
+    been through that already, torch 2.10 looks for its mark, finds it on the wrapper too, and disables the function in place of it."""
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return function(*args, **kwargs)
+
+    vars(call).pop("_torchdynamo_orig_callable", None)
+    return call  # pyright: ignore[reportReturnType] (a wrapper is of its function's type)
 
 
 def on_cpu(*args: Any, **kwargs: Any) -> bool:
