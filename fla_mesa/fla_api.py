@@ -28,6 +28,8 @@ USED: dict[str, str | None] = {
     "fla.utils.input_guard": "fn",
     "fla.utils.tensor_cache": "fn",
     "fla.backends._DISPATCH_DISABLED": EXISTS,
+    "fla.backends._function_registries": EXISTS,
+    "fla.backends._operation_registries": EXISTS,
     "fla.backends.BaseBackend": EXISTS,
     "fla.backends.BaseBackend.verify": "self function_name args kwargs",
     "fla.backends.dispatch": "entry_point",
