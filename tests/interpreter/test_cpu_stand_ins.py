@@ -170,7 +170,8 @@ def test_recurrence(name, dtype):
     args = inputs(names, dtype, T=T_STEPS if name.startswith(("fused_recurrent", "parallel")) else T)
     expected, actual = (call(f, *args) for f in (theirs, ours))
     expected, actual = ([y] if isinstance(y, torch.Tensor) else list(y) for y in (expected, actual))
-    seeds = [torch.randn_like(y) for y in expected]
+    # The gradient of the outputs' squares: what is summed over all positions has mostly one sign there, and is not all rounding.
+    seeds = [y.detach() for y in expected]
     gradients = [torch.autograd.grad(y, args, seeds) for y in (expected, actual)]
     for a, e in zip(actual, expected, strict=True):
         close(a, e, TOLERANCE[dtype])
