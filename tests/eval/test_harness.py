@@ -16,6 +16,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from fla_mesa.data import synthetic
+from fla_mesa.data.synthetic.registry import REGISTRY
 from fla_mesa.data.tokenizer import byte_tokenizer
 from fla_mesa.eval import heldout
 from fla_mesa.eval.harness.command import main
@@ -423,6 +424,22 @@ def test_names_patterns_files_and_folders_of_tasks(local_tasks, tmp_path):
     # A group whose members are lm-eval's own is not complete without them.
     (tmp_path / "group.yaml").write_text("group: mine\ntask: [local_choice, hellaswag]\n")
     assert not Tasks([local_tasks, tmp_path], include_defaults=False)._holds("mine")
+
+
+def test_a_synthetic_task_of_a_plugin_has_its_entry(llama_checkpoint, tmp_path, capsys):
+    (tmp_path / "recall_of_a_plugin.py").write_text(
+        "from dataclasses import dataclass\nfrom fla_mesa.data import synthetic\nfrom fla_mesa.data.synthetic.mqar import MQAR\n\n"
+        "@synthetic.register('recall-of-a-plugin', sizes=(8, 2, 5))\n@dataclass(frozen=True)\nclass Recall(MQAR):\n"
+        "    name = 'recall-of-a-plugin'\n    vocab_size: int = 64\n    length: int = 32\n    num_pairs: int = 2\n"
+    )
+    arguments = ["--plugin", str(tmp_path / "recall_of_a_plugin.py"), "--checkpoint", str(llama_checkpoint)]
+    try:
+        code = main(
+            [*arguments, "--tasks", "recall_of_a_plugin", "--metadata", "any_checkpoint=True", "--device", "cpu"]
+        )
+    finally:
+        REGISTRY.pop("recall-of-a-plugin", None)
+    assert code == 0 and "recall_of_a_plugin" in capsys.readouterr().out
 
 
 def test_held_out_text(tmp_path):

@@ -106,6 +106,8 @@ def _one_by_one(
             one = cast(Results, results)
             evaluation.cut.update(cut_inputs(lm, one))
             add_accuracy_per_token(lm, one)
+            if not config.log_samples:
+                del one["samples"]
             evaluation.add(one)
     return evaluation
 
@@ -128,7 +130,7 @@ def _report(
 ) -> None:
     """What lm-eval's command prints and writes, with what was skipped and cut beside it."""
     results = evaluation.results
-    samples = results.pop("samples")
+    samples = results.pop("samples", {})
     results["config"].update(model=config.model, model_args=config.model_args)
     results.update(skipped=dict(evaluation.skipped), cut=dict(evaluation.cut), max_length=evaluation.max_length)
     if config.show_config:

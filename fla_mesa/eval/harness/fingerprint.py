@@ -18,18 +18,24 @@ from fla_mesa.eval.measure.solver import mesa_layers
 from fla_mesa.train.provenance import versions
 
 # Arguments of a model that say where its weights come from, which are hashed themselves, or how fast it answers.
-_NO_MATTER = {
-    "pretrained",
-    "peft",
-    "delta",
-    "revision",
-    "subfolder",
-    "tokenizer",
-    "gguf_file",
-    "device",
-    "offload_folder",
-}
-_NO_MATTER |= {"batch_size", "max_batch_size", "parallelize", "max_memory_per_gpu", "max_cpu_memory"}
+_NO_MATTER = set(
+    [
+        "pretrained",
+        "peft",
+        "delta",
+        "revision",
+        "subfolder",
+        "tokenizer",
+        "gguf_file",
+        "device",
+        "offload_folder",
+        "batch_size",
+        "max_batch_size",
+        "parallelize",
+        "max_memory_per_gpu",
+        "max_cpu_memory",
+    ]
+)
 _PLACES = {"_name_or_path", "transformers_version"}  # in a configuration
 
 

@@ -1,6 +1,6 @@
 """Multiple choice scored by the likelihood of a token: the paper's rule (arXiv 2506.05233, appendix N).
 
-lm-eval has the likelihood of a whole choice (acc) and of a byte of it (acc_norm).
+lm-eval has the likelihood of a whole choice (acc) and of a character of it (acc_norm).
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from typing import Any, TypedDict
 Results = dict[str, Any]  # as lm_eval.result_schema.EvalResults describes it
 
 # The parts of lm-eval's results that have an entry for each task.
-_PER_TASK = (
+_PER_TASK = [
     "results",
     "groups",
     "group_subtasks",
@@ -18,7 +18,7 @@ _PER_TASK = (
     "higher_is_better",
     "n-samples",
     "samples",
-)
+]
 
 
 class Cut(TypedDict):

@@ -91,8 +91,8 @@ class SequenceTask(Task, ABC):
 class SuiteTask(SequenceTask):
     """The test split of a synthetic suite; ``acc`` is the suite's own score, averaged over the sequences.
 
-    The YAML file's ``metadata: suite:`` names it. A checkpoint that learnt the same suite with other parameters (a smaller vocabulary,
-    say), and records so in its tokenizer, is asked with those; what the YAML file fixes comes first. One that learnt another suite, or
+    The entry's ``metadata: suite:`` names it. A checkpoint that learnt the same suite with other parameters (a smaller vocabulary,
+    say), and records so in its tokenizer, is asked with those; what the entry fixes comes first. One that learnt another suite, or
     text, is not asked: its ids mean something else.
     """
 
@@ -108,7 +108,7 @@ class SuiteTask(SequenceTask):
         return docs
 
     def spec(self) -> str:
-        """The suite to ask: the YAML file's settings over those that the checkpoint learnt, if it learnt this suite."""
+        """The suite to ask: the entry's settings over those that the checkpoint learnt, if it learnt this suite."""
         wanted = str(self.settings["suite"])
         recorded = recorded_suite(self.settings.get("pretrained"))
         if wanted == "recorded":
@@ -130,7 +130,7 @@ class SuiteTask(SequenceTask):
         return wanted
 
     def process_results(self, doc: Document, results: list[list[int]]) -> dict[str, float]:
-        rows = {key: np.array([doc[key]]) for key in ("input_ids", "labels", "allowed") if key in doc}
+        rows = {key: np.array([value]) for key, value in doc.items() if key != "which"}
         return {"acc": float(self._tasks[doc["which"]].scores(np.array([results[0]]), rows)[0])}
 
     def metrics(self) -> dict[str, bool]:
