@@ -87,6 +87,7 @@ USED: dict[str, str | None] = {
     "fla.modules.GatedMLP.forward": "self x kwargs",
     "fla.modules.RMSNorm": "hidden_size eps dtype",
     "fla.modules.RMSNorm.forward": "self x",
+    "fla.modules.RotaryEmbedding": "dim",
     "fla.modules.RotaryEmbedding.forward": "self q k seqlen_offset cu_seqlens max_seqlen",
     "fla.modules.ShortConvolution": "hidden_size kernel_size bias activation",
     "fla.modules.ShortConvolution.forward": "self x cache output_final_state cu_seqlens",

@@ -22,6 +22,7 @@ from fla.models import LinearAttentionConfig
 from fla_mesa.data import DataRequest, load_data, register_source, synthetic
 from fla_mesa.layers.matched import rule
 from fla_mesa.layers.matched.delta import DeltaRule
+from fla_mesa.layers.recurrent import QKVSettings
 from fla_mesa.models import zoo
 from fla_mesa.ops.backends import register_backend
 from fla_mesa.ops.pytorch import *  # a back end is a module with these functions
@@ -42,9 +43,18 @@ def linear_attn(shape, tokens):
     return LinearAttentionConfig(num_heads=shape.num_heads, **zoo.common(shape, tokens))
 
 
+@dataclass(frozen=True, kw_only=True)
+class SlowSettings(QKVSettings):
+    slowness: float = 1.0
+
+
 @rule("slow_delta", "the delta rule under another name")
 class SlowDelta(DeltaRule):
-    pass
+    Settings = SlowSettings
+
+    def __init__(self, settings, layer_idx=None):
+        super().__init__(settings, layer_idx)
+        self.slowness = settings.slowness
 
 
 @register_source("shouting")
@@ -68,7 +78,7 @@ class Count(synthetic.Task):
         ids = (rng.integers(0, 64, (n, 1)) + rng.integers(1, 8, (n, 1)) * np.arange(self.length)) % 64
         return {"input_ids": ids, "labels": ids}
 '''
-SMALL = "num_hidden_layers=1,hidden_size=32,num_heads=2,intermediate_size=32"
+SMALL = {"num_hidden_layers": 1, "hidden_size": 32, "num_heads": 2, "intermediate_size": 32}
 SHORT = ["--max_steps", "2", "--per_device_train_batch_size", "2", "--eval_strategy", "no", "--save_steps", "1"]
 
 
@@ -84,22 +94,35 @@ def train(plugin, folder):
     text = folder / "text.txt"
     text.write_text("the cat sat on the mat. " * 60)
     runs = {
-        "architecture": ["--model", "linear_attn", "--data", text, "--seq_len", "32", "--config_overrides", SMALL],
-        "rule": ["--model", "matched-slow_delta", "--data", f"shouting:{text}", "--seq_len", "32"],
-        "backend": ["--model", "mesanet", "--data", "count:length=16,train=32"],
+        "architecture": (SMALL, ["--model", "linear_attn", "--data", text, "--seq_len", "32"]),
+        "rule": (
+            SMALL | {"head_dim": 16, "rule_settings": {"slowness": 2.0}},
+            ["--model", "matched-slow_delta", "--data", f"shouting:{text}", "--seq_len", "32"],
+        ),
+        "backend": (
+            SMALL | {"head_dim": 16, "backend": "mine"},
+            ["--model", "mesanet", "--data", "count:length=16,train=32"],
+        ),
     }
     codes = {}
-    for name, flags in runs.items():
-        own = [*flags, "--output_dir", folder / name, *SHORT]
-        if name != "architecture":
-            own += ["--config_overrides", SMALL + ",head_dim=16" + (",backend=mine" if name == "backend" else "")]
+    for name, (changes, flags) in runs.items():
+        own = [*flags, "--config_overrides", json.dumps(changes), "--output_dir", folder / name, *SHORT]
         codes[name] = main(["train", "--plugin", str(plugin), *map(str, own)])
     return codes, len(sys.modules["fla_mesa_plugin_my_models"].steps_taken)
 
 
 def go_on(plugin, folder):
     """Neither resuming nor reading a checkpoint asks for the plug-in again."""
-    flags = ["--model", "linear_attn", "--data", folder / "text.txt", "--seq_len", "32", "--config_overrides", SMALL]
+    flags = [
+        "--model",
+        "linear_attn",
+        "--data",
+        folder / "text.txt",
+        "--seq_len",
+        "32",
+        "--config_overrides",
+        json.dumps(SMALL),
+    ]
     code = main(["train", *map(str, [*flags, "--output_dir", folder / "architecture", *SHORT, "--resume"])])
     return code, plugins.loaded() == (str(plugin),)
 
@@ -108,7 +131,8 @@ def read(folder):
     from fla_mesa.eval.checkpoint import check_checkpoint, load_model
 
     check_checkpoint(str(folder / "rule"))
-    return type(load_model(str(folder / "rule")).model.layers[0].attn).__name__
+    layer = load_model(str(folder / "rule")).model.layers[0].attn
+    return type(layer).__name__, layer.slowness
 
 
 def test_everything_can_be_added_by_a_file(plugin, tmp_path):
@@ -120,7 +144,7 @@ def test_everything_can_be_added_by_a_file(plugin, tmp_path):
     assert command[:4] == ["fla-mesa", "train", "--plugin", str(plugin)]
 
     assert run_on_ranks(go_on, 1, tmp_path, plugin, tmp_path, connect=False) == [(0, True)]
-    assert run_on_ranks(read, 1, tmp_path, tmp_path, connect=False) == ["SlowDelta"]
+    assert run_on_ranks(read, 1, tmp_path, tmp_path, connect=False) == [("SlowDelta", 2.0)]
     plugin.rename(plugin.with_name("moved.py"))
     try:
         with pytest.raises(

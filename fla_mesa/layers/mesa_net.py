@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn as nn
@@ -12,7 +13,7 @@ import torch.nn.functional as F
 
 from fla_mesa.layers.convergence import Solves
 from fla_mesa.layers.initialization import fill
-from fla_mesa.layers.recurrent import Call, QKVMixer, States
+from fla_mesa.layers.recurrent import Call, QKVMixer, QKVSettings, States
 from fla_mesa.ops import SolverStats, chunk_mesa_net, mesa_net_decoding_one_step
 from fla_mesa.ops.backends import check_backend, l2_normalize
 from fla_mesa.ops.pytorch import TOLERANCE
@@ -71,7 +72,7 @@ class MesaNet(QKVMixer):
         cg_tolerance: Relative residual at which a position's solve stops, or None for what the back end does, as in
             :func:`~fla_mesa.ops.chunk_mesa_net`.
         backend: What solves: a back end of that function, or None for the one that suits the device.
-        gamma_init: Forget gates of the first and of the last head at the start; see :class:`~fla_mesa.layers.recurrent.QKVMixer`.
+        gamma_init: Forget gates of the first and of the last head at the start; see :class:`~fla_mesa.layers.recurrent.QKVSettings`.
 
     Attributes:
         record_stats: Set it to True to keep the solver's statistics of each call in ``last_stats``.
@@ -120,7 +121,7 @@ class MesaNet(QKVMixer):
             )
         if gamma_cap is not None and not 0 < gamma_cap <= 1:
             raise ValueError(f"gamma_cap must be in (0, 1] or None; got {gamma_cap!r}")
-        super().__init__(
+        settings = QKVSettings(
             hidden_size=hidden_size,
             num_heads=num_heads,
             head_dim=head_dim,
@@ -129,10 +130,10 @@ class MesaNet(QKVMixer):
             use_v_conv=use_v_conv,
             conv_size=conv_size,
             conv_bias=conv_bias,
-            layer_idx=layer_idx,
             norm_eps=norm_eps,
             gamma_init=gamma_init,
         )
+        super().__init__(settings, layer_idx)
         self.mode = mode
         self.lambda_lower_bound, self.lambda_init, self.train_lambda = lambda_lower_bound, lambda_init, train_lambda
         self.gamma_cap = gamma_cap
@@ -146,6 +147,17 @@ class MesaNet(QKVMixer):
         )
         self.lambda_params._no_weight_decay = True  # pyright: ignore[reportAttributeAccessIssue] (fla's mark)
         self.reset_parameters()
+
+    @classmethod
+    def settings(cls) -> set[str]:
+        """See :meth:`RecurrentMixer.settings`: those of its arguments, which are the public ones of fla's layer."""
+        return inspect.signature(cls).parameters.keys() - {"layer_idx", "mode"}
+
+    @classmethod
+    def from_config(cls, config: Any, layer_idx: int) -> MesaNet:
+        """The layer of a model."""
+        arguments: dict[str, Any] = {name: getattr(config, name) for name in cls.settings()}
+        return cls(**arguments, layer_idx=layer_idx)
 
     def reset_parameters(self) -> None:
         """The biases of the forget gates, and lamb."""

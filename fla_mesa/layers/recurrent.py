@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import inspect
+import dataclasses
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 import torch.nn as nn
@@ -45,6 +46,8 @@ class RecurrentMixer(nn.Module):
         layer_idx: Index of the layer in its model; needed with a cache.
     """
 
+    # A dataclass of what the mixer is made of; the names of its fields are those of the configuration.
+    Settings: ClassVar[type]
     # Whether ``_mix`` goes by ``call.cp_context``, so that a row can be cut over ranks.
     context_parallel = False
 
@@ -54,14 +57,17 @@ class RecurrentMixer(nn.Module):
 
     @classmethod
     def settings(cls) -> set[str]:
-        """Names of the configuration's settings that the mixer takes: those of its arguments."""
-        return inspect.signature(cls).parameters.keys() - {"layer_idx", "mode"}
+        """Names of the configuration's settings that the mixer takes."""
+        return {field.name for field in dataclasses.fields(cls.Settings)}
 
     @classmethod
     def from_config(cls, config: Any, layer_idx: int) -> RecurrentMixer:
-        """The mixer of a layer: every argument is the configuration's setting of that name."""
-        arguments: dict[str, Any] = {name: getattr(config, name) for name in cls.settings()}
-        return cls(**arguments, layer_idx=layer_idx)
+        """The mixer of a layer: each of its settings is the configuration's of that name, or one of its ``rule_settings``."""
+        values = {name: getattr(config, name) for name in cls.settings() if hasattr(config, name)}
+        own = getattr(config, "rule_settings", None) or {}
+        values |= {name: value for name, value in own.items() if name in cls.settings()}
+        make: Any = cls
+        return make(cls.Settings(**values), layer_idx)
 
     def _mix(
         self, x: torch.Tensor, conv: States | None, states: States | None, call: Call
@@ -136,6 +142,44 @@ def refuse_attentions(output_attentions: bool | None) -> None:
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class QKVSettings:
+    """What :class:`QKVMixer` is made of.
+
+    Attributes:
+        hidden_size: Width of input and output, D.
+        num_heads: Heads, H.
+        head_dim: Size of keys and of values of a head.
+        use_output_gate: Whether the norm on the output is gated by ``SiLU(W x)``.
+        use_short_conv: Whether q and k pass a causal depthwise convolution (then SiLU).
+        use_v_conv: Whether v does.
+        conv_size: Width of the convolutions.
+        conv_bias: Whether they have a bias.
+        norm_eps: Epsilon of the norm on the output.
+        gamma_init: Forget gates of the first and of the last head at the start, where the input is zero; those between are spread evenly
+            in their logits. With the default, fla's, nothing is remembered for longer than a few tokens at first: recall is learnt
+            several times sooner with (0.5, 0.98), and text a little later (docs/log.md).
+
+    Raises:
+        ValueError: A value is out of range.
+    """
+
+    hidden_size: int
+    num_heads: int
+    head_dim: int
+    use_output_gate: bool = False
+    use_short_conv: bool = True
+    use_v_conv: bool = True
+    conv_size: int = 4
+    conv_bias: bool = False
+    norm_eps: float = 1e-5
+    gamma_init: Sequence[float] = (0.5, 0.5)
+
+    def __post_init__(self) -> None:
+        if len(self.gamma_init) != 2 or not all(0 < gamma < 1 for gamma in self.gamma_init):
+            raise ValueError(f"gamma_init must be two numbers in (0, 1); got {self.gamma_init!r}")
+
+
 class QKVMixer(RecurrentMixer):
     """One parametrisation for many recurrence rules (arXiv 2506.05233, appendix E.1); a subclass is a rule.
 
@@ -148,48 +192,21 @@ class QKVMixer(RecurrentMixer):
     ``use_v_conv``. docs/log.md has what was measured.
 
     Args:
-        hidden_size: Width of input and output, D.
-        num_heads: Heads, H.
-        head_dim: Size of keys and of values of a head.
-        use_output_gate: Whether the norm on the output is gated by ``SiLU(W x)``.
-        use_short_conv: Whether q and k pass a causal depthwise convolution (then SiLU).
-        use_v_conv: Whether v does.
-        conv_size: Width of the convolutions.
-        conv_bias: Whether they have a bias.
+        settings: What it is made of.
         layer_idx: Index of the layer in its model; needed with a cache.
-        norm_eps: Epsilon of the norm on the output.
-        gamma_init: Forget gates of the first and of the last head at the start, where the input is zero; those between are spread evenly
-            in their logits. With the default, fla's, nothing is remembered for longer than a few tokens at first: recall is learnt
-            several times sooner with (0.5, 0.98), and text a little later (docs/log.md).
-
-    Raises:
-        ValueError: An argument is out of range.
     """
 
+    Settings = QKVSettings
     # Which of the two gates the rule has.
     forget_gate = True
     input_gate = True
 
-    def __init__(
-        self,
-        hidden_size: int,
-        num_heads: int,
-        head_dim: int,
-        use_output_gate: bool = False,
-        use_short_conv: bool = True,
-        use_v_conv: bool = True,
-        conv_size: int = 4,
-        conv_bias: bool = False,
-        layer_idx: int | None = None,
-        norm_eps: float = 1e-5,
-        gamma_init: Sequence[float] = (0.5, 0.5),
-    ):
-        super().__init__(hidden_size, layer_idx)
-        if len(gamma_init) != 2 or not all(0 < gamma < 1 for gamma in gamma_init):
-            raise ValueError(f"gamma_init must be two numbers in (0, 1); got {gamma_init!r}")
-        self.gamma_init = gamma_init
-        self.num_heads, self.head_dim = num_heads, head_dim
-        self.use_output_gate, self.use_short_conv, self.use_v_conv = use_output_gate, use_short_conv, use_v_conv
+    def __init__(self, settings: QKVSettings, layer_idx: int | None = None):
+        super().__init__(settings.hidden_size, layer_idx)
+        hidden_size, num_heads, head_dim = settings.hidden_size, settings.num_heads, settings.head_dim
+        self.num_heads, self.head_dim, self.gamma_init = num_heads, head_dim, settings.gamma_init
+        self.use_output_gate = settings.use_output_gate
+        self.use_short_conv, self.use_v_conv = settings.use_short_conv, settings.use_v_conv
 
         inner = num_heads * head_dim
         self.q_proj = nn.Linear(hidden_size, inner, bias=False)
@@ -199,16 +216,15 @@ class QKVMixer(RecurrentMixer):
             self.a_proj = nn.Linear(hidden_size, num_heads, bias=True)
         if self.input_gate:
             self.b_proj = nn.Linear(hidden_size, num_heads, bias=True)
-        if use_short_conv:
-            self.q_conv1d = ShortConvolution(inner, conv_size, bias=conv_bias, activation="silu")
-            self.k_conv1d = ShortConvolution(inner, conv_size, bias=conv_bias, activation="silu")
-        if use_v_conv:
-            self.v_conv1d = ShortConvolution(inner, conv_size, bias=conv_bias, activation="silu")
-        if use_output_gate:
+        convolved = ("qk" if settings.use_short_conv else "") + ("v" if settings.use_v_conv else "")
+        for name in convolved:
+            convolution = ShortConvolution(inner, settings.conv_size, bias=settings.conv_bias, activation="silu")
+            self.add_module(f"{name}_conv1d", convolution)
+        if settings.use_output_gate:
             self.g_proj = nn.Linear(hidden_size, inner, bias=False)
-            self.o_norm = FusedRMSNormGated(head_dim, eps=norm_eps)
+            self.o_norm = FusedRMSNormGated(head_dim, eps=settings.norm_eps)
         else:
-            self.o_norm = RMSNorm(head_dim, eps=norm_eps, dtype=torch.float32)
+            self.o_norm = RMSNorm(head_dim, eps=settings.norm_eps, dtype=torch.float32)
         self.o_proj = nn.Linear(inner, hidden_size, bias=False)
         QKVMixer.reset_parameters(self)  # a subclass resets its own once they exist
 

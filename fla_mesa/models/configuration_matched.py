@@ -36,6 +36,9 @@ class MatchedConfig(MesaNetConfig):
     window_size: int = setting(64, COUNT, "How many tokens a query of a sliding_softmax layer sees, itself included.")
     ridge_ratio: float = setting(0.02, POSITIVE, "Of gka layers: the ridge is this times the Frobenius norm of H.")
     chebyshev_steps: int = setting(30, COUNT, "Iterations of the solver of gka layers.")
+    rule_settings: dict[str, Any] | None = setting(
+        None, None, "Settings of rules that have no line here, those of plug-ins: {'name': value}."
+    )
 
     def _check_together(self) -> None:
         super()._check_together()
@@ -46,6 +49,11 @@ class MatchedConfig(MesaNetConfig):
         if not 1 <= len(rules) <= self.num_hidden_layers:
             raise ValueError(
                 f"rule must name 1 to {self.num_hidden_layers} rules, one a layer at most; got {len(rules)}"
+            )
+        own = {name for rule in rules for name in RULES[rule].mixer.settings()} - set(type(self).__dataclass_fields__)
+        if unknown := sorted(set(self.rule_settings or {}) - own):
+            raise ValueError(
+                f"rule_settings of {', '.join(rules)} may be {', '.join(sorted(own)) or 'none'}; got {', '.join(unknown)}"
             )
         for name in _settings_without_meaning(rules):
             default, value = type(self).__dataclass_fields__[name].default, getattr(self, name)
@@ -78,9 +86,8 @@ class MatchedConfig(MesaNetConfig):
 def _settings_without_meaning(rules: Sequence[str]) -> list[str]:
     """Settings that some rule takes, but none of these."""
     taken = [RULES[name].mixer.settings() for name in rules]
-    return sorted(
-        set().union(*(rule.mixer.settings() for rule in RULES.values())) - set().union(*taken) - _OF_THE_MODEL
-    )
+    all_settings = set().union(*(rule.mixer.settings() for rule in RULES.values()))
+    return sorted(all_settings & set(MatchedConfig.__dataclass_fields__) - set().union(*taken) - _OF_THE_MODEL)
 
 
 def _brought_up_to_date(saved: dict[str, Any]) -> dict[str, Any]:

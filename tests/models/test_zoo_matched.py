@@ -331,6 +331,7 @@ def test_what_softmax_was_in_files_of_old_it_still_is(tmp_path):
         ({"rule": ["mesa"] * 3}, ValueError, "rule must name 1 to 2 rules, one a layer at most; got 3"),
         ({"rule": []}, ValueError, "rule must name 1 to 2 rules, one a layer at most; got 0"),
         ({"rule": "softmax", "head_dim": 15}, ValueError, "head_dim must be even for RoPE; got 15"),
+        ({"rule": "delta", "rule_settings": {"x": 1}}, ValueError, "rule_settings of delta may be none; got x"),
         (
             {"rule": "rg_lru", "recurrence_width": 33},
             ValueError,

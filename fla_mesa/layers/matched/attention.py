@@ -6,15 +6,14 @@ from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
-from fla.modules.rotary import rotary_embedding
+from fla.modules import RotaryEmbedding
 
-from fla_mesa.layers.recurrent import Call, QKVMixer, States
+from fla_mesa.layers.recurrent import Call, QKVMixer, QKVSettings, States
 
 Tensor = torch.Tensor
 
 # Queries that share a copy of the keys in a window, at least.
 BLOCK = 64
-ROPE_BASE = 10000.0
 
 
 class SoftmaxRule(QKVMixer):
@@ -30,6 +29,10 @@ class SoftmaxRule(QKVMixer):
 
     forget_gate = input_gate = False
     window: int | None = None
+
+    def __init__(self, settings: QKVSettings, layer_idx: int | None = None):
+        super().__init__(settings, layer_idx)
+        self.rotary = RotaryEmbedding(settings.head_dim)
 
     def _scale(self) -> float:
         return self.head_dim**-0.5
@@ -75,8 +78,7 @@ class SoftmaxRule(QKVMixer):
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, count: Tensor | None) -> Tensor:
         """Queries ``[B, T, H, d]``, the last of ``k, v [B, S, H, d]``, of which the last `count` ``[B]`` are tokens; None for all."""
         T, S = q.shape[1], k.shape[1]
-        cos, sin = _angles(S, self.head_dim, q)
-        q, k = _turn(q, cos[S - T :], sin[S - T :]), _turn(k, cos, sin)
+        q, k = self._turn(q, k)
         if self.window is not None and self.window < S and T > 1:
             return self._attend_in_blocks(q, k, v, count, self.window)
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))
@@ -85,6 +87,18 @@ class SoftmaxRule(QKVMixer):
         at = torch.arange(S, device=q.device)
         mask = (at <= at[S - T :, None]) & (at >= S - count[:, None, None, None])  # [B, 1, T, S]
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=self._scale()).transpose(1, 2)
+
+    def _turn(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        """``q [B, T, H, d]``, the last of ``k [B, S, H, d]``, turned by RoPE; positions count from the first key."""
+        before, longest = k.shape[1] - q.shape[1], k.shape[1]
+        wide = torch.promote_types(q.dtype, torch.float32)  # fla turns in the dtype that it is given
+        q_wide, k_wide = q.to(wide), k.to(wide)
+        if before == 0:
+            q_wide, k_wide = self.rotary(q_wide, k_wide, max_seqlen=longest)
+        else:  # it turns both from one position on: one at a time, with next to nothing in the place of the other
+            q_wide, _ = self.rotary(q_wide, q_wide[:, :1], seqlen_offset=before, max_seqlen=longest)
+            _, k_wide = self.rotary(k_wide[:, :1], k_wide, max_seqlen=longest)
+        return q_wide.to(q.dtype), k_wide.to(k.dtype)
 
     def _attend_in_blocks(self, q: Tensor, k: Tensor, v: Tensor, count: Tensor | None, window: int) -> Tensor:
         """The same where the window ends, for C queries at a time, which see C + window - 1 keys and no others."""
@@ -124,16 +138,3 @@ def _sequences(
 def pad_front(x: Tensor, length: int) -> Tensor:
     """``[N, S, ...]`` with zeros before, up to this length."""
     return x if x.shape[1] == length else torch.cat([x.new_zeros(len(x), length - x.shape[1], *x.shape[2:]), x], 1)
-
-
-def _angles(length: int, width: int, like: Tensor) -> tuple[Tensor, Tensor]:
-    """cos and sin of RoPE at positions 0 .. length - 1, ``[length, width / 2]``, in float32 or better."""
-    dtype = torch.promote_types(like.dtype, torch.float32)
-    rates = ROPE_BASE ** (-torch.arange(0, width, 2, device=like.device, dtype=dtype) / width)
-    angles = torch.outer(torch.arange(length, device=like.device, dtype=dtype), rates)
-    return angles.cos(), angles.sin()
-
-
-def _turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """``x [B, T, H, d]`` turned by RoPE."""
-    return rotary_embedding(x.to(cos.dtype), cos.contiguous(), sin.contiguous()).to(x.dtype)

@@ -2,17 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn as nn
 
 from fla_mesa.layers.matched.registry import rule
-from fla_mesa.layers.recurrent import Call, QKVMixer, States
+from fla_mesa.layers.recurrent import Call, QKVMixer, QKVSettings, States
 from fla_mesa.ops.backends import l2_normalize
 from fla_mesa.ops.gka import check_options, chunk_gka
 
 Tensor = torch.Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class GatedKalmaNetSettings(QKVSettings):
+    """What :class:`GatedKalmaNet` is made of.
+
+    Attributes:
+        ridge_ratio: a, > 0.
+        chebyshev_steps: Iterations of the solver, >= 1.
+    """
+
+    ridge_ratio: float = 0.02
+    chebyshev_steps: int = 30
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_options(self.ridge_ratio, self.chebyshev_steps, "chebyshev_steps")
 
 
 @rule(
@@ -24,49 +41,14 @@ class GatedKalmaNet(QKVMixer):
     The layer of "Gated KalmaNet: A Fading Memory Layer Through Test-Time Ridge Regression" (Peng et al., arXiv 2511.21016, 4), in the
     parametrisation of the others. The states are those of Mesa. alpha = sigmoid(W x + b) is one more scalar gate a head. The paper's
     recurrence has no beta; its layer in fla has, as a factor of both key and value, which is the square root of ours.
-
-    Args:
-        hidden_size, num_heads, head_dim, use_output_gate, use_short_conv, use_v_conv, conv_size, conv_bias, layer_idx, norm_eps,
-            gamma_init: As in :class:`~fla_mesa.layers.recurrent.QKVMixer`.
-        ridge_ratio: a, > 0.
-        chebyshev_steps: Iterations of the solver, >= 1.
-
-    Raises:
-        ValueError: An argument is out of range.
     """
 
-    def __init__(
-        self,
-        hidden_size: int,
-        num_heads: int,
-        head_dim: int,
-        use_output_gate: bool = False,
-        use_short_conv: bool = True,
-        use_v_conv: bool = True,
-        conv_size: int = 4,
-        conv_bias: bool = False,
-        layer_idx: int | None = None,
-        norm_eps: float = 1e-5,
-        gamma_init: Sequence[float] = (0.5, 0.5),
-        ridge_ratio: float = 0.02,
-        chebyshev_steps: int = 30,
-    ):
-        super().__init__(
-            hidden_size,
-            num_heads,
-            head_dim,
-            use_output_gate,
-            use_short_conv,
-            use_v_conv,
-            conv_size,
-            conv_bias,
-            layer_idx,
-            norm_eps,
-            gamma_init,
-        )
-        check_options(ridge_ratio, chebyshev_steps, "chebyshev_steps")
-        self.alpha_proj = nn.Linear(hidden_size, num_heads, bias=True)
-        self.ridge_ratio, self.chebyshev_steps = ridge_ratio, chebyshev_steps
+    Settings = GatedKalmaNetSettings
+
+    def __init__(self, settings: GatedKalmaNetSettings, layer_idx: int | None = None):
+        super().__init__(settings, layer_idx)
+        self.alpha_proj = nn.Linear(settings.hidden_size, settings.num_heads, bias=True)
+        self.ridge_ratio, self.chebyshev_steps = settings.ridge_ratio, settings.chebyshev_steps
 
     def _mix(
         self, x: Tensor, conv: States | None, states: States | None, call: Call

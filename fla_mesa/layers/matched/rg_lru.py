@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -45,6 +46,32 @@ class BlockDiagonal(nn.Module):
         return y.flatten(-2) + self.bias
 
 
+@dataclass(frozen=True, kw_only=True)
+class RGLRUSettings:
+    """What :class:`RGLRU` is made of.
+
+    Attributes:
+        hidden_size: Width of input and output, D.
+        num_heads: Blocks of the matrices of both gates.
+        recurrence_width: Width of the recurrence, a multiple of `num_heads`; None for :func:`matching_width`.
+        conv_size: Width of the convolution.
+    """
+
+    hidden_size: int
+    num_heads: int
+    recurrence_width: int | None = None
+    conv_size: int = 4
+
+    def __post_init__(self) -> None:
+        if self.width % self.num_heads:
+            raise ValueError(f"recurrence_width must be a multiple of num_heads = {self.num_heads}; got {self.width}")
+
+    @property
+    def width(self) -> int:
+        """Of the recurrence, in any case."""
+        return self.recurrence_width or matching_width(self.hidden_size, self.num_heads)
+
+
 @rule("rg_lru", "RG-LRU; the width of its recurrence is what matches the parameters", architecture="hawk")
 class RGLRU(RecurrentMixer):
     r"""The recurrent block of "Griffin: Mixing Gated Linear Recurrences with Local Attention" (De et al., arXiv 2402.19427, 2.3-2.4).
@@ -56,35 +83,18 @@ class RGLRU(RecurrentMixer):
 
     The start is Griffin's (2.4): a^(1 / r), the decay where the gate r is 1, is uniform in [0.9, 0.999], and the gates' matrices have
     variance 1 / fan-in and no bias. (The code released with RecurrentGemma starts the eighth root of it there.)
-
-    Args:
-        hidden_size: Width of input and output, D.
-        num_heads: Blocks of the matrices of both gates.
-        recurrence_width: Width of the recurrence, a multiple of `num_heads`; None for :func:`matching_width`.
-        conv_size: Width of the convolution.
-        layer_idx: Index of the layer in its model; needed with a cache.
-
-    Raises:
-        ValueError: `num_heads` does not divide `recurrence_width`.
     """
+
+    Settings = RGLRUSettings
 
     no_weight_decay = ("decay_params",)
 
-    def __init__(
-        self,
-        hidden_size: int,
-        num_heads: int,
-        recurrence_width: int | None = None,
-        conv_size: int = 4,
-        layer_idx: int | None = None,
-    ):
-        super().__init__(hidden_size, layer_idx)
-        width, blocks = recurrence_width or matching_width(hidden_size, num_heads), num_heads
-        if width % blocks:
-            raise ValueError(f"recurrence_width must be a multiple of num_heads = {blocks}; got {width}")
+    def __init__(self, settings: RGLRUSettings, layer_idx: int | None = None):
+        super().__init__(settings.hidden_size, layer_idx)
+        hidden_size, width, blocks = settings.hidden_size, settings.width, settings.num_heads
         self.x_proj = nn.Linear(hidden_size, width, bias=False)
         self.y_proj = nn.Linear(hidden_size, width, bias=False)
-        self.conv1d = ShortConvolution(width, conv_size, bias=True, activation=None)
+        self.conv1d = ShortConvolution(width, settings.conv_size, bias=True, activation=None)
         self.r_gate = BlockDiagonal(width, blocks)
         self.i_gate = BlockDiagonal(width, blocks)
         self.decay_params = nn.Parameter(torch.empty(width, dtype=torch.float32))

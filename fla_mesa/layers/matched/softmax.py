@@ -2,8 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from fla_mesa.layers.matched.attention import SoftmaxRule
 from fla_mesa.layers.matched.registry import rule
+from fla_mesa.layers.recurrent import QKVSettings
+
+
+@dataclass(frozen=True, kw_only=True)
+class SoftmaxSettings:
+    """What :class:`SoftmaxAttention` is made of; each as in :class:`~fla_mesa.layers.recurrent.QKVSettings`, `head_dim` even."""
+
+    hidden_size: int
+    num_heads: int
+    head_dim: int
+    use_output_gate: bool = False
+    norm_eps: float = 1e-5
 
 
 @rule(
@@ -16,35 +30,18 @@ class SoftmaxAttention(SoftmaxRule):
 
     The block is that of Llama 2 (arXiv 2506.05233, section 4). Only recurrent layers have convolutions there (E.1), so that this one
     takes no settings for them. The norm on each head's output is in: E.1 asks for it without an exception, Llama has none.
-
-    Args:
-        hidden_size: Width of input and output, D.
-        num_heads: Heads, H.
-        head_dim: Size of keys and of values of a head, even.
-        use_output_gate: Whether the norm on the output is gated by ``SiLU(W x)``.
-        layer_idx: Index of the layer in its model; needed with a cache.
-        norm_eps: Epsilon of the norm on the output.
-
-    Raises:
-        ValueError: An argument is out of range.
     """
 
-    def __init__(
-        self,
-        hidden_size: int,
-        num_heads: int,
-        head_dim: int,
-        use_output_gate: bool = False,
-        layer_idx: int | None = None,
-        norm_eps: float = 1e-5,
-    ):
-        super().__init__(
-            hidden_size,
-            num_heads,
-            head_dim,
-            use_output_gate,
+    Settings = SoftmaxSettings
+
+    def __init__(self, settings: SoftmaxSettings, layer_idx: int | None = None):
+        shared = QKVSettings(
+            hidden_size=settings.hidden_size,
+            num_heads=settings.num_heads,
+            head_dim=settings.head_dim,
+            use_output_gate=settings.use_output_gate,
+            norm_eps=settings.norm_eps,
             use_short_conv=False,
             use_v_conv=False,
-            layer_idx=layer_idx,
-            norm_eps=norm_eps,
         )
+        super().__init__(shared, layer_idx)
