@@ -10,6 +10,7 @@ from torch.autograd.function import once_differentiable
 from fla_mesa.ops.backends import Backend, choose_backend
 from fla_mesa.ops.checks import check_chunk
 from fla_mesa.ops.context_parallel import ContextLike, check_call, states_before
+from fla_mesa.ops.opaque import opaque
 from fla_mesa.ops.types import SolverStats
 
 
@@ -46,6 +47,7 @@ class _ChunkMesaNet(torch.autograd.Function):
         return d.q.to(ctx.q_dtype), *rest, None, None
 
 
+@opaque
 def chunk_mesa_net(
     q: torch.Tensor,
     k: torch.Tensor,

@@ -9,6 +9,7 @@ from torch.autograd.function import once_differentiable
 
 from fla_mesa.ops.backends import Backend, choose_backend
 from fla_mesa.ops.checks import check_query
+from fla_mesa.ops.opaque import opaque
 from fla_mesa.ops.types import SolverStats
 
 
@@ -35,6 +36,7 @@ class _MesaNetQuery(torch.autograd.Function):
         return d.q.to(ctx.q_dtype), *states, None, None
 
 
+@opaque
 def mesa_net_query(
     q: torch.Tensor,
     h_kk: torch.Tensor,

@@ -8,9 +8,11 @@ import torch
 
 from fla_mesa.ops.backends import choose_backend
 from fla_mesa.ops.checks import check_step
+from fla_mesa.ops.opaque import opaque
 from fla_mesa.ops.types import SolverStats
 
 
+@opaque
 def mesa_net_decoding_one_step(
     q: torch.Tensor,
     k: torch.Tensor,
