@@ -3,6 +3,7 @@
 One table of cases for all: a keyword that a model drops makes documents leak into each other, which nobody would notice.
 """
 
+import copy
 import re
 
 import pytest
@@ -246,8 +247,11 @@ class Cached:
 
 @pytest.mark.parametrize("name", [*MODELS, "transformer", "xlstm"])
 def test_padding_on_any_side_with_a_cache(models, name):
-    """In the first call, in later ones, in rows that have no token in a call; and a later call may leave the mask out."""
-    model, x = models(name), tokens(3, 20)
+    """In the first call, in later ones, in rows that have no token in a call; and a later call may leave the mask out.
+
+    In float64: Gated KalmaNet's systems make 1e-4 of the rounding of float32.
+    """
+    model, x = copy.deepcopy(models(name)).double(), tokens(3, 20)
     mask = torch.ones_like(x)
     mask[0, 5:9], mask[1, :4], mask[1, 10:], mask[2, 3:12] = 0, 0, 0, 0
     with torch.no_grad():
