@@ -20,16 +20,18 @@ from rich.console import Console
 from fla_mesa import cli
 from fla_mesa.data import synthetic
 from fla_mesa.eval.compare import cell as cells
+from fla_mesa.eval.compare import columns, plots, suite, tables
 from fla_mesa.eval.compare import command as compare
 from fla_mesa.eval.compare import folder as folders
 from fla_mesa.eval.compare import plan as plans
-from fla_mesa.eval.compare import plots, report, suite
 from fla_mesa.eval.compare.cell import Cell
 from fla_mesa.eval.compare.columns import MORE, Spread, digits, whole
 from fla_mesa.eval.compare.display import Display, Estimate
+from fla_mesa.eval.compare.paired import t_quantile
 from fla_mesa.eval.compare.plan import PRESETS, parse, read_preset
-from fla_mesa.eval.compare.run import ModelResult, _Runner
-from fla_mesa.eval.compare.variants import Variant
+from fla_mesa.eval.compare.results import ModelResult
+from fla_mesa.eval.compare.run import _Runner
+from fla_mesa.eval.compare.variants import Variant, split_outside_brackets
 from fla_mesa.eval.compare.worker import Worker
 from fla_mesa.eval.measure.trained import Metrics, Trained
 from fla_mesa.models import zoo
@@ -44,8 +46,8 @@ def run(text, folder, *flags) -> int:
     return compare.main([*SMALL, "--data", str(text), "--output_dir", str(folder), *flags])
 
 
-def metrics_of(folder, model):
-    return Metrics.read(folder / f"cells/matched-{model}/lr0.003-seed1")
+def metrics_of(folder, model, seed=1):
+    return Metrics.read(folder / f"cells/matched-{model}/lr0.003-seed{seed}")
 
 
 def report_of(folder):
@@ -457,7 +459,10 @@ def test_a_real_child(tmp_path):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--preset", "quick"], "preset: allowed are demo, mqar; got 'quick'"),
+        (
+            ["--preset", "quick"],
+            "preset: allowed are cg-steps, demo, mad, mqar, paper-text, regbench, swa; got 'quick'",
+        ),
         (["--models", "gla,rwkv"], "unknown model 'rwkv'; available with released parametrization: mesanet, "),
         (["--models", "kda", "--parametrization", "matched"], "unknown model 'kda'; available with matched"),
         (["--models", ","], "models: expected a comma-separated list"),
@@ -493,6 +498,9 @@ def test_a_real_child(tmp_path):
         ),
         (["--suite", "mad", "--data", "stdlib"], "suite, data: each says what to learn"),
         (["--models", "mesanet@max_cg=5"], "config_overrides: mesanet has no setting 'max_cg'"),
+        (["--models", "gla", "--baseline", "mesanet"], "baseline: allowed are the models compared, gla; got 'mesanet'"),
+        (["--extrapolation", "0"], "extrapolation: allowed are integers >= 1; got '0'"),
+        (["--models", "hawk_mesa", "--size", "1x32"], "models: hawk_mesa: rule must name 1 to 1 rules"),
         (["--models", "mesanet@5"], "models: expected NAME@setting=value@setting=value; got 'mesanet@5'"),
         (["--overwrite"], "overwrite: a comparison sets it for each of its runs; use another --output_dir"),
     ],
@@ -519,10 +527,95 @@ def test_presets_are_overridden_by_flags():
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_every_preset_is_a_comparison(name):
-    known = vars(plans._parser().parse_args([]))
-    assert not read_preset(name).keys() - known.keys()
+def test_every_preset_runs(name, text, tmp_path, here):
+    flags = read_preset(name)
+    assert not flags.keys() - vars(plans._parser().parse_args([])).keys()
     assert parse(["--preset", name])
+    # The same with its first and last model, small and short.
+    models = split_outside_brackets(flags["models"], ",")
+    short = [
+        "--models",
+        f"{models[0]},{models[-1]}",
+        "--size",
+        "2x32",
+        "--seeds",
+        "1",
+        "--lr",
+        "3e-3",
+        "--max_steps",
+        "2",
+    ]
+    short += ["--per_device_train_batch_size", "2", "--eval_strategy", "no", "--position_tokens", "512"]
+    suite_ = flags.get("suite", "").partition(":")[0]
+    suite_ = f"{'mad-compression' if suite_ == 'mad' else suite_}:train=8,validation=4,test=4"
+    short += (
+        ["--suite", suite_ + (",length=32,num_pairs=2" if name == "mqar" else "")]
+        if "suite" in flags
+        else [*("--data", str(text), "--seq_len", "32", "--final_eval_tokens", "512")]
+    )
+    assert compare.main(["--preset", name, *short, "--output_dir", str(tmp_path)]) == 0
+    rows = report_of(tmp_path)["models"]
+    assert [row["model"] for row in rows] == [models[0], models[-1]] and all(row["seeds"] == 1 for row in rows)
+
+
+def test_differences_are_taken_over_pairs_of_runs(text, tmp_path, here):
+    flags = ("--models", "delta_net,gla", "--seeds", "1,2,3", "--baseline", "gla", "--extrapolation", "2")
+    assert run(text, tmp_path, *flags) == 0
+    found = report_of(tmp_path)
+    losses = {model: [metrics_of(tmp_path, model, seed).loss for seed in (1, 2, 3)] for model in ("delta_net", "gla")}
+    pairs = np.subtract(losses["delta_net"], losses["gla"])
+    difference = found["models"][0]["difference"]["loss"]
+    assert difference["mean"] == pytest.approx(pairs.mean())
+    assert difference["half"] == pytest.approx(4.3027 * pairs.std(ddof=1) / np.sqrt(3), rel=1e-4)
+    assert found["models"][1]["difference"] is None and found["baseline"] == "gla"
+    assert len(found["models"][0]["loss_by_position"]) == 2 * 32 - 1
+    assert "## Differences from gla" in (tmp_path / "report.md").read_text()
+    assert imread(tmp_path / "loss_difference.png").std() > 0.05
+
+
+@pytest.mark.parametrize(("freedom", "quantile"), [(1, 12.7062), (9, 2.2622), (11, 2.2010), (20, 2.0860), (60, 2.0003)])
+def test_the_quantiles_are_those_of_students_t(freedom, quantile):
+    assert t_quantile(freedom) == pytest.approx(quantile, abs=2e-4)
+
+
+PLUGIN = """
+from fla.models import LinearAttentionConfig
+from fla_mesa.eval.compare.columns import MORE, column, digits
+from fla_mesa.models import zoo
+
+@column("embedding's norm", digits(1), better=MORE)
+def norm_of_embedding(run):
+    return run.model.get_input_embeddings().weight.norm().item()
+
+@zoo.register("linear_attn_here")
+def build(shape, tokens):
+    return LinearAttentionConfig(num_heads=shape.num_heads, **zoo.common(shape, tokens))
+"""
+
+
+def test_a_plug_in_adds_a_column_and_an_architecture(text, tmp_path, here, monkeypatch):
+    (tmp_path / "mine.py").write_text(PLUGIN)
+    flags = ["compare", "--plugin", str(tmp_path / "mine.py"), "--models", "linear_attn_here,gla", "--size", "1x32"]
+    flags += [
+        "--data",
+        str(text),
+        "--seq_len",
+        "32",
+        "--max_steps",
+        "2",
+        "--position_tokens",
+        "512",
+        "--eval_strategy",
+        "no",
+    ]
+    try:
+        assert cli.main([*flags, "--output_dir", str(tmp_path / "out")]) == 0
+    finally:
+        columns.COLUMNS.pop("norm_of_embedding", None)
+    rows = report_of(tmp_path / "out")["models"]
+    assert [row["model"] for row in rows] == ["linear_attn_here", "gla"]
+    report_ = (tmp_path / "out/report.md").read_text()
+    assert "embedding's norm |" in report_ and all(f"{row['norm_of_embedding']['mean']:.1f}" in report_ for row in rows)
 
 
 def test_the_command_that_a_run_records_is_that_of_its_settings(tmp_path):
@@ -547,6 +640,7 @@ def test_variants_are_rows_of_their_own(text, tmp_path, here):
     assert mesanet["iterations"]["mean"] > 1.5 and fewer["iterations"]["mean"] <= 2
     assert mesanet["not_converged"]["mean"] == 0 < fewer["not_converged"]["mean"]
     assert abs(mesanet["loss_solved_exactly"]["mean"]) < 1e-4 and mesanet["loss_without_steps"]["mean"] != 0
+    assert abs(fewer["loss_with_30_steps"]["mean"] - fewer["loss_solved_exactly"]["mean"]) < 1e-4
     assert transformer["iterations"] is transformer["loss_without_steps"] is None
     assert "## Solver" in (tmp_path / "report.md").read_text()
 
@@ -577,20 +671,20 @@ def test_a_setting_that_came_later_was_at_its_default(text, tmp_path, here, caps
 
 
 def row_of(label, figures):
-    return ModelResult(Variant(label, label, label, None), (), figures, {}, ())
+    return ModelResult(Variant(label, label, label, None), (), (), figures, {}, ())
 
 
 def test_the_best_of_a_column_is_bold():
     columns = [
-        report.Shown("bits per byte", lambda model: model.spread("bits_per_byte"), digits(2), "less"),
-        report.Shown("speed", lambda model: model.spread("speed"), whole, MORE),
+        tables.Shown("bits per byte", lambda model: model.spread("bits_per_byte"), digits(2), "less"),
+        tables.Shown("speed", lambda model: model.spread("speed"), whole, MORE),
     ]
     rows = [
         row_of("gla", {"bits_per_byte": {"": Spread(2.5, 0.01)}, "speed": {"": Spread(3000.0)}}),
         row_of("mesanet", {"bits_per_byte": {"": Spread(2.25, 0.01)}, "speed": {"": Spread(2000.0)}}),
         row_of("mamba2", {}),
     ]
-    assert report.model_table(rows, columns).splitlines() == [
+    assert tables.model_table(rows, columns).splitlines() == [
         "| model   |   bits per byte |     speed |",
         "| ------- | --------------: | --------: |",
         "| gla     |     2.50 ± 0.01 | **3,000** |",
@@ -630,6 +724,6 @@ def test_time_left_goes_by_what_has_been_done(monkeypatch):
 
 
 def test_every_model_has_a_look_of_its_own():
-    labels = [*zoo.names("released"), "mesanet@cg_tolerance=0.1"]
+    labels = [*dict.fromkeys([*zoo.names("released"), *zoo.names("matched")]), "mesanet@cg_tolerance=0.1"]
     looks = [tuple(plots.look(label, labels)[name] for name in ("color", "marker", "linestyle")) for label in labels]
     assert len(set(looks)) == len(looks)

@@ -77,10 +77,10 @@ class CellResult:
     problem: str | None = None
     found: bool = False
 
-    def trained(self, tokens: int) -> Trained:
+    def trained(self, plan: Plan) -> Trained:
         """The same, to be measured and reported."""
         assert self.metrics is not None
-        return Trained(self.cell.folder, self.metrics, tokens, self.measured)
+        return Trained(self.cell.folder, self.metrics, plan.position_tokens, plan.extrapolation, self.measured)
 
 
 def cells_of(plan: Plan, variant: Variant) -> list[Cell]:
@@ -156,16 +156,13 @@ class Training:
 class Measuring:
     """Measures some columns of a cell that is trained."""
 
-    folder: Path
-    tokens: int
+    run: Trained
     names: tuple[str, ...]
 
     def __call__(self) -> int:
-        path = self.folder / MEASURED_FILE
-        run = Trained(self.folder, Metrics.read(self.folder), self.tokens, read_json_if_there(path) or {})
         for name in self.names:
-            run.measured[name] = columns.COLUMNS[name].function(run)
-        write_json(path, run.measured)
+            self.run.measured[name] = columns.COLUMNS[name].function(self.run)
+        write_json(self.run.folder / MEASURED_FILE, self.run.measured)
         return 0
 
 
@@ -209,7 +206,7 @@ def measure(plan: Plan, result: CellResult, worker: Worker, show: Show, *, first
         return result
     show(0.0, "measuring")
     cell = result.cell
-    job: Job = Measuring(cell.folder, plan.position_tokens, tuple(names))
+    job: Job = Measuring(result.trained(plan), tuple(names))
     code, _ = worker.run(job, cell.log("measure"))
     if code != 0:
         return replace(result, problem=_why(code, cell.log("measure")))

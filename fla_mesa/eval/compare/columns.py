@@ -19,7 +19,6 @@ from fla_mesa.eval.measure import quality, speed
 from fla_mesa.eval.measure.solver import Solver, mesa_layers
 from fla_mesa.eval.measure.trained import Trained, Value, device
 
-EXTRAPOLATION = 4  # times the training length
 BATCHES = (1, 8)
 DECODED = 32  # tokens a sequence
 SOLVED = 8192  # tokens on which other solvers are tried
@@ -69,9 +68,13 @@ class Column:
     fresh: bool = False
     shown: Callable[[list[str], int], list[str]] = lambda keys, length: keys
 
+    def of(self, run: Trained) -> Value:
+        """Its figure of a run, if that has been measured."""
+        return run.measured.get(self.name) if self.measured else self.function(run)
+
     def over(self, runs: Sequence[Trained]) -> Mapping[str, Spread] | list[float] | None:
         """Its figures of a model's runs by key ("" for a single one), or their mean curve; None if a run has none."""
-        found = [run.measured.get(self.name) if self.measured else self.function(run) for run in runs]
+        found = [self.of(run) for run in runs]
         if self.over_seeds == "first":
             found = found[:1]
         if self.over_seeds == "median":
@@ -168,12 +171,12 @@ def loss(run: Trained) -> Value:
 
 @column("", digits(4))
 def loss_by_position(run: Trained) -> Value:
-    """Nats at positions 1, 2, ... of blocks that are ``EXTRAPOLATION`` times as long as those of the training."""
+    """Nats at positions 1, 2, ... of blocks that are ``run.extrapolation`` times as long as those of the training."""
     if not run.is_text:
         return None
-    ids, labels = run.validation(times=EXTRAPOLATION)
+    ids, labels = run.validation(times=run.extrapolation)
     with run.precision():
-        return quality.loss_by_position(run.model, ids, labels, max(1, run.eval_batch // EXTRAPOLATION)).curve
+        return quality.loss_by_position(run.model, ids, labels, max(1, run.eval_batch // run.extrapolation)).curve
 
 
 def _first_and_latest(keys: list[str], length: int) -> list[str]:
@@ -188,7 +191,7 @@ def loss_in_ranges(run: Trained) -> Value:
         return None
     ranges = quality.position_ranges(run.metrics.seq_len)
     while ranges[-1][1] <= len(curve):
-        ranges.append((ranges[-1][1], 2 * ranges[-1][1]))
+        ranges.append((ranges[-1][1], min(2 * ranges[-1][1], len(curve) + 1)))
     return {quality.range_name((a, b)): statistics.fmean(curve[a - 1 : b - 1]) for a, b in ranges}
 
 
@@ -211,6 +214,12 @@ def _against_own(run: Trained, solver: Solver) -> Value:
 def loss_without_steps(run: Trained) -> Value:
     """The change where nothing is solved: the solver's start, q / diag(H + lamb), alone."""
     return _against_own(run, Solver(backend="diagonal"))
+
+
+@column("loss with 30 steps", change, table="solver")
+def loss_with_30_steps(run: Trained) -> Value:
+    """As many as the paper evaluates with, for a model that was trained with other numbers."""
+    return _against_own(run, Solver(max_cg_steps=30))
 
 
 @column("loss solved exactly", change, table="solver")
@@ -275,7 +284,7 @@ def training_peak_bytes(run: Trained) -> Value:
 @column("state at {}", size, better=LESS, over_seeds="first", table="speed")
 def state_bytes(run: Trained) -> Value:
     """What one sequence needs to be continued after so many tokens."""
-    lengths = (run.metrics.seq_len, EXTRAPOLATION * run.metrics.seq_len)
+    lengths = sorted({run.metrics.seq_len, run.extrapolation * run.metrics.seq_len})
     with run.precision():
         vocabulary = run.model.config.vocab_size
         found = {str(n): speed.prefill(run.model, _ids(run, vocabulary, 1, n)).state_bytes() for n in lengths}

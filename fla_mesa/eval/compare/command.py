@@ -14,8 +14,8 @@ from fla_mesa.eval.compare import report, suite
 from fla_mesa.eval.compare.display import Display
 from fla_mesa.eval.compare.folder import lock, open_folder
 from fla_mesa.eval.compare.plan import Plan, parse
-from fla_mesa.eval.compare.report import Report
-from fla_mesa.eval.compare.run import run, summarize, work
+from fla_mesa.eval.compare.results import Report, summarize
+from fla_mesa.eval.compare.run import run, work
 from fla_mesa.eval.compare.worker import Worker
 from fla_mesa.train.interrupt import Interrupted, signals_to
 from fla_mesa.train.recipe import data_request

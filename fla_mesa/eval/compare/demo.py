@@ -6,7 +6,7 @@ from fla_mesa import plugins
 from fla_mesa.commands import command
 from fla_mesa.eval.compare.command import compare
 from fla_mesa.eval.compare.plan import parse
-from fla_mesa.eval.compare.report import Report
+from fla_mesa.eval.compare.results import Report
 from fla_mesa.train.sample import sample
 
 PRESET = "demo"

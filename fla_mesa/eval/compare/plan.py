@@ -16,7 +16,7 @@ import yaml
 from transformers import AutoModelForCausalLM, HfArgumentParser
 
 from fla_mesa.data import synthetic
-from fla_mesa.errors import UserError
+from fla_mesa.errors import UserError, mistakes_of
 from fla_mesa.eval.compare.variants import Variant, parse_variants
 from fla_mesa.models import zoo
 from fla_mesa.train import settings as training
@@ -52,6 +52,8 @@ class Plan:
 
     Attributes:
         position_tokens: Validation tokens for the loss by position.
+        extrapolation: Up to how many times the training length that goes.
+        baseline: The variant, by its label, that the others are held against, pair by pair of runs; or None.
         training: Settings of `fla-mesa train` by name, the same for all.
         fixed: What must be the same whenever the comparison goes on.
     """
@@ -63,6 +65,8 @@ class Plan:
     learning_rates: tuple[float, ...]
     folder: Path
     position_tokens: int
+    extrapolation: int
+    baseline: str | None
     training: Mapping[str, Any] = field(repr=False)
     fixed: Mapping[str, Any] = field(repr=False)
 
@@ -123,6 +127,11 @@ def _parser() -> HfArgumentParser:
         "mqar:vocab_size=256,length=64,num_pairs=4,train=20000; the score is that of its test split",
     )
     add("--position_tokens", default="131072", help="validation tokens for the loss by position (default: 131072)")
+    add("--extrapolation", default="4", help="loss by position up to so many times the training length (default: 4)")
+    add(
+        "--baseline",
+        help="one of --models: the report shows how the others differ from it, in pairs of runs of one seed, with 95 %% intervals",
+    )
     add("--output_dir", help="folder for all results (default: runs/compare-<size>, or runs/compare-<size>-matched)")
     return parser
 
@@ -183,12 +192,16 @@ def _plan(given: dict[str, Any], folder: Path) -> Plan:
     for name, values in (("seeds", seeds), ("lr", rates)):
         if len(set(values)) < len(values):
             raise UserError(f"{name}: each value once; got {given[name]}")
+    labels = [variant.label for variant in variants]
+    if given["baseline"] is not None and given["baseline"] not in labels:
+        raise UserError(f"baseline: allowed are the models compared, {', '.join(labels)}; got {given['baseline']!r}")
     values = {name: given[name] for name in training.names()}
     values |= {"model": variants[0].zoo_name, "output_dir": str(folder)}
     settings, arguments = training.build(values)
     for variant in (*variants, *others):  # an unknown size, or an override that only some of them know
         changed = replace(settings, model=variant.zoo_name, config_overrides=variant.overrides)
-        config = make_config(changed, None)
+        with mistakes_of(ValueError, TypeError, prefix=f"models: {variant.label}: "):  # the configuration's own checks
+            config = make_config(changed, None)
         if variant is variants[0]:
             with torch.device("meta"):
                 model = AutoModelForCausalLM.from_config(config) if needs_model(arguments) else None
@@ -202,6 +215,8 @@ def _plan(given: dict[str, Any], folder: Path) -> Plan:
         learning_rates=rates,
         folder=folder,
         position_tokens=fixed["position_tokens"],
+        extrapolation=fixed["extrapolation"],
+        baseline=given["baseline"],
         training=values,
         fixed=fixed,
     )
@@ -213,6 +228,7 @@ def _fixed(
     return {
         "parametrization": given["parametrization"],
         "position_tokens": _integer("position_tokens", given["position_tokens"], 1),
+        "extrapolation": _integer("extrapolation", given["extrapolation"], 1),
         **{name: value for name, value in asdict(settings).items() if name not in _FREE},
         **{name: value for name, value in arguments.to_sanitized_dict().items() if name not in _FREE},
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -12,8 +13,10 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from fla_mesa.eval.compare.columns import Spread
-from fla_mesa.eval.compare.run import ModelResult
+from fla_mesa.eval.compare.columns import COLUMNS, Spread
+from fla_mesa.eval.compare.paired import Difference
+from fla_mesa.eval.compare.results import ModelResult
+from fla_mesa.eval.measure.trained import Trained
 from fla_mesa.models import zoo
 
 # Colours that stay apart for colour-blind readers (Okabe and Ito), then darker ones; a model has one colour in all pictures.
@@ -37,7 +40,7 @@ def look(label: str, labels: Sequence[str]) -> dict[str, Any]:
     mesa = architecture == "mesanet"
     return {
         "color": _COLOURS[place % len(_COLOURS)],
-        "marker": _MARKERS[(place + turn) % len(_MARKERS)],
+        "marker": _MARKERS[(place + place // len(_COLOURS) + turn) % len(_MARKERS)],
         "linestyle": _DASHES[turn % len(_DASHES)],
         "linewidth": 2.2 if mesa else 1.3,
         "zorder": 3 if mesa else 2,
@@ -52,13 +55,16 @@ def judged_by(models: Sequence[ModelResult]) -> tuple[str, Callable[[ModelResult
     return "validation accuracy", lambda model: model.spread("accuracy")
 
 
-def draw(models: Sequence[ModelResult], run: Mapping[str, Any], folder: Path) -> dict[str, str]:
+def draw(
+    models: Sequence[ModelResult], run: Mapping[str, Any], folder: Path, baseline: str | None = None
+) -> dict[str, str]:
     """Draws what there is data for into PNG files in `folder`; returns a caption by file name.
 
     Args:
         models: Those that finished.
         run: The circumstances of their runs.
         folder: Where the pictures go; one of an earlier report that is not drawn again is removed.
+        baseline: The model that losses by position are held against, by its label.
     """
     shaded = "; shaded: one standard deviation over the seeds" if any(len(model.runs) > 1 for model in models) else ""
     pictures = {
@@ -66,6 +72,11 @@ def draw(models: Sequence[ModelResult], run: Mapping[str, Any], folder: Path) ->
         "loss_by_position.png": (
             _loss_by_position,
             "Loss by position in the context. The dashed line is the length of the training sequences.",
+        ),
+        "loss_difference.png": (
+            lambda models, run: _loss_difference(models, run, baseline),
+            f"Left: loss by position less that of {baseline}. Right: the same for the mean of all losses up to a position. Shaded: 95 % "
+            "intervals over pairs of runs of one seed.",
         ),
         "quality_speed.png": (_quality_against_speed, "Quality against speed in training and in decoding."),
     }
@@ -165,6 +176,50 @@ def _loss_by_position(models: Sequence[ModelResult], run: Mapping[str, Any]) -> 
     axes.set(xlabel="position in the context", ylabel="loss (nats a token)")
     figure.legend(loc="outside right upper", frameon=False)
     return figure
+
+
+def _loss_difference(models: Sequence[ModelResult], run: Mapping[str, Any], baseline: str | None) -> Figure | None:
+    """By position, and of the mean so far; one line a model, over pairs of runs."""
+    curves = {model.label: [_curve(trained) for trained in model.trained] for model in models}
+    curves = {label: of for label, of in curves.items() if of and all(of)}
+    if baseline not in curves or len(curves) < 2:
+        return None
+    figure, axes = _figure(10.0, 2)
+    for one, so_far in zip(axes, (False, True), strict=True):
+        for label, of in curves.items():
+            if len(of) != len(curves[baseline]):
+                continue
+            views = [
+                [_so_far(curve) if so_far else _windows(curve) for curve in each] for each in (of, curves[baseline])
+            ]
+            at, pairs = views[0][0][0], zip(*([losses for _, losses in view] for view in views), strict=True)
+            by_seed = list(pairs)
+            found = [Difference.of([a[i] for a, _ in by_seed], [b[i] for _, b in by_seed]) for i in range(len(at))]
+            style = look(label, list(curves))
+            one.plot(at, [d.mean for d in found], label=label, markersize=3.5, **style)
+            if found[0].half is not None and label != baseline:
+                low, high = ([d.mean + sign * (d.half or 0.0) for d in found] for sign in (-1, 1))
+                one.fill_between(at, low, high, color=style["color"], alpha=0.15, linewidth=0)
+        one.axvline(run["seq_len"], color="0.4", linestyle="--", linewidth=1)
+        one.set_xscale("log", base=2)
+        one.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        what = "mean so far" if so_far else "loss"
+        one.set(xlabel="position in the context", ylabel=f"{what} less {baseline}'s (nats a token)")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper", frameon=False)
+    return figure
+
+
+def _curve(run: Trained) -> list[float]:
+    found = COLUMNS["loss_by_position"].of(run)
+    return found if isinstance(found, list) else []
+
+
+def _so_far(curve: list[float]) -> tuple[list[float], list[float]]:
+    """The mean of all losses up to a position, at the ends of the windows of :func:`_windows`."""
+    sums = list(itertools.accumulate(curve))
+    ends = [round(2 ** (k / 2)) for k in range(6, 2 * len(curve).bit_length() + 1)]
+    ends = [end for end in ends if end < len(curve)] + [len(curve)]
+    return [float(end) for end in ends], [sums[end - 1] / end for end in ends]
 
 
 def _windows(curve: list[float], a_doubling: int = 2) -> tuple[list[float], list[float]]:

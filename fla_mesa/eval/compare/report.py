@@ -1,23 +1,19 @@
-"""The report of a comparison: its tables, report.md and report.json."""
+"""The report of a comparison: report.md and report.json."""
 
 from __future__ import annotations
 
-import platform
 import shlex
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from fla_mesa.eval.compare import plots
-from fla_mesa.eval.compare.cell import CellResult
-from fla_mesa.eval.compare.columns import COLUMNS, LESS, Column, Spread
-from fla_mesa.eval.compare.plan import Plan
-from fla_mesa.eval.compare.run import ModelResult
+from fla_mesa.eval.compare.columns import COLUMNS, Column, Spread
+from fla_mesa.eval.compare.results import ModelResult, Report, failure
+from fla_mesa.eval.compare.tables import Cell, Shown, difference, differences, model_table, shown_columns
 from fla_mesa.json_files import write_json
-from fla_mesa.markdown import EMPTY, table
+from fla_mesa.markdown import table
 from fla_mesa.models import zoo
-from fla_mesa.train.command import scale
-from fla_mesa.train.provenance import commit
 
 _PARAMETRIZATIONS = {
     "released": "Released parametrization: each model as flash-linear-attention or transformers ships it, at equal depth, width, MLP and "
@@ -39,63 +35,10 @@ _TABLES = {
         "length; memory is that of a step with AdamW; the state is what one sequence needs to be continued after so many tokens.",
     ),
 }
-# What the runs of a comparison have in common, as each records it.
-_CIRCUMSTANCES = ("steps", "sequences_per_step", "seq_len", "data", "yardsticks")
-_CIRCUMSTANCES += ("device", "processes", "versions", "settings")
-
-
-@dataclass(frozen=True)
-class Report:
-    """A comparison that has run.
-
-    Attributes:
-        line: The command that made it.
-        run: Data, recipe, versions and commits of its runs.
-    """
-
-    plan: Plan
-    models: Sequence[ModelResult]
-    line: Sequence[str]
-    run: Mapping[str, Any]
-
-    @classmethod
-    def of(cls, plan: Plan, models: Sequence[ModelResult], line: Sequence[str]) -> Report:
-        """The circumstances are those that the first finished run recorded, and the commits of all."""
-        made = {"machine": platform.platform(), "commit": commit()}
-        finished = [metrics.everything for model in models for metrics in model.metrics]
-        if not finished:
-            return cls(plan, models, line, made)
-        kept = {name: finished[0].get(name) for name in _CIRCUMSTANCES}
-        kept["settings"] = {name: value for name, value in finished[0]["settings"].items() if name in plan.fixed}
-        kept["settings"]["config_overrides"] = plan.settings.config_overrides  # of all, not of this one
-        commits = sorted({metrics.get("commit") or "unknown" for metrics in finished})
-        return cls(plan, models, line, kept | made | {"trained_at": commits})
-
-    @property
-    def finished(self) -> list[ModelResult]:
-        return [model for model in self.models if model.runs]
-
-    @property
-    def failures(self) -> list[str]:
-        """Runs that ended otherwise than they should, a line each."""
-        found = [_failure(result) for model in self.models for result in model.failures]
-        return [f"- {failure['cell']}: {failure['status']}: {failure['reason']}" for failure in found]
-
-    @property
-    def yardsticks(self) -> list[str]:
-        known = self.run.get("yardsticks")
-        return [f"For scale, bits per byte on the same text: {scale(known)}."] if known else []
-
-
-# JSON
-
-
-def _failure(result: CellResult) -> dict[str, Any]:
-    """Of a run that was not finished, or not measured."""
-    if result.problem is not None:
-        return {"cell": str(result.cell), "status": "not measured", "step": None, "reason": result.problem}
-    outcome = result.outcome
-    return {"cell": str(result.cell), "status": outcome.status, "step": outcome.step, "reason": outcome.reason}
+_INTERVAL = (
+    "Means over pairs of runs of one seed, which saw the same data in the same order, with 95 % intervals where there are several "
+    "(Student's t of the paired differences). Each model is at its own best learning rate, chosen on the same validation data."
+)
 
 
 def _figure(column: Column, found: Mapping[str, Spread] | list[float] | None) -> Any:
@@ -120,14 +63,16 @@ def as_json(report: Report) -> dict[str, Any]:
                 "seeds": len(model.runs),
                 "parameters_without_embeddings": next((m.parameters_without_embeddings for m in model.metrics), None),
                 **{name: _figure(column, model.figures[name]) for name, column in COLUMNS.items()},
+                "difference": _difference_as_json(report, model),
                 "validation_curves": [curve["validation"] for curve in curves],
                 "training_curves": [curve["train"] for curve in curves],
                 "mean_loss_by_learning_rate": {f"{r:g}": v for r, v in model.mean_loss_by_learning_rate.items()},
-                "failures": [_failure(result) for result in model.failures],
+                "failures": [failure(result) for result in model.failures],
             }
         )
     plan = report.plan
     return {
+        "baseline": plan.baseline,
         "parametrization": plan.parametrization,
         "size": plan.size,
         "seeds": list(plan.seeds),
@@ -145,66 +90,14 @@ def notes(report: Report) -> dict[str, str]:
     return {label: zoo.NOTES[name] for label, name in names.items() if name in zoo.NOTES}
 
 
-# Tables
-
-Cell = Callable[[ModelResult], "Spread | None"]
-
-
-@dataclass(frozen=True)
-class Shown:
-    """A column of a table: its heading, a row's value, how that is written, and which of two is better."""
-
-    heading: str
-    value: Cell
-    text: Callable[[float], str]
-    better: str | None = None
-
-    def cells(self, models: Sequence[ModelResult], *, bold: bool) -> list[str]:
-        """Of each model; the best is bold."""
-        values = [self.value(model) for model in models]
-        means = {value.mean for value in values if value is not None}
-        best = None
-        if bold and self.better is not None and len(means) > 1:
-            best = min(means) if self.better == LESS else max(means)
-        return [self._cell(value, best) for value in values]
-
-    def _cell(self, value: Spread | None, best: float | None) -> str:
-        if value is None:
-            return EMPTY
-        text = self.text(value.mean)
-        if value.std is not None:
-            text += f" ± {self.text(value.std).lstrip('+')}"
-        return f"**{text}**" if value.mean == best else text
-
-
-def shown_columns(report: Report, kind: str) -> list[Shown]:
-    """The columns of a table, "quality" or "speed": those that some model has a value for."""
-    shown = []
-    for name, column in COLUMNS.items():
-        found = [figure for model in report.models if isinstance(figure := model.figures[name], Mapping)]
-        covered = any(model.figures[other] is not None for model in report.models for other in column.unless)
-        if column.table != kind or covered or not found:
-            continue
-        keys = column.shown(list(dict.fromkeys(key for figure in found for key in figure)), report.run["seq_len"])
-        for key in keys:
-            value: Cell = lambda model, name=name, key=key: model.spread(name, key)  # noqa: E731
-            shown.append(Shown(column.heading.format(key), value, column.text, column.better))
-        if name == "parameters":
-            shown.append(Shown("lr", _learning_rate, lambda value: f"{value:g}"))
-    return shown
-
-
-def _learning_rate(model: ModelResult) -> Spread | None:
-    return None if model.learning_rate is None else Spread(model.learning_rate)
-
-
-def model_table(models: Sequence[ModelResult], columns: Sequence[Shown], *, bold: bool = True) -> str:
-    """A line for each model; the best value of a column is bold."""
-    rows = [[model.label] for model in models]
-    for column in columns:
-        for row, cell in zip(rows, column.cells(models, bold=bold), strict=True):
-            row.append(cell)
-    return table(["model", *(column.heading for column in columns)], rows)
+def _difference_as_json(report: Report, model: ModelResult) -> dict[str, Any] | None:
+    """From the baseline, in each column of the quality table by its heading."""
+    base = report.baseline
+    if base is None or model is base:
+        return None
+    shown = [column for column in shown_columns(report, "quality") if column.better is not None]
+    found = {column.heading: difference(model, base, column) for column in shown}
+    return {heading: None if one is None else asdict(one) for heading, one in found.items()}
 
 
 def terminal(report: Report) -> str:
@@ -228,15 +121,17 @@ def markdown(report: Report, pictures: Mapping[str, str]) -> str:
         if columns := shown_columns(report, kind):
             after = [*report.yardsticks, said.format(**report.run)] if kind == "quality" else [said]
             lines += [f"## {head}", "", model_table(models, columns), "", *(p for line in after for p in (line, ""))]
+        if kind == "quality" and (found := differences(report)) is not None:
+            lines += [f"## Differences from {plan.baseline}", "", table(*found), "", _INTERVAL, ""]
     if len(plan.learning_rates) > 1:
         columns = [Shown(f"{rate:g}", _loss_at(rate), lambda value: f"{value:.4f}") for rate in plan.learning_rates]
         lines += ["## Validation loss by learning rate", "", model_table(models, columns), ""]
     if report.failures:
         lines += ["## What did not finish", "", *report.failures, ""]
     lines += [line for name, caption in pictures.items() for line in (f"![{caption}]({name})", "", caption, "")]
-    if differences := notes(report):
+    if said_of := notes(report):
         lines += ["## In what the models differ from MesaNet's frame", ""]
-        lines += [f"- {label}: {note}" for label, note in differences.items()] + [""]
+        lines += [f"- {label}: {note}" for label, note in said_of.items()] + [""]
     lines += ["## How it was measured", "", *circumstances(report, report.line), ""]
     return "\n".join(lines)
 
@@ -285,7 +180,7 @@ def circumstances(report: Report, line: Sequence[str]) -> list[str]:
 def write(report: Report) -> None:
     """Writes pictures, report.md and report.json into the comparison's folder."""
     folder = report.plan.folder
-    pictures = plots.draw(report.finished, report.run, folder)
+    pictures = plots.draw(report.finished, report.run, folder, report.plan.baseline)
     unfinished = folder / "report.md.tmp"
     unfinished.write_text(markdown(report, pictures), encoding="utf-8")
     unfinished.replace(folder / "report.md")

@@ -1,62 +1,16 @@
-"""Runs the cells of a plan, one after the other, each unless it is stored; then what is known of each model."""
+"""Runs the cells of a plan, one after the other, each unless it is stored."""
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-
 from fla_mesa.eval.compare import cell as cells
 from fla_mesa.eval.compare.cell import Cell, CellResult
-from fla_mesa.eval.compare.columns import COLUMNS, Spread
 from fla_mesa.eval.compare.display import Display, Estimate
 from fla_mesa.eval.compare.plan import Plan
-from fla_mesa.eval.compare.variants import Variant
+from fla_mesa.eval.compare.results import best
 from fla_mesa.eval.compare.worker import Worker
 from fla_mesa.eval.measure.trained import Metrics
 from fla_mesa.json_files import Unreadable
 from fla_mesa.train.progress import clock
-
-
-@dataclass(frozen=True)
-class ModelResult:
-    """A row of the report: a variant at its best learning rate, over the seeds.
-
-    Attributes:
-        runs: Of that learning rate, one for each seed; none if nothing was finished.
-        figures: By the name of the column: a spread by key, a curve, or None where it does not apply.
-        mean_loss_by_learning_rate: Validation loss; None where a seed diverged or failed.
-        failures: Runs that ended otherwise than they should.
-    """
-
-    variant: Variant
-    runs: tuple[CellResult, ...]
-    figures: Mapping[str, Mapping[str, Spread] | list[float] | None]
-    mean_loss_by_learning_rate: Mapping[float, float | None]
-    failures: tuple[CellResult, ...]
-
-    @property
-    def label(self) -> str:
-        return self.variant.label
-
-    @property
-    def learning_rate(self) -> float | None:
-        return self.runs[0].cell.learning_rate if self.runs else None
-
-    @property
-    def metrics(self) -> list[Metrics]:
-        """Of each seed."""
-        return [run.metrics for run in self.runs if run.metrics is not None]
-
-    def spread(self, name: str, key: str = "") -> Spread | None:
-        """A value of a column."""
-        found = self.figures.get(name)
-        return found.get(key) if isinstance(found, Mapping) else None
-
-    def curve(self, name: str) -> list[float] | None:
-        """A column that is a curve."""
-        found = self.figures.get(name)
-        return found if isinstance(found, list) else None
 
 
 def work(plan: Plan) -> int:
@@ -131,39 +85,3 @@ def _figure(metrics: Metrics) -> str:
     """A finished run in a few words."""
     bits = metrics.bits_per_byte
     return f"{bits:.4f} bits per byte" if bits is not None else f"accuracy {metrics.accuracy:.4f}"
-
-
-def _by_rate(results: Sequence[CellResult]) -> dict[float, list[CellResult]]:
-    rates = dict.fromkeys(result.cell.learning_rate for result in results)
-    return {rate: [result for result in results if result.cell.learning_rate == rate] for rate in rates}
-
-
-def _mean_loss(results: Sequence[CellResult]) -> float | None:
-    """None if a seed diverged or failed."""
-    losses = [result.metrics.loss for result in results if result.metrics is not None]
-    return statistics.fmean(losses) if len(losses) == len(results) else None
-
-
-def best(results: Sequence[CellResult]) -> list[CellResult]:
-    """Those of a variant at the learning rate with the least mean validation loss; none if there is no such rate."""
-    losses = {rate: loss for rate, of in _by_rate(results).items() if (loss := _mean_loss(of)) is not None}
-    return _by_rate(results)[min(losses, key=losses.__getitem__)] if losses else []
-
-
-def summarize(plan: Plan, results: Sequence[CellResult]) -> list[ModelResult]:
-    """What is known of each model."""
-    models = []
-    for variant in plan.variants:
-        own = [result for result in results if result.cell.variant is variant]
-        chosen = best(own)
-        runs = [result.trained(plan.position_tokens) for result in chosen]
-        models.append(
-            ModelResult(
-                variant,
-                tuple(chosen),
-                {name: column.over(runs) for name, column in COLUMNS.items()},
-                {rate: _mean_loss(of) for rate, of in _by_rate(own).items()},
-                tuple(r for r in own if r.outcome.status != "done") + tuple(r for r in own if r.problem is not None),
-            )
-        )
-    return models

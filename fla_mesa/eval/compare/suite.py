@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 from fla_mesa.eval.compare import plots
 from fla_mesa.eval.compare.columns import LESS, MORE, Spread, digits
-from fla_mesa.eval.compare.report import Report, Shown, circumstances, model_table
+from fla_mesa.eval.compare.report import circumstances
+from fla_mesa.eval.compare.results import Report
+from fla_mesa.eval.compare.tables import Shown, model_table
 from fla_mesa.json_files import write_json
 from fla_mesa.models import zoo
 
@@ -34,6 +37,8 @@ def write(reports: Sequence[Report], folder: Path) -> str:
     better = LESS if "bits" in label else MORE
     columns = [Shown(head, _of(values), digits(4), better) for head, values in found.items()]
     models = reports[0].models
+    if len(found) > 1 and len(sizes) == 1:
+        columns.append(Shown("average", lambda model: _average(model.label, list(found.values())), digits(4), better))
     varied = " and ".join(name for name, among in (("task", tasks), ("size", sizes)) if len(among) > 1)
     lines = [f"# {label[0].upper()}{label[1:]} by {varied}", "", model_table(models, columns), ""]
     if len(sizes) > 1:
@@ -53,6 +58,12 @@ def write(reports: Sequence[Report], folder: Path) -> str:
     content = {"models": rows, "columns": list(found), "quality": label, "command": list(reports[0].line)}
     write_json(folder / "suite.json", content)
     return model_table(models, columns, bold=False)
+
+
+def _average(label: str, found: Sequence[dict[str, Spread]]) -> Spread | None:
+    """Over all tasks, of a model that has finished them."""
+    means = [values[label].mean for values in found if label in values]
+    return Spread(statistics.fmean(means)) if len(means) == len(found) else None
 
 
 def _of(values: dict[str, Spread]):

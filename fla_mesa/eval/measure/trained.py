@@ -73,12 +73,14 @@ class Trained:
         folder: It.
         metrics: What it recorded.
         tokens: Validation tokens to take the loss by position on.
+        extrapolation: Up to how many times the training length it is measured.
         measured: What has been measured of it, by the name of the figure.
     """
 
     folder: Path
     metrics: Metrics
     tokens: int
+    extrapolation: int = 4
     measured: dict[str, Value] = field(default_factory=dict)
     _blocks: dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict, repr=False)
 

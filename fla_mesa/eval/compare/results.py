@@ -1,0 +1,163 @@
+"""What is known when all cells of a plan have run: of each model, and of the comparison."""
+
+from __future__ import annotations
+
+import platform
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fla_mesa.eval.compare.cell import CellResult
+from fla_mesa.eval.compare.columns import COLUMNS, Spread
+from fla_mesa.eval.compare.plan import Plan
+from fla_mesa.eval.compare.variants import Variant
+from fla_mesa.eval.measure.trained import Metrics, Trained
+from fla_mesa.train.command import scale
+from fla_mesa.train.provenance import commit
+
+# What the runs of a comparison have in common, as each records it.
+_CIRCUMSTANCES = ("steps", "sequences_per_step", "seq_len", "data", "yardsticks")
+_CIRCUMSTANCES += ("device", "processes", "versions", "settings")
+
+
+@dataclass(frozen=True)
+class ModelResult:
+    """A row of the report: a variant at its best learning rate, over the seeds.
+
+    Attributes:
+        runs: Of that learning rate, one for each seed; none if nothing was finished.
+        trained: The same, as columns take them.
+        figures: By the name of the column: a spread by key, a curve, or None where it does not apply.
+        mean_loss_by_learning_rate: Validation loss; None where a seed diverged or failed.
+        failures: Runs that ended otherwise than they should.
+    """
+
+    variant: Variant
+    runs: tuple[CellResult, ...]
+    trained: tuple[Trained, ...]
+    figures: Mapping[str, Mapping[str, Spread] | list[float] | None]
+    mean_loss_by_learning_rate: Mapping[float, float | None]
+    failures: tuple[CellResult, ...]
+
+    @property
+    def label(self) -> str:
+        return self.variant.label
+
+    @property
+    def learning_rate(self) -> float | None:
+        return self.runs[0].cell.learning_rate if self.runs else None
+
+    def values(self, name: str, key: str = "") -> list[float]:
+        """A column's value of each run that has one."""
+        found = [COLUMNS[name].of(run) for run in self.trained]
+        picked = [value.get(key) if isinstance(value, dict) else value for value in found]
+        return [value for value in picked if isinstance(value, float | int)]
+
+    @property
+    def metrics(self) -> list[Metrics]:
+        """Of each seed."""
+        return [run.metrics for run in self.runs if run.metrics is not None]
+
+    def spread(self, name: str, key: str = "") -> Spread | None:
+        """A value of a column."""
+        found = self.figures.get(name)
+        return found.get(key) if isinstance(found, Mapping) else None
+
+    def curve(self, name: str) -> list[float] | None:
+        """A column that is a curve."""
+        found = self.figures.get(name)
+        return found if isinstance(found, list) else None
+
+
+def _by_rate(results: Sequence[CellResult]) -> dict[float, list[CellResult]]:
+    rates = dict.fromkeys(result.cell.learning_rate for result in results)
+    return {rate: [result for result in results if result.cell.learning_rate == rate] for rate in rates}
+
+
+def _mean_loss(results: Sequence[CellResult]) -> float | None:
+    """None if a seed diverged or failed."""
+    losses = [result.metrics.loss for result in results if result.metrics is not None]
+    return statistics.fmean(losses) if len(losses) == len(results) else None
+
+
+def best(results: Sequence[CellResult]) -> list[CellResult]:
+    """Those of a variant at the learning rate with the least mean validation loss; none if there is no such rate."""
+    losses = {rate: loss for rate, of in _by_rate(results).items() if (loss := _mean_loss(of)) is not None}
+    return _by_rate(results)[min(losses, key=losses.__getitem__)] if losses else []
+
+
+def summarize(plan: Plan, results: Sequence[CellResult]) -> list[ModelResult]:
+    """What is known of each model."""
+    models = []
+    for variant in plan.variants:
+        own = [result for result in results if result.cell.variant is variant]
+        chosen = best(own)
+        runs = [result.trained(plan) for result in chosen]
+        models.append(
+            ModelResult(
+                variant,
+                tuple(chosen),
+                tuple(runs),
+                {name: column.over(runs) for name, column in COLUMNS.items()},
+                {rate: _mean_loss(of) for rate, of in _by_rate(own).items()},
+                tuple(r for r in own if r.outcome.status != "done") + tuple(r for r in own if r.problem is not None),
+            )
+        )
+    return models
+
+
+@dataclass(frozen=True)
+class Report:
+    """A comparison that has run.
+
+    Attributes:
+        line: The command that made it.
+        run: Data, recipe, versions and commits of its runs.
+    """
+
+    plan: Plan
+    models: Sequence[ModelResult]
+    line: Sequence[str]
+    run: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, plan: Plan, models: Sequence[ModelResult], line: Sequence[str]) -> Report:
+        """The circumstances are those that the first finished run recorded, and the commits of all."""
+        made = {"machine": platform.platform(), "commit": commit()}
+        finished = [metrics.everything for model in models for metrics in model.metrics]
+        if not finished:
+            return cls(plan, models, line, made)
+        kept = {name: finished[0].get(name) for name in _CIRCUMSTANCES}
+        kept["settings"] = {name: value for name, value in finished[0]["settings"].items() if name in plan.fixed}
+        kept["settings"]["config_overrides"] = plan.settings.config_overrides  # of all, not of this one
+        commits = sorted({metrics.get("commit") or "unknown" for metrics in finished})
+        return cls(plan, models, line, kept | made | {"trained_at": commits})
+
+    @property
+    def finished(self) -> list[ModelResult]:
+        return [model for model in self.models if model.runs]
+
+    @property
+    def failures(self) -> list[str]:
+        """Runs that ended otherwise than they should, a line each."""
+        found = [failure(result) for model in self.models for result in model.failures]
+        return [f"- {one['cell']}: {one['status']}: {one['reason']}" for one in found]
+
+    @property
+    def baseline(self) -> ModelResult | None:
+        """What the others are held against, if it finished."""
+        return next((model for model in self.finished if model.label == self.plan.baseline), None)
+
+    @property
+    def yardsticks(self) -> list[str]:
+        known = self.run.get("yardsticks")
+        return [f"For scale, bits per byte on the same text: {scale(known)}."] if known else []
+
+
+def failure(result: CellResult) -> dict[str, Any]:
+    """Of a run that was not finished, or not measured."""
+    if result.problem is not None:
+        return {"cell": str(result.cell), "status": "not measured", "step": None, "reason": result.problem}
+    outcome = result.outcome
+    return {"cell": str(result.cell), "status": outcome.status, "step": outcome.step, "reason": outcome.reason}

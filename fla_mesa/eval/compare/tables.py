@@ -1,0 +1,103 @@
+"""Tables of models by columns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from fla_mesa.eval.compare.columns import COLUMNS, LESS, Spread
+from fla_mesa.eval.compare.paired import Difference
+from fla_mesa.eval.compare.results import ModelResult, Report
+from fla_mesa.markdown import EMPTY, table
+
+Cell = Callable[[ModelResult], "Spread | None"]
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A column of a table: its heading, a row's value, how that is written, and which of two is better."""
+
+    heading: str
+    value: Cell
+    text: Callable[[float], str]
+    better: str | None = None
+    name: str = ""  # of the column that it shows, and its key
+    key: str = ""
+
+    def cells(self, models: Sequence[ModelResult], *, bold: bool) -> list[str]:
+        """Of each model; the best is bold."""
+        values = [self.value(model) for model in models]
+        means = {value.mean for value in values if value is not None}
+        best = None
+        if bold and self.better is not None and len(means) > 1:
+            best = min(means) if self.better == LESS else max(means)
+        return [self._cell(value, best) for value in values]
+
+    def _cell(self, value: Spread | None, best: float | None) -> str:
+        if value is None:
+            return EMPTY
+        text = self.text(value.mean)
+        if value.std is not None:
+            text += f" ± {self.text(value.std).lstrip('+')}"
+        return f"**{text}**" if value.mean == best else text
+
+
+def shown_columns(report: Report, kind: str) -> list[Shown]:
+    """The columns of a table, "quality" or "speed": those that some model has a value for."""
+    shown = []
+    for name, column in COLUMNS.items():
+        found = [figure for model in report.models if isinstance(figure := model.figures[name], Mapping)]
+        covered = any(model.figures[other] is not None for model in report.models for other in column.unless)
+        if column.table != kind or covered or not found:
+            continue
+        keys = column.shown(list(dict.fromkeys(key for figure in found for key in figure)), report.run["seq_len"])
+        for key in keys:
+            value: Cell = lambda model, name=name, key=key: model.spread(name, key)  # noqa: E731
+            shown.append(Shown(column.heading.format(key), value, column.text, column.better, name, key))
+        if name == "parameters":
+            shown.append(Shown("lr", _learning_rate, lambda value: f"{value:g}"))
+    return shown
+
+
+def _learning_rate(model: ModelResult) -> Spread | None:
+    return None if model.learning_rate is None else Spread(model.learning_rate)
+
+
+def differences(report: Report) -> tuple[list[str], list[list[str]]] | None:
+    """The table of how models differ from the baseline: its heading and rows; None if there is nothing to hold them against."""
+    base = report.baseline
+    if base is None:
+        return None
+    shown = [column for column in shown_columns(report, "quality") if column.better is not None and column.name]
+    rows = []
+    for model in report.finished:
+        if model is not base:
+            found = [difference(model, base, column) for column in shown]
+            rows.append(
+                [
+                    model.label,
+                    *(_written(difference, column.text) for difference, column in zip(found, shown, strict=True)),
+                ]
+            )
+    return ["model", *(column.heading for column in shown)], rows
+
+
+def difference(model: ModelResult, base: ModelResult, column: Shown) -> Difference | None:
+    values, others = (of.values(column.name, column.key) for of in (model, base))
+    return Difference.of(values, others) if values and len(values) == len(others) else None
+
+
+def _written(difference: Difference | None, text: Callable[[float], str]) -> str:
+    if difference is None:
+        return EMPTY
+    mean = f"{'+' if difference.mean > 0 else ''}{text(difference.mean)}"
+    return mean if difference.half is None else f"{mean} ± {text(difference.half)}"
+
+
+def model_table(models: Sequence[ModelResult], columns: Sequence[Shown], *, bold: bool = True) -> str:
+    """A line for each model; the best value of a column is bold."""
+    rows = [[model.label] for model in models]
+    for column in columns:
+        for row, cell in zip(rows, column.cells(models, bold=bold), strict=True):
+            row.append(cell)
+    return table(["model", *(column.heading for column in columns)], rows)
