@@ -10,7 +10,7 @@ from typing import Any
 from fla_mesa.eval.compare import plots
 from fla_mesa.eval.compare.columns import COLUMNS, Column, Spread
 from fla_mesa.eval.compare.results import ModelResult, Report, failure
-from fla_mesa.eval.compare.tables import Cell, Shown, difference, differences, model_table, shown_columns
+from fla_mesa.eval.compare.tables import Cell, Shown, difference, differences, model_table, shown_columns, table_rows
 from fla_mesa.json_files import write_json
 from fla_mesa.markdown import table
 from fla_mesa.models import zoo
@@ -106,7 +106,7 @@ def terminal(report: Report) -> str:
     for kind in _TABLES:
         if columns := shown_columns(report, kind):
             after = report.yardsticks if kind == "quality" else []
-            parts.append("\n".join([model_table(report.models, columns, bold=False), *after]))
+            parts.append("\n".join([model_table(table_rows(report, kind), columns, bold=False), *after]))
     return "\n\n" + "\n\n".join(parts + (["\n".join(report.failures)] if report.failures else []))
 
 
@@ -120,7 +120,13 @@ def markdown(report: Report, pictures: Mapping[str, str]) -> str:
     for kind, (head, said) in _TABLES.items():
         if columns := shown_columns(report, kind):
             after = [*report.yardsticks, said.format(**report.run)] if kind == "quality" else [said]
-            lines += [f"## {head}", "", model_table(models, columns), "", *(p for line in after for p in (line, ""))]
+            lines += [
+                f"## {head}",
+                "",
+                model_table(table_rows(report, kind), columns),
+                "",
+                *(p for line in after for p in (line, "")),
+            ]
         if kind == "quality" and (found := differences(report)) is not None:
             lines += [f"## Differences from {plan.baseline}", "", table(*found), "", _INTERVAL, ""]
     if len(plan.learning_rates) > 1:

@@ -94,6 +94,13 @@ def _written(difference: Difference | None, text: Callable[[float], str]) -> str
     return mean if difference.half is None else f"{mean} ± {text(difference.half)}"
 
 
+def table_rows(report: Report, kind: str) -> list[ModelResult]:
+    """The models of a table: all of them, or of the solver those that have one."""
+    names = [name for name, column in COLUMNS.items() if column.table == kind]
+    of_some = kind == "solver"
+    return [m for m in report.models if not of_some or any(m.figures.get(name) is not None for name in names)]
+
+
 def model_table(models: Sequence[ModelResult], columns: Sequence[Shown], *, bold: bool = True) -> str:
     """A line for each model; the best value of a column is bold."""
     rows = [[model.label] for model in models]
