@@ -89,6 +89,18 @@ def test_no_task_that_can_run_is_an_error(llama_checkpoint, local_tasks, capsys)
     assert "no task could be run: local_missing: " in capsys.readouterr().err
 
 
+def test_a_bug_in_the_only_task_keeps_its_traceback(llama_checkpoint, local_tasks, monkeypatch, capsys):
+    def broken(*_, **__):
+        raise AttributeError("a bug")
+
+    monkeypatch.setattr(FlaMesaLM, "_model_call", broken)
+    asked = ["--checkpoint", str(llama_checkpoint), "--include_path", str(local_tasks), "--device", "cpu", "--tasks"]
+    with pytest.raises(AttributeError, match="a bug"):
+        main([*asked, "local_choice"])
+    assert main([*asked, "local_choice,own_haystack_niah_1", "--metadata", "length=400", "samples=1"]) == 2
+    assert "no task could be run: local_choice: AttributeError: a bug; own_haystack" in capsys.readouterr().err
+
+
 def test_suites_of_other_checkpoints_are_named_not_asked(llama_checkpoint, suite_checkpoint, capsys):
     tasks = "own_haystack_niah_1,regbench,mqar_64x4,recorded_suite"
     assert (

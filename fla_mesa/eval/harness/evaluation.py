@@ -27,6 +27,9 @@ from fla_mesa.eval.harness.tasks import Tasks
 
 logger = logging.getLogger(__name__)
 
+# What code raises that is wrong, rather than what checks a setting or opens a file.
+_BUGS = (TypeError, AttributeError, LookupError, AssertionError, NotImplementedError)
+
 if "fla_mesa" not in model_registry:  # its class is imported when it is first used
     model_registry.register("fla_mesa", target="fla_mesa.eval.harness.model:FlaMesaLM")
 
@@ -98,6 +101,8 @@ def _one_by_one(
         except Exception as error:  # whatever a task's data or code can raise
             if lm.world_size > 1:
                 raise  # the other processes would wait for this one
+            if len(names) == 1 and isinstance(error, _BUGS):
+                raise  # nothing is saved by going on, and the traceback says more than a line
             evaluation.skipped[name] = _reason(error)
             logger.warning("task %s is skipped: %s", name, evaluation.skipped[name])
             logger.debug("task %s", name, exc_info=True)
