@@ -14,7 +14,7 @@ from typing_extensions import Unpack
 
 from fla_mesa.layers.layout import Layout, SequenceKeywords, describes_sequences, find_layout
 from fla_mesa.layers.recurrent import refuse_attentions
-from fla_mesa.models.stub import keep_stub
+from fla_mesa.models.remote_code import keep_remote_code
 
 Tensor = torch.Tensor
 
@@ -168,4 +168,4 @@ def _copy(source: xLSTMCache, rows: slice, target: xLSTMCache, to: slice) -> Non
 
 AutoConfig.register(TiedXLSTMConfig.model_type, TiedXLSTMConfig, exist_ok=True)
 AutoModelForCausalLM.register(TiedXLSTMConfig, TiedXLSTMForCausalLM, exist_ok=True)
-keep_stub(TiedXLSTMForCausalLM)
+keep_remote_code(TiedXLSTMForCausalLM)

@@ -5,7 +5,7 @@ import sys
 from fla_mesa import plugins
 from fla_mesa.commands import command
 from fla_mesa.errors import DISK_FULL, is_disk_full
-from fla_mesa.train import folder, recipe
+from fla_mesa.train import recipe, run_folder
 from fla_mesa.train.interrupt import Interrupted
 from fla_mesa.train.settings import RecipeArguments, RecipeSettings, parse
 from fla_mesa.train.trainer import Diverged
@@ -26,7 +26,7 @@ def train(settings: RecipeSettings, arguments: RecipeArguments, *, line: list[st
     try:
         metrics = recipe.train(run)
     except Interrupted as stop:
-        checkpoint = folder.latest_checkpoint(run.folder)
+        checkpoint = run_folder.latest_checkpoint(run.folder)
         flag = "--resume in place of --overwrite" if run.settings.overwrite else "--resume"
         after = (
             f"the same command with {flag} goes on from {checkpoint}" if checkpoint else "no checkpoint was saved yet"

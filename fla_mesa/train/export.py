@@ -8,8 +8,8 @@ from transformers import AutoTokenizer
 from fla_mesa import plugins
 from fla_mesa.commands import command
 from fla_mesa.errors import UserError
-from fla_mesa.models.stub import write_stub
-from fla_mesa.train import folder, sharding
+from fla_mesa.models.remote_code import write_remote_code
+from fla_mesa.train import run_folder, sharding
 
 
 def export(checkpoint: Path, output_dir: Path) -> None:
@@ -34,7 +34,7 @@ def export(checkpoint: Path, output_dir: Path) -> None:
                 else f"is no checkpoint: it has no {sharding.WEIGHTS}"
             )
         )
-    if not folder.is_complete(checkpoint):
+    if not run_folder.is_complete(checkpoint):
         raise UserError(f"checkpoint: {checkpoint} is not complete: the run ended while it was being written")
     if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
         raise UserError(f"output_dir: {output_dir} is not empty: name another")
@@ -42,7 +42,7 @@ def export(checkpoint: Path, output_dir: Path) -> None:
     sharding.assemble(checkpoint).save_pretrained(output_dir)
     if (checkpoint / "tokenizer_config.json").exists():
         AutoTokenizer.from_pretrained(checkpoint).save_pretrained(output_dir)
-    write_stub(output_dir)
+    write_remote_code(output_dir)
 
 
 @command("export")

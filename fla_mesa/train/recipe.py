@@ -16,8 +16,8 @@ from fla_mesa.data import DataRequest, Splits, load_data
 from fla_mesa.errors import UserError, mistakes_of
 from fla_mesa.json_files import write_json
 from fla_mesa.models import zoo
-from fla_mesa.models.stub import write_stub
-from fla_mesa.train import folder, overrides, sharding
+from fla_mesa.models.remote_code import write_remote_code
+from fla_mesa.train import overrides, run_folder, sharding
 from fla_mesa.train.interrupt import Interrupted, SignalStop, signals_to
 from fla_mesa.train.metrics import collect, parameter_counts
 from fla_mesa.train.optimization import check_optimization, needs_model
@@ -131,8 +131,8 @@ def prepare(
     description = _describe(settings, arguments, splits)
     checkpoint = _find_checkpoint(output, arguments, stored)
     # Where nothing has been reached yet, a run begins anew, with other settings if they were corrected.
-    if stored is not None and (checkpoint is not None or (output / folder.METRICS_FILE).exists()):
-        folder.check_same(output, stored, description)
+    if stored is not None and (checkpoint is not None or (output / run_folder.METRICS_FILE).exists()):
+        run_folder.check_same(output, stored, description)
     _check_best_metric(arguments, splits)
     if not (wanted := needs_model(arguments)):
         check_optimization(arguments)
@@ -162,7 +162,7 @@ def train(run: Prepared) -> dict[str, Any]:
                 _load_finished(run)
             trainer.save_model(str(run.folder))  # before an evaluation that may cast it (bf16_full_eval)
             if run.arguments.should_save:
-                write_stub(run.folder)
+                write_remote_code(run.folder)
             tokens = run.settings.final_eval_tokens
             run.say(f"validating on {f'{tokens:,} tokens of' if tokens else 'all'} held-out data")
             final = trainer.evaluate(run.validation(tokens), metric_key_prefix="final")
@@ -175,8 +175,8 @@ def train(run: Prepared) -> dict[str, Any]:
 def _open_folder(output: Path, settings: RecipeSettings, arguments: RecipeArguments) -> dict | None:
     """What is stored of a run that is to go on, None where there is none. Raises UserError where there may be none."""
     if settings.resume or arguments.resume_from_checkpoint:
-        return folder.stored_run(output)
-    (folder.check_removable if settings.overwrite else folder.check_free)(output)
+        return run_folder.stored_run(output)
+    (run_folder.check_removable if settings.overwrite else run_folder.check_free)(output)
     return None
 
 
@@ -195,11 +195,11 @@ def _describe(settings: RecipeSettings, arguments: RecipeArguments, splits: Spli
 def _find_checkpoint(output: Path, arguments: RecipeArguments, stored: dict | None) -> Path | None:
     """Where the run goes on from. Raises UserError if it cannot."""
     chosen = arguments.resume_from_checkpoint
-    checkpoint = Path(chosen) if chosen else folder.latest_checkpoint(output) if stored is not None else None
+    checkpoint = Path(chosen) if chosen else run_folder.latest_checkpoint(output) if stored is not None else None
     if checkpoint is not None:
         if stored is None or checkpoint.resolve().parent != output.resolve():
             raise UserError(f"resume_from_checkpoint: {checkpoint} is not of the run in {output}")
-        folder.check_resumable(checkpoint)
+        run_folder.check_resumable(checkpoint)
         sharding.check_kind(checkpoint, arguments.shard)
     return checkpoint
 
@@ -262,10 +262,10 @@ def _begin(run: Prepared) -> None:
     if run.arguments.should_save:
         run.folder.mkdir(parents=True, exist_ok=True)
         if run.settings.overwrite:
-            folder.remove_run(run.folder)
-        for name in folder.remove_incomplete(run.folder):
+            run_folder.remove_run(run.folder)
+        for name in run_folder.remove_incomplete(run.folder):
             run.say(f"{name} was being written when the run stopped: removed")
-        write_json(run.folder / folder.RUN_FILE, run.description | {"plugins": list(plugins.loaded())})
+        write_json(run.folder / run_folder.RUN_FILE, run.description | {"plugins": list(plugins.loaded())})
     if run.checkpoint is not None:
         run.say(f"going on from {run.checkpoint}")
     elif run.settings.resume:
@@ -299,5 +299,5 @@ def _report(run: Prepared, final: dict[str, float]) -> dict[str, Any]:
     if run.arguments.should_save:
         title = f"{run.settings.model} {run.settings.size} on {run.settings.data}"
         loss_curve(metrics["history"], title, run.folder / "loss.png")
-        write_json(run.folder / folder.METRICS_FILE, metrics)  # last: it says that the run is finished
+        write_json(run.folder / run_folder.METRICS_FILE, metrics)  # last: it says that the run is finished
     return metrics

@@ -14,9 +14,8 @@ from pathlib import Path
 
 from transformers import TrainerCallback, TrainerState
 
-from fla_mesa.errors import DISK_FULL, is_disk_full  # noqa: F401 (they moved)
 from fla_mesa.json_files import read_json, write_json
-from fla_mesa.train.folder import STATUS_FILE
+from fla_mesa.train.run_folder import STATUS_FILE
 
 STATES = ("training", "done", "diverged", "stopped", "failed")
 

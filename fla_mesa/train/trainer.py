@@ -14,7 +14,7 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from fla_mesa.data import Splits
 from fla_mesa.layers.convergence import Solves, counting, has_solver
-from fla_mesa.train import folder
+from fla_mesa.train import run_folder
 from fla_mesa.train.decay import exempt_parameters
 from fla_mesa.train.evaluation import ValidationFigures, row_sums
 from fla_mesa.train.progress import Progress, no_bars
@@ -136,7 +136,7 @@ class RecipeTrainer(Trainer):
         checkpoint = run / f"checkpoint-{self.state.global_step}"
         with self.throughput.paused():
             if self.args.should_save:
-                (checkpoint / folder.COMPLETE_FILE).unlink(missing_ok=True)
+                (checkpoint / run_folder.COMPLETE_FILE).unlink(missing_ok=True)
             # The Trainer would remove old checkpoints before the new one is declared whole.
             limit, self.args.save_total_limit = self.args.save_total_limit, None
             try:
@@ -145,9 +145,9 @@ class RecipeTrainer(Trainer):
                 self.args.save_total_limit = limit
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
-                folder.mark_complete(checkpoint)
+                run_folder.mark_complete(checkpoint)
                 best = self.state.best_model_checkpoint
-                folder.keep_latest(run, limit, [Path(best)] if best else [])
+                run_folder.keep_latest(run, limit, [Path(best)] if best else [])
 
 
 def _shifted(smoother: Callable) -> Callable:

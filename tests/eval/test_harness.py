@@ -28,7 +28,7 @@ from fla_mesa.eval.harness.suites import suite
 from fla_mesa.eval.harness.tasks import FILES, Tasks
 from fla_mesa.eval.measure.quality import position_ranges
 from fla_mesa.models import MesaNetForCausalLM
-from fla_mesa.models.stub import write_stub
+from fla_mesa.models.remote_code import write_remote_code
 
 
 def squeezed(table):
@@ -501,8 +501,8 @@ def test_best_values_are_bold_and_ties_of_all_are_not():
 def test_plain_lm_eval_loads_a_checkpoint_with_the_stub(mesanet_checkpoint, llama_checkpoint, tmp_path):
     copy = tmp_path / "with stub"
     shutil.copytree(mesanet_checkpoint, copy)
-    assert write_stub(copy)
-    assert not write_stub(llama_checkpoint)
+    assert write_remote_code(copy)
+    assert not write_remote_code(llama_checkpoint)
     text = tmp_path / "text.txt"
     text.write_text("The owl and the lamp.\n" * 8)
     # Nothing here imports this package but the stub: lm-eval's own program, its own model, its own flags.

@@ -14,7 +14,7 @@ from transformers import (
 
 from fla_mesa.layers.mlp import is_bare
 from fla_mesa.models import MatchedConfig, MesaNetConfig, zoo
-from fla_mesa.models.stub import STUB, write_stub
+from fla_mesa.models.remote_code import STUB, write_remote_code
 
 TINY = {"hidden_size": 32, "num_hidden_layers": 2, "num_heads": 2, "head_dim": 16, "vocab_size": 64, "pad_token_id": 63}
 TOKENS = {"vocab_size": 64, "bos_token_id": 62, "eos_token_id": 62, "pad_token_id": 63, "max_position_embeddings": 64}
@@ -69,7 +69,7 @@ def test_a_head_starts_from_a_language_model_and_padding_does_not_matter(tmp_pat
 def test_a_folder_that_is_saved_again_loads_by_remote_code(tmp_path, name):
     model = zoo.build(name, "2x32", **TOKENS)
     model.save_pretrained(tmp_path / "run")
-    assert write_stub(tmp_path / "run")
+    assert write_remote_code(tmp_path / "run")
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "run")
     again.save_pretrained(tmp_path / "tuned")
     shutil.rmtree(tmp_path / "run")
@@ -86,7 +86,7 @@ def test_a_folder_that_is_saved_again_loads_by_remote_code(tmp_path, name):
 def test_remote_code_saves_what_remote_code_loads(tmp_path):
     """transformers would add the source files of the classes, and point to these."""
     zoo.build("mesanet", "2x32", **TOKENS).save_pretrained(tmp_path / "0")
-    write_stub(tmp_path / "0")
+    write_remote_code(tmp_path / "0")
     for n in range(2):
         model = AutoModelForCausalLM.from_pretrained(tmp_path / str(n), trust_remote_code=True)
         model.save_pretrained(tmp_path / str(n + 1))

@@ -3,6 +3,7 @@
 import errno
 import io
 import json
+import math
 import os
 import re
 import shutil
@@ -19,12 +20,13 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
 from fla_mesa.data import Splits, TokenBlocks, register_source, sources
-from fla_mesa.train import folder
+from fla_mesa.errors import DISK_FULL
+from fla_mesa.train import run_folder
 from fla_mesa.train.command import main
 from fla_mesa.train.interrupt import Interrupted, SignalStop
 from fla_mesa.train.recipe import prepare, train
 from fla_mesa.train.settings import parse
-from fla_mesa.train.status import DISK_FULL, read_status
+from fla_mesa.train.status import read_status
 from fla_mesa.train.trainer import Diverged
 from tests.train.conftest import TINY
 
@@ -46,7 +48,7 @@ def metrics_of(run: Path) -> dict:
 
 def logs_of(run: Path) -> list[dict]:
     """What the Trainer logged until its last checkpoint."""
-    checkpoint = folder.latest_checkpoint(run)
+    checkpoint = run_folder.latest_checkpoint(run)
     assert checkpoint is not None
     return json.loads((checkpoint / "trainer_state.json").read_text())["log_history"]
 
@@ -190,7 +192,7 @@ transformers.Trainer._save_optimizer_and_scheduler = half_written
     _, errors = process.communicate()
     assert process.returncode == -signal.SIGKILL, errors
     assert (run / "checkpoint-8" / "optimizer.pt").exists() and not (run / "metrics.json").exists()
-    assert folder.latest_checkpoint(run) == run / "checkpoint-4"
+    assert run_folder.latest_checkpoint(run) == run / "checkpoint-4"
 
     capfd.readouterr()
     assert main(flags(text, run, "--resume")) == 0
@@ -212,10 +214,10 @@ def test_sigterm_saves_says_how_to_go_on_and_exits_143(flags, text, tmp_path):
     output, errors = process.communicate()
     assert process.returncode == 143, errors
     assert "Traceback" not in errors
-    checkpoint = folder.latest_checkpoint(run)
+    checkpoint = run_folder.latest_checkpoint(run)
     assert checkpoint is not None
     assert f"stopped by SIGTERM: the same command with --resume goes on from {checkpoint}" in output
-    folder.check_resumable(checkpoint)
+    run_folder.check_resumable(checkpoint)
     state = json.loads((checkpoint / "trainer_state.json").read_text())
     assert checkpoint.name == f"checkpoint-{state['global_step']}" and state["global_step"] < 5000
 
@@ -275,7 +277,7 @@ def test_stopped_anywhere_then_resumed_is_bit_exact(flags, undisturbed, text, tm
         train(run)
     assert stopped.value.exit_code == 128 + number
     assert signal.getsignal(signal.SIGTERM) is before
-    assert folder.latest_checkpoint(run.folder) == run.folder / f"checkpoint-{saved}"
+    assert run_folder.latest_checkpoint(run.folder) == run.folder / f"checkpoint-{saved}"
     assert not (run.folder / "metrics.json").exists()
 
     assert main(flags(text, run.folder, "--resume")) == 0
@@ -449,14 +451,14 @@ def test_diverged_run_says_so_and_keeps_what_was_good(flags, text, tmp_path, cap
     run.trainer.add_callback(Poison())
     with pytest.raises(Diverged, match="no longer a finite number at step 6"):
         train(run)
-    assert folder.latest_checkpoint(run.folder) == run.folder / "checkpoint-4"
+    assert run_folder.latest_checkpoint(run.folder) == run.folder / "checkpoint-4"
     status = read_status(run.folder)
     assert status is not None and (status.state, status.step, status.steps, status.loss) == ("diverged", 6, 12, None)
     assert "try a lower --learning_rate" in status.reason
 
 
 def test_a_full_disk_has_an_exit_code(flags, text, tmp_path, capsys, monkeypatch):
-    write, room = folder.write_json, [5]
+    write, room = run_folder.write_json, [5]
 
     def full(path, content):
         room[0] -= 1
@@ -464,7 +466,7 @@ def test_a_full_disk_has_an_exit_code(flags, text, tmp_path, capsys, monkeypatch
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         write(path, content)
 
-    for module in ("folder", "recipe", "status"):
+    for module in ("run_folder", "recipe", "status"):
         monkeypatch.setattr(f"fla_mesa.train.{module}.write_json", full)
     assert main(flags(text, tmp_path / "run")) == DISK_FULL
     assert "make room, and go on with --resume" in capsys.readouterr().err
@@ -478,7 +480,7 @@ def test_status_says_how_far_a_run_is_and_how_it_ended(undisturbed, tmp_path):
     assert status.loss == [logged["loss"] for logged in logs_of(undisturbed) if "loss" in logged][-1]
     assert read_status(tmp_path) is None
     for content in ("{", "{}", '{"state": "dreaming"}', '{"state": "done", "more": 1}'):
-        (tmp_path / folder.STATUS_FILE).write_text(content)
+        (tmp_path / run_folder.STATUS_FILE).write_text(content)
         assert read_status(tmp_path) is None
 
 
@@ -517,7 +519,7 @@ def test_two_processes_equal_one_with_twice_the_batch(flags, text, tmp_path):
 def test_flags_of_transformers_work_together(flags, text, tmp_path, more, capsys):
     assert main(flags(text, tmp_path / "run", *more)) == 0
     shown = capsys.readouterr()
-    assert metrics_of(tmp_path / "run")["loss"] < 5.6
+    assert metrics_of(tmp_path / "run")["loss"] < math.log(257) - 0.2  # a uniform guess has ln 257
     assert "missing keys" not in shown.err
     assert {value.dtype for value in weights(tmp_path / "run").values()} == {torch.float32}
 

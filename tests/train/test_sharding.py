@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fla_mesa import cli
 from fla_mesa.testing.ranks import run_on_ranks
-from fla_mesa.train import folder, sharding
+from fla_mesa.train import run_folder, sharding
 from fla_mesa.train.command import main
 from fla_mesa.train.decay import exempt_parameters
 from fla_mesa.train.recipe import prepare
@@ -55,7 +55,7 @@ def test_two_processes_give_the_figures_of_one(runs, flags, text, tmp_path):
 
 def test_no_process_holds_the_whole_of_a_checkpoint(runs):
     checkpoint = runs / "whole" / "checkpoint-4"
-    assert folder.is_complete(checkpoint)
+    assert run_folder.is_complete(checkpoint)
     names = {path.relative_to(checkpoint).as_posix() for path in checkpoint.rglob("*")}
     assert {f"{part}/__{rank}_0.distcp" for part in (sharding.WEIGHTS, sharding.OPTIMIZER) for rank in (0, 1)} < names
     assert not any(name.endswith((".safetensors", "optimizer.pt")) for name in names)
@@ -111,7 +111,7 @@ def test_when_a_process_dies_the_others_end_and_the_last_checkpoint_is_whole(tex
     run = tmp_path / "run"
     with pytest.raises(AssertionError, match="rank 0"):  # it says that it lost the other; "did not end", if it waited
         run_on_ranks(ranks.lose_a_rank, 2, tmp_path_factory.mktemp("group"), text, run)
-    assert folder.latest_checkpoint(run) == run / "checkpoint-2"
+    assert run_folder.latest_checkpoint(run) == run / "checkpoint-2"
     run_on_ranks(ranks.go_on, 2, tmp_path_factory.mktemp("group"), text, run)
     assert metrics_of(run)["steps"] == 4
     assert AutoModelForCausalLM.from_pretrained(run).num_parameters() == metrics_of(run)["parameters"]

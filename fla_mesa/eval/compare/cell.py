@@ -23,7 +23,7 @@ from fla_mesa.eval.compare.worker import Job, Worker
 from fla_mesa.eval.measure.trained import Metrics, Trained, Value
 from fla_mesa.json_files import Unreadable, read_json, read_json_if_there, write_json
 from fla_mesa.train import command, settings
-from fla_mesa.train.folder import METRICS_FILE, RUN_FILE, STATUS_FILE
+from fla_mesa.train.run_folder import METRICS_FILE, RUN_FILE, STATUS_FILE
 from fla_mesa.train.status import read_status
 
 OUTCOME_FILE, MEASURED_FILE = "outcome.json", "measured.json"

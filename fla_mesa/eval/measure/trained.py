@@ -16,9 +16,9 @@ from fla_mesa.data import DataRequest, load_data, synthetic
 from fla_mesa.eval.measure.quality import Rows
 from fla_mesa.json_files import Unreadable, read_json
 from fla_mesa.models import zoo  # noqa: F401 (registers every family of the zoo with transformers)
-from fla_mesa.train.folder import METRICS_FILE
 from fla_mesa.train.progress import no_bars
 from fla_mesa.train.recipe import evenly
+from fla_mesa.train.run_folder import METRICS_FILE
 
 Value = float | dict[str, float] | list[float] | None  # of a figure; None where it does not apply
 

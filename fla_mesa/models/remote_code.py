@@ -35,7 +35,7 @@ _AUTO_CLASSES = (
 )
 
 
-def write_stub(checkpoint: str | Path) -> bool:
+def write_remote_code(checkpoint: str | Path) -> bool:
     """Add the stub to a checkpoint directory and name it in its config.json.
 
     Returns:
@@ -66,13 +66,13 @@ def write_stub(checkpoint: str | Path) -> bool:
     return True
 
 
-def keep_stub(family: type[PreTrainedModel]) -> None:
+def keep_remote_code(family: type[PreTrainedModel]) -> None:
     """Let a family's models take the stub along when they are saved again, if the folder that they came from had one.
 
     transformers itself keeps `auto_map` and leaves the file behind.
     """
     save: Callable[..., Any] = family.save_pretrained
-    if hasattr(save, "keeps_stub"):
+    if hasattr(save, "keeps_remote_code"):
         return
 
     @functools.wraps(save)
@@ -83,12 +83,12 @@ def keep_stub(family: type[PreTrainedModel]) -> None:
         setattr(self.config, "_auto_class", None)  # noqa: B010 (unknown to a type checker)
         saved = save(self, save_directory, *args, **kwargs)
         if came_with and (Path(save_directory) / "config.json").is_file():
-            write_stub(save_directory)
+            write_remote_code(save_directory)
         return saved
 
-    setattr(save_pretrained, "keeps_stub", True)  # noqa: B010 (a function has no such attribute for a type checker)
+    setattr(save_pretrained, "keeps_remote_code", True)  # noqa: B010 (a function has no such attribute for a type checker)
     family.save_pretrained = save_pretrained
 
 
 # fla's base class, so that its own families keep theirs, too: a run's folder may hold any architecture of the zoo.
-keep_stub(FLAPreTrainedModel)
+keep_remote_code(FLAPreTrainedModel)

@@ -1,4 +1,4 @@
-"""The folder of a run: whose it is, which of its checkpoints are whole, which may go.
+"""Files of a training run: ownership, complete checkpoints, clean-up.
 
 output_dir/
   run.json           the settings that make the run what it is; written when training starts

@@ -2,7 +2,7 @@
 
 import pytest
 
-from fla_mesa.train import folder
+from fla_mesa.train import run_folder
 
 
 def checkpoint(run, step, complete=True):
@@ -11,33 +11,33 @@ def checkpoint(run, step, complete=True):
     (path / "model.safetensors").write_bytes(b"x" * step)
     (path / "shards" / "0.bin").write_bytes(b"y")
     if complete:
-        folder.mark_complete(path)
+        run_folder.mark_complete(path)
     return path
 
 
 def steps(run):
-    return [int(path.name.split("-")[1]) for path in folder._checkpoints(run)]
+    return [int(path.name.split("-")[1]) for path in run_folder._checkpoints(run)]
 
 
 def test_latest_is_the_last_whole_one(tmp_path):
-    assert folder.latest_checkpoint(tmp_path) is None
-    assert folder.latest_checkpoint(tmp_path / "none") is None
+    assert run_folder.latest_checkpoint(tmp_path) is None
+    assert run_folder.latest_checkpoint(tmp_path / "none") is None
     nine, ten, eleven = checkpoint(tmp_path, 9), checkpoint(tmp_path, 10), checkpoint(tmp_path, 11, complete=False)
     (tmp_path / "checkpoint-best").mkdir()
-    assert folder.latest_checkpoint(tmp_path) == ten  # by number, not by name
+    assert run_folder.latest_checkpoint(tmp_path) == ten  # by number, not by name
     (ten / "model.safetensors").write_bytes(b"x")  # truncated
-    assert folder.latest_checkpoint(tmp_path) == nine
+    assert run_folder.latest_checkpoint(tmp_path) == nine
     (nine / "shards" / "0.bin").unlink()
-    assert folder.latest_checkpoint(tmp_path) is None
-    folder.mark_complete(eleven)
-    (eleven / folder.COMPLETE_FILE).write_text("{")
-    assert folder.latest_checkpoint(tmp_path) is None
+    assert run_folder.latest_checkpoint(tmp_path) is None
+    run_folder.mark_complete(eleven)
+    (eleven / run_folder.COMPLETE_FILE).write_text("{")
+    assert run_folder.latest_checkpoint(tmp_path) is None
 
 
 def test_incomplete_ones_are_removed(tmp_path):
     checkpoint(tmp_path, 1)
     checkpoint(tmp_path, 2, complete=False)
-    assert folder.remove_incomplete(tmp_path) == ["checkpoint-2"]
+    assert run_folder.remove_incomplete(tmp_path) == ["checkpoint-2"]
     assert steps(tmp_path) == [1]
 
 
@@ -45,7 +45,7 @@ def test_incomplete_ones_are_removed(tmp_path):
 def test_oldest_go_first(tmp_path, limit, kept):
     for step in (1, 2, 3, 4):
         checkpoint(tmp_path, step)
-    folder.keep_latest(tmp_path, limit)
+    run_folder.keep_latest(tmp_path, limit)
     assert steps(tmp_path) == kept
 
 
@@ -54,7 +54,7 @@ def test_the_best_and_the_unfinished_stay(tmp_path):
     for step in (2, 3):
         checkpoint(tmp_path, step)
     checkpoint(tmp_path, 4, complete=False)
-    folder.keep_latest(tmp_path, 1, [best])
+    run_folder.keep_latest(tmp_path, 1, [best])
     assert steps(tmp_path) == [1, 3, 4]
 
 
@@ -62,17 +62,17 @@ def test_a_run_is_removed_and_nothing_else(tmp_path):
     checkpoint(tmp_path, 1)
     for name in ("run.json", "metrics.json", "model.safetensors", "model-00001-of-00002.safetensors", "tokenizer.json"):
         (tmp_path / name).write_text("{}")
-    folder.check_removable(tmp_path)
+    run_folder.check_removable(tmp_path)
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(ValueError, match=r"holds more than an earlier run \(notes.txt\)"):
-        folder.check_removable(tmp_path)
-    folder.remove_run(tmp_path)
+        run_folder.check_removable(tmp_path)
+    run_folder.remove_run(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
     with pytest.raises(ValueError, match="no run of this program"):
-        folder.check_removable(tmp_path)
+        run_folder.check_removable(tmp_path)
 
 
 def test_unreadable_run_file(tmp_path):
     (tmp_path / "run.json").write_text('{"model": ')
     with pytest.raises(ValueError, match=r"run\.json cannot be read"):
-        folder.stored_run(tmp_path)
+        run_folder.stored_run(tmp_path)
