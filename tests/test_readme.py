@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from fla_mesa import cli
-from fla_mesa.eval.compare.worker import Worker
+from fla_mesa.train.worker import Worker
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text()

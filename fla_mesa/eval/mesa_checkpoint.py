@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from fla_mesa.errors import UserError
 from fla_mesa.eval.checkpoint import check_checkpoint, load_model
 from fla_mesa.eval.devices import check_device
-from fla_mesa.eval.measure.solver import mesa_layers
+from fla_mesa.layers.solver import mesa_layers
 from fla_mesa.train.provenance import commit, device_name, versions
 
 

@@ -10,8 +10,8 @@ from transformers import AutoModelForCausalLM
 
 from fla_mesa.cli import main
 from fla_mesa.eval.inspect.measure import inspect_layers, log_spaced, states
-from fla_mesa.eval.measure.solver import mesa_layers
 from fla_mesa.layers.mesa_net import Regression
+from fla_mesa.layers.solver import mesa_layers
 from fla_mesa.ops import chunk_mesa_net
 
 

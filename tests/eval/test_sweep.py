@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from transformers import AutoModelForCausalLM
 
 from fla_mesa.data import synthetic
-from fla_mesa.eval.measure.solver import mesa_layers
 from fla_mesa.eval.sweep.command import main
 from fla_mesa.eval.sweep.measured import Measured, Setting, measure_quality
 from fla_mesa.eval.sweep.reading import IGNORE, Reading, Recall, read_suite, read_text
 from fla_mesa.eval.sweep.report import cheapest, statements
+from fla_mesa.layers.solver import mesa_layers
 
 
 @pytest.fixture(scope="module")

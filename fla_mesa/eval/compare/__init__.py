@@ -3,7 +3,7 @@
 plan -> run -> records -> report:
 
 variants, plan      what is compared, from one parser; presets/ beside it
-cell                one run: what is stored of it, and its work, which worker does in other processes
+cell                one run: what is stored of it, and its work, which fla_mesa.train.worker does in other processes
 columns             what is reported of a model, a function each
 run                 every cell, then each model at its best learning rate
 display             bars, lines and the time left

@@ -13,18 +13,17 @@ import signal
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from fla_mesa import plugins
 from fla_mesa.eval.compare import columns
-from fla_mesa.eval.compare.plan import Plan
+from fla_mesa.eval.compare.plan import Plan, Values
 from fla_mesa.eval.compare.variants import Variant
-from fla_mesa.eval.compare.worker import Job, Worker
 from fla_mesa.eval.measure.trained import Metrics, Trained, Value
 from fla_mesa.json_files import Unreadable, read_json, read_json_if_there, write_json
 from fla_mesa.train import command, settings
 from fla_mesa.train.run_folder import METRICS_FILE, RUN_FILE, STATUS_FILE
 from fla_mesa.train.status import read_status
+from fla_mesa.train.worker import Job, Worker
 
 OUTCOME_FILE, MEASURED_FILE = "outcome.json", "measured.json"
 FILES = (OUTCOME_FILE, MEASURED_FILE, METRICS_FILE, RUN_FILE)
@@ -145,7 +144,7 @@ def stored(cell: Cell) -> CellResult | None:
 class Training:
     """Trains a cell: settings of `fla-mesa train` by name."""
 
-    values: dict[str, Any]
+    values: Values
 
     def __call__(self) -> int:
         line = ["fla-mesa", "train", *plugins.flags(), *settings.words(self.values)]

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 import torch
 
 from fla_mesa.eval.measure import quality, speed
-from fla_mesa.eval.measure.solver import Solver, mesa_layers
 from fla_mesa.eval.measure.trained import Trained, Value, device
+from fla_mesa.layers.solver import Solver, mesa_layers
 
 BATCHES = (1, 8)
 DECODED = 32  # tokens a sequence

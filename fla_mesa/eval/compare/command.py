@@ -16,9 +16,9 @@ from fla_mesa.eval.compare.folder import lock, open_folder
 from fla_mesa.eval.compare.plan import Plan, parse
 from fla_mesa.eval.compare.results import Report, summarize
 from fla_mesa.eval.compare.run import run, work
-from fla_mesa.eval.compare.worker import Worker
 from fla_mesa.train.interrupt import Interrupted, signals_to
 from fla_mesa.train.recipe import data_request
+from fla_mesa.train.worker import Worker
 
 
 @command("compare")
@@ -46,7 +46,9 @@ def compare(plans: list[Plan], line: list[str]) -> tuple[int, list[Report]]:
         locks = [stack.enter_context(lock(plan)) for plan in plans]
         codes, reports = [], []
         for plan, held in zip(plans, locks, strict=True):
-            code, made = _one(plan, Worker(held.fileno()), line)
+            code, made = _one(
+                plan, Worker(held.fileno(), ["fla_mesa.train.command", "fla_mesa.eval.compare.cell"]), line
+            )
             if code > 1:
                 return code, reports
             codes.append(code)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, TextIO
+from typing import TextIO
 
 from fla_mesa.errors import UserError
 from fla_mesa.eval.compare.plan import Plan, fixed_settings
@@ -31,7 +31,7 @@ def open_folder(plan: Plan) -> None:
     write_json(path, now)
 
 
-def _changed(stored: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
+def _changed(stored: Mapping[str, object], now: Mapping[str, object]) -> dict[str, object]:
     """What the settings were that have changed. One that an older version did not know was what its default is."""
     was = dict(stored)
     if now.keys() - was.keys():

@@ -23,6 +23,8 @@ from fla_mesa.train import settings as training
 from fla_mesa.train.optimization import check_optimization, needs_model
 from fla_mesa.train.recipe import make_config
 
+Values = Mapping[str, Any]  # of flags, by their names
+
 PRESETS = {path.stem: path for path in sorted((Path(__file__).parent / "presets").glob("*.yaml"))}
 
 # What `--suite` names: sources of `fla-mesa train --data`, one comparison for each.
@@ -67,8 +69,8 @@ class Plan:
     position_tokens: int
     extrapolation: int
     baseline: str | None
-    training: Mapping[str, Any] = field(repr=False)
-    fixed: Mapping[str, Any] = field(repr=False)
+    training: Values = field(repr=False)
+    fixed: Values = field(repr=False)
 
     @cached_property
     def settings(self) -> training.RecipeSettings:
@@ -142,7 +144,7 @@ def read_preset(name: str) -> dict[str, str]:
         raise UserError(f"preset: allowed are {', '.join(PRESETS)}; got {name!r}")
     flags = yaml.safe_load(PRESETS[name].read_text(encoding="utf-8"))
 
-    def written(value: Any) -> str:
+    def written(value: object) -> str:
         if isinstance(value, list):
             return ",".join(map(str, value))
         return json.dumps(value) if isinstance(value, dict) else str(value)
@@ -183,7 +185,7 @@ def parse(argv: list[str], preset: str | None = None) -> list[Plan]:
     return plans
 
 
-def _plan(given: dict[str, Any], folder: Path) -> Plan:
+def _plan(given: Values, folder: Path) -> Plan:
     """The comparison on one task at one size."""
     parametrization = given["parametrization"]
     variants, others = parse_variants(given["models"], parametrization, given["config_overrides"])
@@ -222,9 +224,7 @@ def _plan(given: dict[str, Any], folder: Path) -> Plan:
     )
 
 
-def _fixed(
-    given: Mapping[str, Any], settings: training.RecipeSettings, arguments: training.RecipeArguments
-) -> dict[str, Any]:
+def _fixed(given: Values, settings: training.RecipeSettings, arguments: training.RecipeArguments) -> Values:
     return {
         "parametrization": given["parametrization"],
         "position_tokens": _integer("position_tokens", given["position_tokens"], 1),
@@ -234,7 +234,7 @@ def _fixed(
     }
 
 
-def fixed_settings() -> dict[str, Any]:
+def fixed_settings() -> Values:
     """What ``Plan.fixed`` holds where no flag is given."""
     given = {**training.read(_parser(), []), "data": training.RecipeSettings.data}
     return _fixed(given, *training.build(given))

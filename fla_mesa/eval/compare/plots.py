@@ -55,14 +55,12 @@ def judged_by(models: Sequence[ModelResult]) -> tuple[str, Callable[[ModelResult
     return "validation accuracy", lambda model: model.spread("accuracy")
 
 
-def draw(
-    models: Sequence[ModelResult], run: Mapping[str, Any], folder: Path, baseline: str | None = None
-) -> dict[str, str]:
+def draw(models: Sequence[ModelResult], seq_len: int, folder: Path, baseline: str | None = None) -> dict[str, str]:
     """Draws what there is data for into PNG files in `folder`; returns a caption by file name.
 
     Args:
         models: Those that finished.
-        run: The circumstances of their runs.
+        seq_len: That they were trained with.
         folder: Where the pictures go; one of an earlier report that is not drawn again is removed.
         baseline: The model that losses by position are held against, by its label.
     """
@@ -74,7 +72,7 @@ def draw(
             "Loss by position in the context. The dashed line is the length of the training sequences.",
         ),
         "loss_difference.png": (
-            lambda models, run: _loss_difference(models, run, baseline),
+            lambda models, seq_len: _loss_difference(models, seq_len, baseline),
             f"Left: loss by position less that of {baseline}. Right: the same for the mean of all losses up to a position. Shaded: 95 % "
             "intervals over pairs of runs of one seed.",
         ),
@@ -83,7 +81,7 @@ def draw(
     drawn = {}
     with matplotlib.rc_context(_STYLE):
         for name, (plot, caption) in pictures.items():
-            figure = plot(models, run)
+            figure = plot(models, seq_len)
             if figure is None:
                 (folder / name).unlink(missing_ok=True)
                 continue
@@ -134,7 +132,7 @@ def draw_quality_by_width(found: Mapping[tuple[str, int], Mapping[str, Spread]],
         _save(figure, path)
 
 
-def _loss_curves(models: Sequence[ModelResult], run: Mapping[str, Any]) -> Figure | None:
+def _loss_curves(models: Sequence[ModelResult], seq_len: int) -> Figure | None:
     curves = {model.label: [metrics.history["validation"] for metrics in model.metrics] for model in models}
     curves = {label: of for label, of in curves.items() if all(of)}
     if not curves:
@@ -163,14 +161,14 @@ def _loss_curves(models: Sequence[ModelResult], run: Mapping[str, Any]) -> Figur
     return figure
 
 
-def _loss_by_position(models: Sequence[ModelResult], run: Mapping[str, Any]) -> Figure | None:
+def _loss_by_position(models: Sequence[ModelResult], seq_len: int) -> Figure | None:
     curves = {model.label: curve for model in models if (curve := model.curve("loss_by_position")) is not None}
     if not curves:
         return None
     figure, (axes,) = _figure(7.4)
     for label, curve in curves.items():
         axes.plot(*_windows(curve), label=label, markersize=3.5, **look(label, list(curves)))
-    axes.axvline(run["seq_len"], color="0.4", linestyle="--", linewidth=1)
+    axes.axvline(seq_len, color="0.4", linestyle="--", linewidth=1)
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.set(xlabel="position in the context", ylabel="loss (nats a token)")
@@ -178,7 +176,7 @@ def _loss_by_position(models: Sequence[ModelResult], run: Mapping[str, Any]) -> 
     return figure
 
 
-def _loss_difference(models: Sequence[ModelResult], run: Mapping[str, Any], baseline: str | None) -> Figure | None:
+def _loss_difference(models: Sequence[ModelResult], seq_len: int, baseline: str | None) -> Figure | None:
     """By position, and of the mean so far; one line a model, over pairs of runs."""
     curves = {model.label: [_curve(trained) for trained in model.trained] for model in models}
     curves = {label: of for label, of in curves.items() if of and all(of)}
@@ -200,7 +198,7 @@ def _loss_difference(models: Sequence[ModelResult], run: Mapping[str, Any], base
             if found[0].half is not None and label != baseline:
                 low, high = ([d.mean + sign * (d.half or 0.0) for d in found] for sign in (-1, 1))
                 one.fill_between(at, low, high, color=style["color"], alpha=0.15, linewidth=0)
-        one.axvline(run["seq_len"], color="0.4", linestyle="--", linewidth=1)
+        one.axvline(seq_len, color="0.4", linestyle="--", linewidth=1)
         one.set_xscale("log", base=2)
         one.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
         what = "mean so far" if so_far else "loss"
@@ -234,7 +232,7 @@ def _windows(curve: list[float], a_doubling: int = 2) -> tuple[list[float], list
     return [math.sqrt(a * b) for a, b in pairs], [statistics.fmean(curve[a - 1 : b - 1]) for a, b in pairs]
 
 
-def _quality_against_speed(models: Sequence[ModelResult], run: Mapping[str, Any]) -> Figure | None:
+def _quality_against_speed(models: Sequence[ModelResult], seq_len: int) -> Figure | None:
     panels = []
     for column, key, name in (
         ("training_tokens_per_second", "", "training, tokens a second"),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
 
 from fla_mesa.eval.compare import plots
 from fla_mesa.eval.compare.columns import COLUMNS, Column, Spread
@@ -41,7 +40,7 @@ _INTERVAL = (
 )
 
 
-def _figure(column: Column, found: Mapping[str, Spread] | list[float] | None) -> Any:
+def _figure(column: Column, found: Mapping[str, Spread] | list[float] | None) -> object:
     """A figure as report.json holds it: spreads as mean and std where they are over seeds, else bare numbers."""
     if not isinstance(found, Mapping):
         return found
@@ -49,7 +48,7 @@ def _figure(column: Column, found: Mapping[str, Spread] | list[float] | None) ->
     return plain.get("", plain)
 
 
-def as_json(report: Report) -> dict[str, Any]:
+def as_json(report: Report) -> dict[str, object]:
     """Everything that report.json holds."""
     rows = []
     for model in report.models:
@@ -90,7 +89,7 @@ def notes(report: Report) -> dict[str, str]:
     return {label: zoo.NOTES[name] for label, name in names.items() if name in zoo.NOTES}
 
 
-def _difference_as_json(report: Report, model: ModelResult) -> dict[str, Any] | None:
+def _difference_as_json(report: Report, model: ModelResult) -> dict[str, object] | None:
     """From the baseline, in each column of the quality table by its heading."""
     base = report.baseline
     if base is None or model is base:
@@ -186,7 +185,7 @@ def circumstances(report: Report, line: Sequence[str]) -> list[str]:
 def write(report: Report) -> None:
     """Writes pictures, report.md and report.json into the comparison's folder."""
     folder = report.plan.folder
-    pictures = plots.draw(report.finished, report.run, folder, report.plan.baseline)
+    pictures = plots.draw(report.finished, report.run.get("seq_len", 0), folder, report.plan.baseline)
     unfinished = folder / "report.md.tmp"
     unfinished.write_text(markdown(report, pictures), encoding="utf-8")
     unfinished.replace(folder / "report.md")

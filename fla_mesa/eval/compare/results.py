@@ -155,7 +155,7 @@ class Report:
         return [f"For scale, bits per byte on the same text: {scale(known)}."] if known else []
 
 
-def failure(result: CellResult) -> dict[str, Any]:
+def failure(result: CellResult) -> dict[str, object]:
     """Of a run that was not finished, or not measured."""
     if result.problem is not None:
         return {"cell": str(result.cell), "status": "not measured", "step": None, "reason": result.problem}

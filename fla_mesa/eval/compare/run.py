@@ -7,10 +7,10 @@ from fla_mesa.eval.compare.cell import Cell, CellResult
 from fla_mesa.eval.compare.display import Display, Estimate
 from fla_mesa.eval.compare.plan import Plan
 from fla_mesa.eval.compare.results import best
-from fla_mesa.eval.compare.worker import Worker
 from fla_mesa.eval.measure.trained import Metrics
 from fla_mesa.json_files import Unreadable
 from fla_mesa.train.progress import clock
+from fla_mesa.train.worker import Worker
 
 
 def work(plan: Plan) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import Any
 from urllib.parse import quote
 
 from fla_mesa.errors import UserError
@@ -85,7 +84,7 @@ def _architectures() -> set[str]:
     return {name for parametrization in zoo.PARAMETRIZATIONS for name in zoo.names(parametrization)}
 
 
-def _setting(label: str, text: str) -> tuple[str, Any]:
+def _setting(label: str, text: str) -> tuple[str, object]:
     key, equals, value = (piece.strip() for piece in text.partition("="))
     if not (key and equals and value):
         raise UserError(f"models: expected NAME@setting=value@setting=value; got {label!r}")

@@ -19,7 +19,7 @@ from fla_mesa.errors import UserError, mistakes_of
 from fla_mesa.eval.checkpoint import adapted_model, check_checkpoint, merged, most_positions, tokenizer_of
 from fla_mesa.eval.harness.cut import new_tokens, tokens
 from fla_mesa.eval.measure.quality import token_losses
-from fla_mesa.eval.measure.solver import set_solver
+from fla_mesa.layers.solver import set_solver
 from fla_mesa.ops.backends import check_backend
 
 HFLM: Any = _HFLM

@@ -13,9 +13,9 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from fla_mesa.eval.measure.solver import mesa_layers
 from fla_mesa.layers import MesaNet
 from fla_mesa.layers.mesa_net import Regression
+from fla_mesa.layers.solver import mesa_layers
 
 SPOTS = 40
 

@@ -2,5 +2,5 @@
 
 quality   loss by position, the score on a synthetic task
 speed     prefill, decoding, memory, the size of a state
-solver    how Mesa layers solve: settings for a while, iterations, what did not converge
+trained   a finished run: what it recorded, its model, its data
 """

@@ -20,6 +20,7 @@ from fla_mesa.train.progress import no_bars
 from fla_mesa.train.recipe import evenly
 from fla_mesa.train.run_folder import METRICS_FILE
 
+Record = dict[str, Any]  # of metrics.json
 Value = float | dict[str, float] | list[float] | None  # of a figure; None where it does not apply
 
 
@@ -36,12 +37,12 @@ class Metrics:
     seq_len: int
     steps: int
     history: dict[str, list[list[float]]] = field(repr=False)
-    data: dict[str, Any] = field(repr=False)
-    settings: dict[str, Any] = field(repr=False)
-    everything: dict[str, Any] = field(repr=False)
+    data: Record = field(repr=False)
+    settings: Record = field(repr=False)
+    everything: Record = field(repr=False)
 
     @property
-    def solver(self) -> dict[str, Any]:
+    def solver(self) -> Record:
         """What the solves of Mesa layers spent; runs of version 0.1 did not say."""
         return self.everything.get("solver") or {}
 

@@ -10,9 +10,9 @@ import torch
 from transformers import PreTrainedModel
 
 from fla_mesa.eval.measure.quality import greedy, loss_by_position, position_ranges, range_name
-from fla_mesa.eval.measure.solver import NEVER, Solver, recorded
 from fla_mesa.eval.measure.speed import peak_memory, prefill, timed
 from fla_mesa.eval.sweep.reading import Reading
+from fla_mesa.layers.solver import NEVER, Solver, recorded
 
 _DECODED = 16
 

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from fla_mesa.errors import UserError, mistakes_of
-from fla_mesa.layers import MesaNet
+from fla_mesa.layers.mesa_net import MesaNet
 from fla_mesa.ops.backends import check_backend
 
 NEVER = 1e-30  # a tolerance that no row reaches: a fixed number of steps

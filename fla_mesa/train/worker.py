@@ -12,18 +12,17 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from multiprocessing import reduction
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from fla_mesa import plugins
-from fla_mesa.cpu import accelerator_available
 from fla_mesa.errors import DISK_FULL, MISTAKE, UserError, is_disk_full
 
 Job = Callable[[], int]  # returns an exit code; must be found by its name in another process
-
-_PRELOADED = ["fla_mesa.train.command", "fla_mesa.eval.compare.cell"]
 
 
 class DiskFull(OSError):
@@ -35,12 +34,13 @@ class Worker:
 
     Args:
         held: A file, such as a lock, that every child keeps open as long as it lives.
+        preload: Modules that children find imported.
     """
 
-    def __init__(self, held: int | None = None):
+    def __init__(self, held: int | None = None, preload: Sequence[str] = ("fla_mesa.train.command",)):
         self._held = held
-        self._context: Any = multiprocessing.get_context("spawn" if accelerator_available() else "forkserver")
-        self._context.set_forkserver_preload(_PRELOADED)
+        self._context: Any = multiprocessing.get_context("spawn" if torch.accelerator.is_available() else "forkserver")
+        self._context.set_forkserver_preload(list(preload))
 
     def run(self, job: Job, log: Path, follow: Callable[[], None] = lambda: None) -> tuple[int, float]:
         """Runs one with its output in the file `log`; returns the exit code (-9 if killed by signal 9) and seconds.
