@@ -18,94 +18,19 @@ Needs triton, with the nvdisasm that comes with it, and flash-linear-attention; 
 from __future__ import annotations
 
 import argparse
-import collections
 import datetime
 import os
-import re
-import subprocess
 import sys
-import tempfile
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-import triton
-
 sys.path.insert(0, str(Path(__file__).parent))
 
-import kernels_static as static
+import kernels_static
 
-ISSUED = 4  # instructions a cycle
-SHARED = 128  # bytes a cycle
-WIDTH = {"U8": 1, "S8": 1, "U16": 2, "S16": 2, "64": 8, "128": 16}  # bytes a thread, 4 where none is named
-MMA = {"16816": 16 * 8 * 16, "1688": 16 * 8 * 8}  # multiply-adds of 16 bits; of tf32 they count twice
-
-
-@dataclass(frozen=True)
-class Step:
-    """Cycles of a multiprocessor for one tile and step."""
-
-    instructions: float
-    shared: float
-    products: float
-    barriers: int
-
-
-def machine_code(cubin: bytes) -> tuple[list[str], list[tuple[int, int]]]:
-    """Instructions, and loops among them as (first, last)."""
-    nvdisasm = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "nvdisasm"
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        text = subprocess.run([nvdisasm, "-c", file.name], capture_output=True, text=True, check=True).stdout
-    labels, code = {}, []
-    for line in text.splitlines():
-        if label := re.match(r"\s*(\.L\w+):", line):
-            labels[label[1]] = len(code)
-        elif instruction := re.search(r"/\*[0-9a-f]{4,}\*/\s+(.*?);", line):
-            code.append(re.sub(r"^@!?U?P\w+\s+", "", instruction[1].strip()))
-    jumps = [(i, re.search(r"`\((\.L\w+)\)", x)) for i, x in enumerate(code) if x.startswith("BRA")]
-    return code, [(labels[to[1]], i) for i, to in jumps if to and labels.get(to[1], i + 1) <= i]
-
-
-def cost(code: list[str], warps: int, arch: int) -> Step:
-    """Of one pass over these instructions by all warps of a tile."""
-    cycles: collections.Counter[str] = collections.Counter()
-    for instruction in code:
-        name, *parts = instruction.split()[0].split(".")
-        tf32 = 2 if "TF32" in parts else 1
-        if name == "HMMA":
-            cycles["products"] += MMA[parts[0]] * tf32 / (1024 if arch < 90 else 0.63 * 2048)
-        elif name == "HGMMA":  # of four warps, each of which issues it
-            m, n, k = (int(size) for size in parts[0].split("x"))
-            cycles["products"] += m * n * k * tf32 / 2048 / 4
-            a_in_shared = not instruction.split()[2].startswith("R")
-            cycles["shared"] += (n + m * a_in_shared) * k * 2 / SHARED / 4
-        elif name in ("LDSM", "STSM"):  # matrices of 128 bytes, one if no number is named
-            cycles["shared"] += int(parts[-1] if parts[-1].isdigit() else 1) * 128 / SHARED
-        elif name in ("LDS", "STS", "LDL", "STL"):
-            cycles["shared"] += next((WIDTH[p] for p in parts if p in WIDTH), 4) * 32 / SHARED
-        elif name == "SHFL":
-            cycles["shared"] += 1
-    barriers = sum(instruction.startswith("BAR.SYNC") for instruction in code)
-    return Step(len(code) * warps / ISSUED, cycles["shared"] * warps, cycles["products"] * warps, barriers)
-
-
-def inside(loop: tuple[int, int], other: tuple[int, int]) -> bool:
-    return other != loop and other[0] <= loop[0] and loop[1] <= other[1]
-
-
-def iteration(code: list[str], loops: list[tuple[int, int]], nested: bool) -> tuple[int, int]:
-    """The loop of conjugate gradients: the first innermost one with matrix products, within another or not."""
-    products = [(a, b) for a, b in loops if any("MMA" in x for x in code[a : b + 1])]
-
-    return min(
-        loop
-        for loop in products
-        if not any(inside(other, loop) for other in products)
-        and any(inside(loop, other) for other in products) == nested
-        and any(x.startswith("SHFL") for x in code[loop[0] : loop[1] + 1])  # row sums: no other loop has them
-    )
+from fla_mesa.ops.triton.plan import CHUNK
+from fla_mesa.testing import compiled as static
+from fla_mesa.testing.machine_code import cost, inside, iteration, machine_code
 
 
 def table(archs: list[int], sizes: list[int]) -> list[str]:
@@ -127,7 +52,7 @@ def table(archs: list[int], sizes: list[int]) -> list[str]:
                     compiled, use = static.compile_for(job, arch, config)
                     code, loops = machine_code(compiled.asm["cubin"])
                     a, b = iteration(code, loops, nested=ours)
-                    rows = job.constants["BR"] * config.kwargs["MERGE"] if ours else static.CHUNK
+                    rows = job.constants["BR"] * config.kwargs["MERGE"] if ours else CHUNK
                     step = cost(code[a : b + 1], config.num_warps, arch)
                     resident = round(use.occupancy * static.TARGETS[arch].warps_per_sm / config.num_warps)
                     lines.append(
@@ -180,7 +105,7 @@ def main() -> None:
     if os.environ.get("TRITON_INTERPRET") == "1":
         parser.error("unset TRITON_INTERPRET: the interpreter compiles nothing")
     if args.loops is not None:
-        static.write(loop_table(args.arch, args.size, args.loops), args.out)
+        kernels_static.write(loop_table(args.arch, args.size, args.loops), args.out)
         return
     versions = ", ".join(f"{name} {version(name)}" for name in ("triton", "flash-linear-attention"))
     lines = [
@@ -191,7 +116,7 @@ def main() -> None:
         "",
         *table(args.arch, args.size),
     ]
-    static.write(lines, args.out)
+    kernels_static.write(lines, args.out)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """What the package knows about GPUs: which one a tensor is on, and what each kind of them gets.
 
 The one place where a compute capability or a version of Triton is compared with anything. What is said of a GPU here was found by
-compiling for it (``benchmarks/kernels_static.py``, ``tests/ops/test_kernels_static.py``) and from the issues named below, not by running.
+compiling for it (``fla_mesa/testing/compiled.py``, ``tests/ops/test_kernels_static.py``) and from the issues named below, not by running.
 """
 
 from __future__ import annotations

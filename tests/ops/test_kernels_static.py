@@ -14,19 +14,10 @@ import torch
 
 from fla_mesa.ops import gpu
 from fla_mesa.ops.triton import plan
+from fla_mesa.testing import machine_code
+from fla_mesa.testing.compiled import TARGETS, compile_for, configurations, fla_jobs, our_jobs
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-
-
-def load(name: str):
-    spec = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-kernels_static = load("kernels_static")
-kernels_steps = load("kernels_steps")
 SOLVES = ["solve + output", "solve, backward"]
 REST = ["solve + output of the rest", "solve of the rest, backward"]
 OTHERS = ["chunk states", "chunk states, backward", "keys and values, backward", "decoding step"]
@@ -42,12 +33,20 @@ DEFAULTS = [
 ]
 
 
+def load(name: str):
+    """A benchmark, as the program that is tested here."""
+    spec = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 def jobs_for(size: int, arch: int, dtype: str = "bfloat16"):
-    return {job.name: job for job in kernels_static.our_jobs(size, dtype, arch)}
+    return {job.name: job for job in our_jobs(size, dtype, arch)}
 
 
 def compile_default(job, arch: int):
-    return kernels_static.compile_for(job, arch, kernels_static.configurations(job, arch)[0])
+    return compile_for(job, arch, configurations(job, arch)[0])
 
 
 def spills_in_loops(code: list[str], loops: list[tuple[int, int]]) -> list[str]:
@@ -59,8 +58,8 @@ def spills_in_loops(code: list[str], loops: list[tuple[int, int]]) -> list[str]:
 
 def step_of(code, loops, nested: bool):
     """What a step of a solve costs that has tiles of 64 rows and four warps. Not a time: instructions, bytes and products."""
-    first, last = kernels_steps.iteration(code, loops, nested)
-    return kernels_steps.cost(code[first : last + 1], warps=4, arch=90)
+    first, last = machine_code.iteration(code, loops, nested)
+    return machine_code.cost(code[first : last + 1], warps=4, arch=90)
 
 
 def test_every_kernel_is_listed():
@@ -77,26 +76,24 @@ def test_the_default_configuration(name, size, arch):
     compiled, usage = compile_default(job, arch)
     limit = SPILLS.get(arch, SPILLS_ELSEWHERE)
     assert usage.spill_stores <= limit and usage.spill_loads <= limit, usage
-    assert usage.shared <= kernels_static.TARGETS[arch].shared_per_block, usage
+    assert usage.shared <= TARGETS[arch].shared_per_block, usage
     compared = name in SOLVES and size == 64 and arch == 90
     if compared or usage.spill_stores or usage.spill_loads:
-        code, loops = kernels_steps.machine_code(compiled.asm["cubin"])
+        code, loops = machine_code.machine_code(compiled.asm["cubin"])
         assert not spills_in_loops(code, loops), usage
     if compared:
         theirs = next(
-            job
-            for job in kernels_static.fla_jobs(64, "bfloat16")
-            if "CG" in job.name and ("back" in job.name) == ("back" in name)
+            job for job in fla_jobs(64, "bfloat16") if "CG" in job.name and ("back" in job.name) == ("back" in name)
         )
         ours = step_of(code, loops, nested=True)
-        cost = step_of(*kernels_steps.machine_code(compile_default(theirs, 90)[0].asm["cubin"]), nested=False)
+        cost = step_of(*machine_code.machine_code(compile_default(theirs, 90)[0].asm["cubin"]), nested=False)
         assert ours.instructions < cost.instructions and ours.shared < cost.shared and ours.products < cost.products
 
 
 @pytest.mark.parametrize("name", ["solve + output", "decoding step"])
 def test_head_size_256_compiles(name):
     _, usage = compile_default(jobs_for(256, 90)[name], 90)
-    assert usage.shared <= kernels_static.TARGETS[90].shared_per_block, usage
+    assert usage.shared <= TARGETS[90].shared_per_block, usage
 
 
 def test_states_of_float32_inputs_do_not_spill():
@@ -109,9 +106,9 @@ def test_fla_s_kernels_fit_the_shared_memory_that_they_are_given():
     from fla_mesa.ops import fla
 
     for size, arch in ((fla.SMALL, 120), (128, 90)):
-        job = next(job for job in kernels_static.fla_jobs(size, "bfloat16") if job.name == "fla: H part, backward")
+        job = next(job for job in fla_jobs(size, "bfloat16") if job.name == "fla: H part, backward")
         _, usage = compile_default(job, arch)
-        assert usage.shared <= min(kernels_static.TARGETS[arch].shared_per_block, fla.LARGE_NEEDS), usage
+        assert usage.shared <= min(TARGETS[arch].shared_per_block, fla.LARGE_NEEDS), usage
 
 
 @pytest.mark.parametrize(
@@ -141,7 +138,7 @@ def test_configurations_that_a_compiler_is_known_to_get_wrong_are_not_tried(
 
 
 def test_occupancy_is_that_of_cuda_s_calculator():
-    ampere = kernels_static.TARGETS[80]
+    ampere = TARGETS[80]
     assert ampere.occupancy(registers=32, shared=0, warps=4) == 1.0
     assert ampere.occupancy(registers=255, shared=0, warps=8) == 8 / 64
     assert ampere.occupancy(registers=32, shared=100 * 1024, warps=4) == 4 / 64
