@@ -20,88 +20,21 @@ from __future__ import annotations
 import argparse
 import datetime
 import functools
-import math
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-import triton
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from fla_mesa.doctor.timing import fla_ops, leaves_of, measure, with_backward
+from fla_mesa.doctor.truth import NAMES, Truth, draw
+
 CHUNK = 64
 BOUND = {1e-4: 1e-3, 1e-6: 1e-4}  # tolerance of the solver -> relative error allowed in every output and gradient
-NAMES = ("q", "k", "v", "g", "beta", "lamb", "h_kk_init", "h_kv_init")
-
-
-def draw(
-    B: int, T: int, H: int, K: int, V: int, dtype: torch.dtype, device: str, *, states: bool = False, seed: int = 0
-) -> dict[str, torch.Tensor | None]:
-    """Inputs by name: unit keys and queries with a common mean of a third of their norm, gates from 0.9 to 1."""
-    rng = torch.Generator(device).manual_seed(seed)
-
-    def normal(*shape: int) -> torch.Tensor:
-        return torch.randn(*shape, generator=rng, device=device)
-
-    def uniform(*shape: int) -> torch.Tensor:
-        return torch.rand(*shape, generator=rng, device=device)
-
-    mean = 0.35 * normal(1, 1, H, K)
-    root = normal(B, H, K, K) / K**0.5
-    return {
-        "q": F.normalize(normal(B, T, H, K) + mean, dim=-1).to(dtype),
-        "k": F.normalize(normal(B, T, H, K) + mean, dim=-1).to(dtype),
-        "v": normal(B, T, H, V).to(dtype),
-        "g": (0.9 + 0.1 * uniform(B, T, H)).log(),
-        "beta": uniform(B, T, H),
-        "lamb": 0.25 + uniform(H, K),
-        "h_kk_init": root @ root.mT if states else None,
-        "h_kv_init": normal(B, H, K, V) if states else None,
-    }
-
-
-@dataclass(frozen=True)
-class Truth:
-    """Inputs by name, and the definition's outputs and gradients for them in float64, under weights for the outputs."""
-
-    inputs: dict[str, torch.Tensor]
-    weights: list[torch.Tensor]
-    results: dict[str, torch.Tensor]
-
-    @classmethod
-    def of(cls, drawn: dict[str, torch.Tensor | None]) -> Truth:
-        from fla_mesa.ops import naive_mesa_net_exact
-
-        inputs = {n: t for n, t in drawn.items() if t is not None}
-        exact = {n: t.double().requires_grad_() for n, t in inputs.items()}
-        order = ("q", "k", "v", "g", "lamb", "beta", "h_kk_init", "h_kv_init")
-        want = naive_mesa_net_exact(*(exact[n] for n in order if n in exact))
-        weights = [torch.randn_like(o) for o in want]
-        gradients = torch.autograd.grad(want, list(exact.values()), weights)
-        results = dict(zip(("o", "h_kk", "h_kv"), want, strict=True))
-        results |= {f"d{n}": d for n, d in zip(exact, gradients, strict=True)}
-        return cls(inputs, weights, {n: t.detach() for n, t in results.items()})
-
-    def errors(self, op: Callable[..., Any], scale: float, **options: Any) -> dict[str, float]:
-        """Relative error of each output and gradient, the incoming gradients multiplied by `scale`; NaN counts as infinite."""
-        leaves = {n: t.detach().requires_grad_() for n, t in self.inputs.items()}
-        got = op(*leaves.values(), output_final_state=True, **options)[:3]
-        upstream = [(scale * w).to(o.dtype) for w, o in zip(self.weights, got, strict=True)]
-        gradients = torch.autograd.grad(got, list(leaves.values()), upstream)
-        results = dict(zip(("o", "h_kk", "h_kv"), got, strict=True))
-        results |= {f"d{n}": d.double() / scale for n, d in zip(leaves, gradients, strict=True)}
-
-        def error(name: str) -> float:
-            want = self.results[name]
-            value = float((results[name].detach().double() - want).norm() / want.norm())
-            return math.inf if math.isnan(value) else value  # a NaN must not lose a comparison
-
-        return {name: error(name) for name in results}
 
 
 def gate(
@@ -110,7 +43,7 @@ def gate(
     """Relative error of each output and gradient over its bound: the worst over sizes, tolerances and scales. Green is <= 1."""
     worst: dict[str, float] = {}
     for size in sizes:
-        truth = Truth.of(draw(1, T, H, size, size, torch.float32, device, states=True))
+        truth = Truth.of(draw(1, T, H, size, size, torch.float32, device, states=1))
         for tolerance, bound in BOUND.items():
             for scale in (1.0, 1e-12):
                 errors = truth.errors(op, scale, max_CG_iteration=100, cg_tolerance=tolerance)
@@ -131,22 +64,6 @@ def mesa_flops(tokens: int, H: int, K: int, V: int, steps: float) -> float:
     return tokens * H * (states + steps * product + output)
 
 
-@dataclass(frozen=True)
-class Time:
-    """Milliseconds."""
-
-    median: float
-    p20: float
-    p80: float
-
-    def __str__(self) -> str:
-        return f"{self.median:.2f} ({self.p20:.2f}-{self.p80:.2f})"
-
-
-def measure(f: Callable[[], Any]) -> Time:
-    return Time(*triton.testing.do_bench(f, warmup=100, rep=400, quantiles=[0.5, 0.2, 0.8]))
-
-
 def ceilings(device: str) -> tuple[float, float]:
     """Bytes a second of a copy, and flops a second of a bfloat16 matrix product, on this device now."""
     source = torch.empty(2**30, dtype=torch.uint8, device=device)
@@ -156,43 +73,32 @@ def ceilings(device: str) -> tuple[float, float]:
     return copy, 2 * 8192**3 / (measure(lambda: a @ a).median * 1e-3)
 
 
-def with_backward(f: Callable[..., Any], leaves: list[torch.Tensor], do: torch.Tensor) -> Callable[[], Any]:
-    return lambda: torch.autograd.grad(f(*leaves)[0], leaves, do)
-
-
 def rivals(x: dict[str, Any], mean_steps: int) -> dict[str, tuple[Callable[..., Any], list[torch.Tensor]]]:
     """Each op by name, with the leaves it takes: this op first, then fla's."""
-    from fla.ops.gated_delta_rule import chunk_gated_delta_rule
-    from fla.ops.gla import chunk_gla
     from fla.ops.kda import chunk_kda
     from fla.ops.mesa_net import chunk_mesa_net as fla_mesa_net
 
     from fla_mesa.ops import chunk_mesa_net
 
-    def leaves(*names: str) -> list[torch.Tensor]:
-        return [x[n].detach().requires_grad_() for n in names]
-
-    inputs = ("q", "k", "v", "g", "beta", "lamb")
-    # gla and kda gate every channel.
-    by_channel = x["g"].unsqueeze(-1).expand_as(x["k"]).contiguous()
+    theirs = fla_ops(x)
+    by_channel = theirs["fla gla"][1][-1]
+    fewer = functools.partial(fla_mesa_net, max_CG_iteration=mean_steps)
+    kda = [*leaves_of(x, "q", "k", "v"), by_channel.detach().clone().requires_grad_(), *leaves_of(x, "beta")]
     return {
-        "fla_mesa chunk_mesa_net": (functools.partial(chunk_mesa_net, backend="triton"), leaves(*inputs)),
-        "fla chunk_mesa_net, 30 steps": (functools.partial(fla_mesa_net, max_CG_iteration=30), leaves(*inputs)),
-        f"fla chunk_mesa_net, {mean_steps} steps": (
-            functools.partial(fla_mesa_net, max_CG_iteration=mean_steps),
-            leaves(*inputs),
+        "fla_mesa, triton": (functools.partial(chunk_mesa_net, backend="triton"), leaves_of(x, *NAMES[:6])),
+        "fla_mesa, fla": (functools.partial(chunk_mesa_net, backend="fla"), leaves_of(x, *NAMES[:6])),
+        f"fla_mesa, fla, {mean_steps} steps": (
+            functools.partial(chunk_mesa_net, backend="fla", max_CG_iteration=mean_steps),
+            leaves_of(x, *NAMES[:6]),
         ),
-        "fla chunk_gated_delta_rule": (chunk_gated_delta_rule, leaves("q", "k", "v", "g", "beta")),
-        "fla chunk_gla": (chunk_gla, [*leaves("q", "k", "v"), by_channel.requires_grad_()]),
-        "fla chunk_kda": (
-            chunk_kda,
-            [*leaves("q", "k", "v"), by_channel.detach().clone().requires_grad_(), *leaves("beta")],
-        ),
+        **theirs,
+        f"fla mesa_net, {mean_steps} steps": (fewer, leaves_of(x, *NAMES[:6])),
+        "fla kda": (chunk_kda, kda),
     }
 
 
 def error_rows(sizes: list[int], device: str, T: int = 512, H: int = 2) -> list[str]:
-    """Table of the errors of this op and of fla's at their defaults, bfloat16 inputs, against float64 on the same inputs."""
+    """Table of the errors of the back ends and of fla's op at their defaults, bfloat16 inputs, against float64 on the same inputs."""
     from fla.ops.mesa_net import chunk_mesa_net as fla_mesa_net
 
     from fla_mesa.ops import chunk_mesa_net
@@ -201,8 +107,8 @@ def error_rows(sizes: list[int], device: str, T: int = 512, H: int = 2) -> list[
     for size in sizes:
         truth = Truth.of(draw(1, T, H, size, size, torch.bfloat16, device))
         for scale in (1.0, 1e-4):
-            ours = functools.partial(chunk_mesa_net, backend="triton")
-            for name, op in (("fla_mesa", ours), ("fla, 30 steps", fla_mesa_net)):
+            by = {b: functools.partial(chunk_mesa_net, backend=b) for b in ("triton", "fla")}
+            for name, op in (("triton", by["triton"]), ("fla", by["fla"]), ("fla's op, 30 steps", fla_mesa_net)):
                 errors = truth.errors(op, scale)
                 gradient = max((n for n in errors if n.startswith("d")), key=errors.__getitem__)
                 rows.append(
@@ -231,7 +137,7 @@ def chunk_rows(tokens: int, lengths: list[int], H: int, sizes: list[int], flops:
                 both = measure(with_backward(f, leaves, do))
                 count = x["q"].shape[0] * T
                 share, shown = "", ""
-                if name.startswith("fla_mesa"):
+                if name == "fla_mesa, triton":
                     share = f"{mesa_flops(count, H, K, K, steps) / (forward.median * 1e-3) / flops:.1%} (forward)"
                     shown = f"{steps:.1f} (max {int(stats.iterations.max())})"
                 rows.append(
@@ -253,7 +159,7 @@ def step_rows(batches: list[int], H: int, sizes: list[int], copy: float) -> list
     ]
     for K in sizes:
         for B in batches:
-            x = draw(B, 1, H, K, K, torch.bfloat16, "cuda", states=True)
+            x = draw(B, 1, H, K, K, torch.bfloat16, "cuda", states=B)
             args = [x[n][:, 0] for n in ("q", "k", "v", "g")] + [
                 x["lamb"],
                 x["beta"][:, 0],

@@ -14,6 +14,7 @@ COMMANDS = {
     "inspect": ("fla_mesa.eval.inspect.command", "what the Mesa layers of a checkpoint hold and solve"),
     "compare": ("fla_mesa.eval.compare.command", "train several models alike and compare them in a table and pictures"),
     "export": ("fla_mesa.train.export", "put a checkpoint of several processes together in a folder"),
+    "doctor": ("fla_mesa.doctor.command", "whether the op is right on this machine, and which of its back ends to use"),
     "configs": ("fla_mesa.models.config_files", "write architectures as JSON files, for flame and other trainers"),
     "demo": ("fla_mesa.eval.compare.demo", "compare six tiny models in minutes, and let MesaNet write"),
 }

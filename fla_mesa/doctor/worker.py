@@ -1,0 +1,45 @@
+"""One back end, examined in a process of its own: what it finds goes to standard output, a JSON object a line.
+
+python -m fla_mesa.doctor.worker '{"backend": "fla", ...}'
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+from fla_mesa.doctor.checks import CHECKS, FAILED, Finding, Subject
+
+FLA_OPS = "fla's ops"  # in place of a back end: what its times are set beside
+
+
+def say(**line: Any) -> None:
+    """A line for the command, at once, since the next check may end the process."""
+    print(json.dumps(line), flush=True)
+
+
+def examine(subject: Subject) -> None:
+    """Every check in turn; an error in one is a finding."""
+    for name, check in CHECKS.items():
+        if subject.backend == FLA_OPS and name != "speed":
+            continue
+        say(begins=name)
+        try:
+            for finding in check(subject):
+                say(**finding.asdict())
+        except Exception as error:
+            text = f"{type(error).__name__}: {error}".splitlines()[0]
+            say(**Finding(name, "", FAILED, text[:300]).asdict())
+    say(ends=subject.backend)
+
+
+def main() -> int:
+    """Entry point."""
+    given = json.loads(sys.argv[1])
+    examine(Subject(**given | {name: tuple(given[name]) for name in ("sizes", "dtypes")}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,28 @@
+"""The doctor on the Triton back end, in the interpreter: one size, and of its kernels' configurations those of one."""
+
+import dataclasses
+
+from fla_mesa.doctor import checks, configurations
+from fla_mesa.doctor.checks import Subject
+
+HERE = Subject("triton", "cpu", heads=1, sizes=(16,), dtypes=("bfloat16",), repeats=1, quick=True)
+
+
+def test_accuracy():
+    found = list(checks.accuracy(HERE))
+    assert found and {f.status for f in found} == {"ok"}
+
+
+def test_every_configuration_of_a_kernel_runs_in_turn(monkeypatch):
+    tuners = configurations.tuners("triton")
+    assert {"solve_output_kernel", "solve_backward_kernel", "states_kernel", "step_kernel"} <= set(tuners)
+    name = "states_kernel"
+    ran, launch = [], tuners[name].fn.run
+    monkeypatch.setattr(
+        tuners[name].fn, "run", lambda *a, **k: ran.append((k["num_warps"], k["num_stages"])) or launch(*a, **k)
+    )
+    monkeypatch.setattr(configurations, "tuners", lambda backend: {name: tuners[name]})
+    found = list(checks.every_configuration(dataclasses.replace(HERE, quick=False)))
+    assert [f.status for f in found] == ["ok"] * 4 and all(f.subject.startswith(name) for f in found)
+    assert set(ran) == {(4, 1), (4, 2), (8, 1), (8, 2)}
+    assert "run" not in vars(tuners[name]) and "prune_configs" not in vars(tuners[name])
