@@ -186,7 +186,7 @@ def solve_rounds(
         b_x = tl.load(x + i_here * K + o_tk, mask=m_later, other=0.0) + b_d * b_scale
         tl.store(x + i_here * K + o_tk, b_x, mask=m_tk)
         b_rr = tl.sum(b_b * b_b, axis=1, keep_dims=True)
-        b_open = b_open & (b_rr > b_target) & (b_rr < LEAST * LEAST * b_before)
+        b_open = b_open & (b_rr > b_target) & (b_rr < b_before * (LEAST * LEAST))
         n_open = tl.where(i_step < max_steps, tl.sum(b_open.to(tl.int32)), 0)
         i_round += 1
 
