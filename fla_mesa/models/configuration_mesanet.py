@@ -144,8 +144,8 @@ class MesaNetConfig(PreTrainedConfig):
         None, POSITIVE.or_none(), "Standard deviation of all initial weights; None for fan-in: 1 / sqrt(a weight's inputs), each its own."
     )  # fmt: skip
     conv_init_scale: float = setting(
-        0.01, POSITIVE, "Variance of the convolutions' initial weights, times their width; 1 for fan-in, as all other weights. The default "
-        "is Griffin's (arXiv 2402.19427), whose published code the paper follows. Of no effect where initializer_range is given.",
+        1 / 3, POSITIVE, "Variance of the convolutions' initial weights, times their width: 1 for fan-in to the letter, as all others have; the "
+        "default is PyTorch's own start of a convolution (docs/log.md). Of no effect where initializer_range is given.",
     )  # fmt: skip
     scale_embeddings: bool = setting(
         True, FLAG, "Whether input embeddings are multiplied by sqrt(D), so that the residual stream starts at variance 1."

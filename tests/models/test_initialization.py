@@ -26,7 +26,9 @@ def expected_variance(name: str, shape: tuple[int, ...], config: MesaNetConfig) 
     fan_in = math.prod(shape[1:])  # the embedding's inputs are those of the output projection that it also is
     if re.search(r"(attn\.o_proj|mlp\.down_proj)\.weight$", name):
         return 2 / config.num_hidden_layers / fan_in
-    return (0.01 if "conv1d" in name else 1) / fan_in
+    if "attn.conv1d" in name:  # Hawk's, as Griffin's code starts it
+        return 0.01 / fan_in
+    return (1 / 3 if "conv1d" in name else 1) / fan_in
 
 
 @pytest.mark.parametrize("size", ["tiny", "small"])

@@ -95,6 +95,7 @@ class RGLRU(RecurrentMixer):
         self.x_proj = nn.Linear(hidden_size, width, bias=False)
         self.y_proj = nn.Linear(hidden_size, width, bias=False)
         self.conv1d = ShortConvolution(width, settings.conv_size, bias=True, activation=None)
+        self.conv1d.init_scale = 0.01  # pyright: ignore[reportArgumentType] (Griffin's, as the other starting values)
         self.r_gate = BlockDiagonal(width, blocks)
         self.i_gate = BlockDiagonal(width, blocks)
         self.decay_params = nn.Parameter(torch.empty(width, dtype=torch.float32))
