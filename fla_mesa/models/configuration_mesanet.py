@@ -144,7 +144,7 @@ class MesaNetConfig(PreTrainedConfig):
         None, POSITIVE.or_none(), "Standard deviation of all initial weights; None for fan-in: 1 / sqrt(a weight's inputs), each its own."
     )  # fmt: skip
     conv_init_scale: float = setting(
-        1 / 3, POSITIVE, "Variance of the convolutions' initial weights, times their width: 1 for fan-in to the letter, as all others have; the "
+        1 / 3, POSITIVE, "Variance of the convolutions' initial weights, times their width: 1 for fan-in to the letter, as all others; the "
         "default is PyTorch's own start of a convolution (docs/log.md). Of no effect where initializer_range is given.",
     )  # fmt: skip
     scale_embeddings: bool = setting(
