@@ -521,7 +521,10 @@ def test_presets_are_overridden_by_flags():
     (plan,) = parse(["--preset", "demo", "--lr", "1e-3", "--max_steps", "7"])
     assert [v.label for v in plan.variants] == read_preset("demo")["models"].split(",")
     assert plan.learning_rates == (1e-3,) and plan.training["max_steps"] == plan.fixed["max_steps"] == 7
+    assert plan.baseline == "mesanet"
     assert [plan.size for plan in parse(["--preset", "mqar"])] == ["2x32", "2x64", "2x128"]
+    (plan,) = parse(["--preset", "demo", "--models", "gla,delta_net"])
+    assert plan.baseline is None  # a preset's is no model of this comparison
     (plan,) = parse(["--preset", "mqar", "--data", "stdlib", "--size", "tiny"])
     assert (plan.size, plan.settings.data, str(plan.folder)) == ("tiny", "stdlib", "runs/mqar")
 

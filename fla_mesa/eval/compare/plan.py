@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, HfArgumentParser
 
 from fla_mesa.data import synthetic
 from fla_mesa.errors import UserError, mistakes_of
-from fla_mesa.eval.compare.variants import Variant, parse_variants
+from fla_mesa.eval.compare.variants import Variant, parse_variants, split_outside_brackets
 from fla_mesa.models import zoo
 from fla_mesa.train import settings as training
 from fla_mesa.train.optimization import check_optimization, needs_model
@@ -110,17 +110,17 @@ def _parser() -> HfArgumentParser:
         "config.json: mesanet,mesanet@max_cg_step_training=5,mesanet@cg_tolerance=0.1@backend=pytorch are three rows",
     )
     sizes = f"{', '.join(zoo.sizes())}, or LAYERSxWIDTH such as 2x64"
-    add("--size", default="tiny", help=f"comma-separated; available: {sizes} (default: tiny)")
+    add("--size", default="tiny", help=f"comma-separated; available: {sizes}")
     add(
         "--seeds",
         default="1",
-        help="comma-separated integers; each sets initial weights and order of data (default: 1)",
+        help="comma-separated integers; each sets initial weights and order of data",
     )
-    add("--lr", default="3e-3", help="comma-separated learning rates; each model keeps its best (default: 3e-3)")
+    add("--lr", default="3e-3", help="comma-separated learning rates; each model keeps its best")
     add(
         "--parametrization",
         default="released",
-        help="released: each model as fla or transformers ships it (default); matched: one layer for all, in which only the "
+        help="released: each model as fla or transformers ships it; matched: one layer for all, in which only the "
         f"recurrence rule differs (arXiv 2506.05233, appendix E.1), for {', '.join(zoo.names('matched'))}",
     )
     add(
@@ -128,8 +128,8 @@ def _parser() -> HfArgumentParser:
         help=f"what to learn and to be scored on: {', '.join(SUITES)}, or a synthetic task with its settings, such as "
         "mqar:vocab_size=256,length=64,num_pairs=4,train=20000; the score is that of its test split",
     )
-    add("--position_tokens", default="131072", help="validation tokens for the loss by position (default: 131072)")
-    add("--extrapolation", default="4", help="loss by position up to so many times the training length (default: 4)")
+    add("--position_tokens", default="131072", help="validation tokens for the loss by position")
+    add("--extrapolation", default="4", help="loss by position up to so many times the training length")
     add(
         "--baseline",
         help="one of --models: the report shows how the others differ from it, in pairs of runs of one seed, with 95 %% intervals",
@@ -170,7 +170,9 @@ def parse(argv: list[str], preset: str | None = None) -> list[Plan]:
         if of_own_data and given["suite"] is None:
             flags.pop("suite", None)
         parser.set_defaults(**flags)
-        given = training.read(parser, argv)
+        own_baseline, given = given["baseline"], training.read(parser, argv)
+        if own_baseline is None and given["baseline"] not in split_outside_brackets(given["models"], ","):
+            given["baseline"] = None  # the preset's, which is none of the models that are asked for
     if given["suite"] is not None and of_own_data:
         raise UserError("suite, data: each says what to learn; give one of the two")
     tasks = [given["data"] or training.RecipeSettings.data] if given["suite"] is None else _tasks(given["suite"])
