@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from fla_mesa.doctor import configurations, timing
-from fla_mesa.doctor.truth import NAMES, Truth, draw
+from fla_mesa.doctor.truth import NAMES, POSITIONS, Truth, draw
 from fla_mesa.ops import chunk_mesa_net, mesa_net_decoding_one_step
 from fla_mesa.ops.backends import choose_backend
 
@@ -18,6 +18,10 @@ from fla_mesa.ops.backends import choose_backend
 BOUNDS = {"bfloat16": 8e-3, "float16": 8e-3, "float32": 1e-3}
 # Scales of the incoming gradient; float16 holds no smaller one.
 SCALES = {"bfloat16": (1.0, 1e-8), "float16": (1.0, 1e-3), "float32": (1.0, 1e-8)}
+LARGEST = 1e30  # error that is written for one that is infinite or NaN, which JSON has not
+# More elements than 32 bits count, in a batch of rows of so many tokens and heads; bytes of memory for each: inputs, output, solution,
+# states before chunks, and what lies between.
+ELEMENTS, ROW, BYTES = 2**31, (4096, 16), 30
 OK, WRONG, FAILED, REFUSED, UNKNOWN = "ok", "wrong", "failed", "not taken", "not checked"
 
 
@@ -83,10 +87,9 @@ def why_not(subject: Subject, x: dict[str, Any]) -> str | None:
 def judged(check: str, subject: str, errors: dict[str, float], bound: float) -> Finding:
     """Whether every error is within the bound, with the worst."""
     worst = max(errors, key=errors.__getitem__)
-    status = OK if errors[worst] <= bound else WRONG
-    return Finding(
-        check, subject, status, f"{worst} off by {errors[worst]:.1e}, {bound:g} allowed", {"error": errors[worst]}
-    )
+    detail = f"{worst} off by {errors[worst]:.1e}, {bound:g} allowed"
+    numbers = {"error": min(errors[worst], LARGEST)}
+    return Finding(check, subject, OK if errors[worst] <= bound else WRONG, detail, numbers)
 
 
 def truths(subject: Subject, dtype: str, K: int) -> Iterator[tuple[str, Truth]]:
@@ -263,27 +266,31 @@ def second_device(subject: Subject) -> Iterator[Finding]:
     yield judged("second device", case[0], moved.errors(op_of(subject)), BOUNDS[case[0]])
 
 
+def free_memory(subject: Subject) -> int:
+    """Bytes that are free on the GPU; none without one."""
+    return torch.cuda.mem_get_info()[0] if subject.device == "cuda" else 0
+
+
 def large(subject: Subject) -> Iterator[Finding]:
     """Forward over more than 2^31 elements: the last row of the batch is what it is alone."""
     case = taken(subject)
     if case is None:
         return
-    K, rows = case[1].inputs["q"].shape[-1], 4096 * 16
-    B = 2**31 // (rows * K) + 1
-    needed = 40 * B * rows * K  # bytes an element: inputs, output, solution, states before chunks, what lies between
-    free = torch.cuda.mem_get_info()[0] if subject.device == "cuda" else 0
-    if subject.backend == "pytorch" or free < needed:
-        why = (
-            "it takes too long"
-            if subject.backend == "pytorch"
-            else f"needs {needed / 2**30:.0f} GiB of GPU memory, {free / 2**30:.0f} are free"
-        )
+    K, (T, H) = case[1].inputs["q"].shape[-1], ROW
+    B = ELEMENTS // (T * H * K) + 1
+    needed = BYTES * B * T * H * K
+    if subject.backend == "pytorch":
+        yield Finding("2^31 elements", case[0], UNKNOWN, "it takes too long")
+        return
+    if (free := free_memory(subject)) < needed:
+        why = f"needs {needed / 2**30:.0f} GiB of GPU memory, {free / 2**30:.0f} are free"
         yield Finding("2^31 elements", case[0], UNKNOWN, why)
         return
-    one = draw(1, 4096, 16, K, K, getattr(torch, case[0]), "cuda")
-    x = {n: t.expand(B, *t.shape[1:]).contiguous() if t.shape[0] == 1 else t for n, t in one.items() if t is not None}
+    one = draw(1, T, H, K, K, getattr(torch, case[0]), subject.device)
+    inputs = {n: t for n, t in one.items() if t is not None}
+    x = {n: t.expand(B, *t.shape[1:]).contiguous() if n in POSITIONS else t for n, t in inputs.items()}
     with torch.no_grad():
-        alone, last = op_of(subject)(*one.values())[0][0], op_of(subject)(*x.values())[0][-1]
+        alone, last = op_of(subject)(*inputs.values())[0][0], op_of(subject)(*x.values())[0][-1]
     equal = torch.equal(alone, last)
     yield Finding(
         "2^31 elements",

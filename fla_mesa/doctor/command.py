@@ -51,7 +51,7 @@ def environment() -> dict[str, Any]:
     gets = gpu.treatment(kind)
     total = torch.cuda.get_device_properties(device).total_memory / 2**30
     found["GPU"] = f"{torch.cuda.device_count()} x {torch.cuda.get_device_name(device)}, {total:.0f} GiB, {kind}"
-    found["driver"] = torch.version.cuda or torch.version.hip
+    found["CUDA"] = torch.version.cuda or f"none, ROCm {torch.version.hip}"
     return found | ({"kernels": gets.why_no_kernels} if gets.why_no_kernels else {})
 
 

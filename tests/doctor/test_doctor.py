@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 
-from fla_mesa.doctor import checks, command, report
+from fla_mesa.doctor import checks, command, report, timing
 from fla_mesa.doctor.checks import BOUNDS, Finding, Subject, accuracy, poisoned
 from fla_mesa.doctor.truth import Truth, draw
 from fla_mesa.ops import chunk_mesa_net
@@ -53,13 +53,29 @@ def test_memory_that_nobody_wrote_is_found(monkeypatch):
 
     assert [f.status for f in poisoned(HERE)] == ["ok"]
     monkeypatch.setattr(checks, "op_of", lambda subject: reads_it)
-    assert [f.status for f in poisoned(HERE)] == ["wrong"]
+    (finding,) = poisoned(HERE)
+    assert finding.status == "wrong" and json.dumps(finding.asdict(), allow_nan=False)
     assert not torch.are_deterministic_algorithms_enabled()
 
 
 def test_what_a_back_end_does_not_take_is_not_wrong():
     (finding,) = accuracy(Subject("triton", "cpu", sizes=(16,), dtypes=("float32",), quick=True))
     assert finding.status == "not taken" and "takes GPU tensors" in finding.detail
+
+
+def test_times_are_taken_at_the_shape_asked_for(monkeypatch):
+    """With a clock and a memory that are not a GPU's."""
+    drawn = []
+    monkeypatch.setattr(
+        checks, "draw", lambda *a, **o: drawn.append(a[:5]) or draw(*("cpu" if x == "cuda" else x for x in a), **o)
+    )
+    monkeypatch.setattr(timing, "measure", lambda f: f() and timing.Time(1.0, 0.9, 1.1))
+    monkeypatch.setattr(timing, "peak", lambda f: 2.0**30)
+    (found,) = checks.speed(Subject("pytorch", heads=3, sizes=(8,), dtypes=("float32",), tokens=40, length=10))
+    assert drawn == [(4, 10, 3, 8, 8), (8, 1, 3, 8, 8)]
+    assert found.numbers == {
+        "forward, ms": 1.0, "forward + backward, ms": 1.0, "memory, GiB": 1.0, "decoding step of 8, ms": 1.0
+    }  # fmt: skip
 
 
 def test_inputs_are_shifted_and_strided():

@@ -26,3 +26,12 @@ def test_every_configuration_of_a_kernel_runs_in_turn(monkeypatch):
     assert [f.status for f in found] == ["ok"] * 4 and all(f.subject.startswith(name) for f in found)
     assert set(ran) == {(4, 1), (4, 2), (8, 1), (8, 2)}
     assert "run" not in vars(tuners[name]) and "prune_configs" not in vars(tuners[name])
+
+
+def test_more_elements_than_32_bits_count(monkeypatch):
+    """Were they fewer bits, and were there memory."""
+    monkeypatch.setattr(checks, "ELEMENTS", 2**11)
+    monkeypatch.setattr(checks, "ROW", (70, 1))
+    monkeypatch.setattr(checks, "free_memory", lambda subject: 2**30)
+    (found,) = checks.large(HERE)
+    assert found.status == "ok" and found.detail == "the last row is what it is alone"
