@@ -8,8 +8,8 @@ QUIET := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive HF_HUB_OFFLINE=1
 OTHER_ROUNDING := ATEN_CPU_CAPABILITY=default MKL_CBWR=COMPATIBLE ONEDNN_MAX_CPU_ISA=SSE41 OPENBLAS_CORETYPE=Nehalem
 # The tests that compute; the kernels' static tables, in tests/ops, only compile.
 NUMERICAL := tests/ops tests/cpu tests/models tests/train/test_recall.py tests/train/test_figures.py tests/eval/test_scores.py
-# What the CUDA build of the torch in constraints.txt asks for, where `make test` beside a CPU build takes the newest.
-TRITON_OF_TORCH := 3.7.1
+# The Triton that the CUDA build of the torch in constraints.txt asks for, where `make test` beside a CPU build takes the newest.
+TRITON_OF_TORCH := .venv/triton-of-torch
 
 .PHONY: demo test test-rounding test-triton integrations lint clean
 
@@ -24,9 +24,9 @@ test-rounding: .venv/test
 	$(QUIET) $(OTHER_ROUNDING) $(BIN)/python -m pytest -n auto --ignore tests/ops/test_kernels_static.py $(NUMERICAL)
 
 # PYTHONPATH comes before what is installed in .venv.
-test-triton: .venv/test .venv/triton-$(TRITON_OF_TORCH)
-	$(QUIET) PYTHONPATH=.venv/triton-$(TRITON_OF_TORCH) $(BIN)/python -m pytest -n auto tests/ops/test_kernels_static.py
-	$(QUIET) PYTHONPATH=.venv/triton-$(TRITON_OF_TORCH) TRITON_INTERPRET=1 $(BIN)/python -m pytest -n auto tests/interpreter
+test-triton: .venv/test $(TRITON_OF_TORCH)
+	$(QUIET) PYTHONPATH=$(TRITON_OF_TORCH) $(BIN)/python -m pytest -n auto tests/ops/test_kernels_static.py
+	$(QUIET) PYTHONPATH=$(TRITON_OF_TORCH) TRITON_INTERPRET=1 $(BIN)/python -m pytest -n auto tests/interpreter
 
 # The models under other trainers. `make test` skips these tests where the trainers are not installed.
 integrations: .venv/integrations
@@ -59,8 +59,9 @@ lint: .venv/lint
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[eval,lint]'
 	touch $@
 
-.venv/triton-$(TRITON_OF_TORCH): .venv/test
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $@ triton==$(TRITON_OF_TORCH)
+$(TRITON_OF_TORCH): .venv/test
+	rm -rf $@
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $@ triton==$$($(BIN)/python benchmarks/triton_of_torch.py)
 	touch $@
 
 clean:
