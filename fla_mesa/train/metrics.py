@@ -51,6 +51,7 @@ def collect(
     """
     curves, arguments = history(trainer), trainer.recipe
     speed = trainer.throughput.tokens_per_second(arguments.world_size)
+    model: Any = trainer.accelerator.unwrap_model(trainer.model)  # pyright: ignore[reportArgumentType] (it is built by now)
     return {
         "model": settings.model,
         "size": settings.size,
@@ -65,7 +66,7 @@ def collect(
         "epochs": trainer.state.epoch,
         "sequences_per_step": arguments.sequences_per_step,
         "seq_len": splits.seq_len,
-        **parameter_counts(trainer.accelerator.unwrap_model(trainer.model)),
+        **parameter_counts(model),
         "seed": arguments.seed,
         "device": device_name(arguments.device),
         "processes": arguments.world_size,
