@@ -10,19 +10,22 @@ import functools
 from typing import Any
 
 from fla.models.utils import FLAGenerationMixin
+from transformers import GenerationMixin
 
 
 def install() -> None:
     """Rename the cache on its way from ``generate`` to a model, in every model of fla, on any device. Calling it again does nothing."""
     original = FLAGenerationMixin.prepare_inputs_for_generation
+    plain: Any = vars(GenerationMixin)["prepare_inputs_for_generation"]
     if hasattr(original, "renames_cache"):
         return
 
     @functools.wraps(original)
     def prepare_inputs_for_generation(self: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        if "cache" in kwargs:
-            kwargs["past_key_values"] = kwargs.pop("cache")
-        inputs = original(self, *args, **kwargs)
+        if "cache" not in kwargs:
+            return original(self, *args, **kwargs)
+        # fla's own only translates older versions' arguments, and hands the cache on by the name that is going.
+        inputs = plain(self, *args, **kwargs)
         if "cache" in inputs:
             inputs["past_key_values"] = inputs.pop("cache")
         return inputs
