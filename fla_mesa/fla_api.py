@@ -43,12 +43,6 @@ USED: dict[str, str | None] = {
     "fla.ops.utils.op.exp2": EXISTS,
     # pieces of fla's own Mesa op, which the back end "fla" composes anew
     "fla.ops.common.chunk_h.chunk_bwd_dh": "q k v do h0 dht scale g cu_seqlens chunk_size",
-    # kernels that ours are counted beside
-    "fla.ops.mesa_net.chunk_cg_solver_bwd.chunk_fwd_mesa_cg_dim64_kernel": EXISTS,
-    "fla.ops.mesa_net.chunk_cg_solver_fwd.chunk_fwd_mesa_cg_dim64_kernel": EXISTS,
-    "fla.ops.mesa_net.chunk_h_fwd.chunk_mesa_net_fwd_kernel_h": EXISTS,
-    "fla.ops.mesa_net.chunk_h_kk_intra_bwd.chunk_mesa_net_h_kk_bwd_intra_kernel": EXISTS,
-    "fla.ops.mesa_net.chunk_h_kv_intra_bwd.chunk_mesa_net_h_kv_bwd_intra_kernel": EXISTS,
     "fla.ops.mesa_net.chunk_cg_solver_bwd.chunk_mesa_cg_bwd": (
         "dq k h g_local_cumsum beta lamb cu_seqlens chunk_size max_CG_iteration output_dtype chunk_indices"
     ),
@@ -64,6 +58,12 @@ USED: dict[str, str | None] = {
     "fla.ops.mesa_net.chunk_h_kv_intra_bwd.chunk_mesa_net_h_kv_bwd_intra_fn": (
         "q_star k v beta h_kv dh_kv g do cu_seqlens chunk_size chunk_indices"
     ),
+    # kernels that ours are counted beside
+    "fla.ops.mesa_net.chunk_cg_solver_bwd.chunk_fwd_mesa_cg_dim64_kernel": EXISTS,
+    "fla.ops.mesa_net.chunk_cg_solver_fwd.chunk_fwd_mesa_cg_dim64_kernel": EXISTS,
+    "fla.ops.mesa_net.chunk_h_fwd.chunk_mesa_net_fwd_kernel_h": EXISTS,
+    "fla.ops.mesa_net.chunk_h_kk_intra_bwd.chunk_mesa_net_h_kk_bwd_intra_kernel": EXISTS,
+    "fla.ops.mesa_net.chunk_h_kv_intra_bwd.chunk_mesa_net_h_kv_bwd_intra_kernel": EXISTS,
     "fla.ops.mesa_net.decoding_one_step.mesa_net_decoding_one_step_kernel": EXISTS,
     # ops
     "fla.ops.delta_rule.chunk_delta_rule": STAND_IN,
