@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
 from fla_mesa.cli import main
 from fla_mesa.eval.inspect.measure import inspect_layers, log_spaced, states
+from fla_mesa.eval.inspect.report import save
 from fla_mesa.layers.mesa_net import Regression
 from fla_mesa.layers.solver import mesa_layers
 from fla_mesa.ops import chunk_mesa_net
@@ -119,3 +122,20 @@ def test_mistakes_are_named(mesanet_checkpoint, tmp_path, capsys, flags, said):
 def test_a_model_without_mesa_layers_is_refused(llama_checkpoint, tmp_path, capsys):
     assert main(["inspect", str(llama_checkpoint), "--output_dir", str(tmp_path)]) == 2
     assert "Mesa layers" in capsys.readouterr().err
+
+
+def test_what_is_not_known_is_left_empty(model, ids, tmp_path):
+    """A back end that reports no residual, and a position where nothing has been written yet."""
+    (report, *_) = inspect_layers(model, ids)
+    cosine = report.cosine.copy()
+    cosine[:, 0, 0] = np.nan
+    unknown = dataclasses.replace(report, unsolved=np.full(2, np.nan), cosine=cosine)
+    save([unknown], {"checkpoint": "x"}, tmp_path)
+    rows = [row for row in (tmp_path / "inspect.md").read_text().splitlines() if row.startswith("| 0.")]
+    assert len(rows) == 2 and all("–" in [cell.strip() for cell in row.split("|")] for row in rows)
+    curves = json.loads((tmp_path / "inspect.json").read_text())["layers"][0]
+    assert (
+        curves["not_converged"] == [None, None]
+        and curves["cosine"][0][0] is None
+        and curves["cosine"][1][0] is not None
+    )

@@ -29,7 +29,7 @@ class LayerReport:
         gamma, beta: Forget and input gates ``[B, T, H]``.
         lamb: The ridge ``[H, K]``.
         iterations: Steps of the solver with the layer's own settings ``[B, T, H]``.
-        unsolved: Share of positions that end above the layer's tolerance ``[H]``.
+        unsolved: Share of positions that end above the layer's tolerance ``[H]``; NaN where the back end does not say.
         condition: Condition number of ``H_t + diag(lamb)`` ``[B, S, H]``.
         cosine: Between the plain read ``G'q`` and the solved one ``G'(H + diag(lamb))^-1 q`` ``[B, S, H]``; NaN where one is zero.
     """
@@ -75,6 +75,7 @@ def inspect_layers(model: nn.Module, ids: torch.Tensor) -> list[LayerReport]:
 def _report(layer: MesaNet, hidden_states: torch.Tensor) -> LayerReport:
     stats = layer.last_stats
     assert stats is not None
+    known = ~stats.residual.isnan()
     problem = Regression(*(x.double().cpu() for x in layer.regression(hidden_states)))
     spots = log_spaced(hidden_states.shape[1])
     condition, cosine = zip(*(_look(problem, t, h, g) for t, h, g in states(problem, spots)), strict=True)
@@ -84,7 +85,7 @@ def _report(layer: MesaNet, hidden_states: torch.Tensor) -> LayerReport:
         beta=problem.beta.numpy(),
         lamb=problem.lamb.numpy(),
         iterations=stats.iterations.cpu().numpy(),
-        unsolved=(stats.residual > layer.tolerance).double().mean((0, 1)).cpu().numpy(),
+        unsolved=((stats.residual > layer.tolerance).sum((0, 1)) / known.sum((0, 1))).cpu().numpy(),
         condition=torch.stack(condition, 1).numpy(),
         cosine=torch.stack(cosine, 1).numpy(),
     )

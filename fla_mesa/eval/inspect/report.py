@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from fla_mesa.eval.inspect.measure import LayerReport, log_spaced
 from fla_mesa.json_files import write_json
-from fla_mesa.markdown import table
+from fla_mesa.markdown import EMPTY, table
 
 COLUMNS = (
     "layer.head",
@@ -65,7 +65,7 @@ def _row(layer: LayerReport, head: int) -> list[str]:
         f"{condition.max():.1f}",
         f"{iterations.mean():.2f}",
         f"{iterations.max()}",
-        f"{100 * layer.unsolved[head]:.2f} %",
+        EMPTY if np.isnan(layer.unsolved[head]) else f"{100 * layer.unsolved[head]:.2f} %",
         f"{np.nanmean(layer.cosine[..., head]):.4f}",
     ]
 
@@ -81,10 +81,25 @@ def _curves(layer: LayerReport) -> dict[str, Any]:
     return {
         "positions": spots.tolist(),
         "lambda": layer.lamb.tolist(),
-        "not_converged": layer.unsolved.tolist(),
+        "not_converged": _listed(layer.unsolved),
         **{name: getattr(layer, name)[:, spots].mean(0).T.tolist() for name in ("gamma", "beta", "iterations")},
-        **{name: np.nanmean(getattr(layer, name), axis=0).T.tolist() for name in ("condition", "cosine")},
+        "condition": layer.condition.mean(0).T.tolist(),
+        "cosine": _listed(_mean_known(layer.cosine).T),
     }
+
+
+def _mean_known(values: np.ndarray) -> np.ndarray:
+    """Mean over the sequences ``[B, ...] -> [...]`` in which there is a value; NaN where there is none."""
+    known = ~np.isnan(values)
+    with np.errstate(invalid="ignore"):
+        return np.where(known, values, 0).sum(0) / known.sum(0)
+
+
+def _listed(values: np.ndarray) -> list[Any]:
+    """Nested lists with None for NaN, which JSON has no word for."""
+    listed = values.astype(object)
+    listed[np.isnan(values)] = None
+    return listed.tolist()
 
 
 def _draw(layers: list[LayerReport], folder: Path) -> list[Path]:
@@ -118,7 +133,7 @@ def _draw(layers: list[LayerReport], folder: Path) -> list[Path]:
     }
     for axis, (title, values) in zip(axes, curves.items(), strict=True):
         for color, name, one in zip(colors, names, values, strict=True):
-            axis.plot(positions + 1, np.nanmean(one, axis=0), color=color, label=name, linewidth=1.2)
+            axis.plot(positions + 1, _mean_known(one), color=color, label=name, linewidth=1.2)
         axis.set(title=title, xlabel="position", xscale="log")
     axes[0].set_yscale("log")
     axes[0].legend(fontsize=6, ncols=2, title="layer.head", title_fontsize=6)
