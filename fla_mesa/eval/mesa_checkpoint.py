@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import shlex
 from pathlib import Path
 
+import torch
 from transformers import PreTrainedModel
 
 from fla_mesa.errors import UserError
@@ -12,6 +14,17 @@ from fla_mesa.eval.checkpoint import check_checkpoint, load_model
 from fla_mesa.eval.devices import check_device
 from fla_mesa.layers.solver import mesa_layers
 from fla_mesa.train.provenance import commit, device_name, versions
+
+
+def add_arguments(parser: argparse.ArgumentParser, folder: str) -> None:
+    """What both commands take: the checkpoint, the text, where to compute, and where the report goes, `folder` if nothing is said."""
+    add = parser.add_argument
+    add("checkpoint", help="a MesaNet checkpoint, or the folder of a PEFT adapter to one")
+    add("--output_dir", default=folder, help="where the report goes (default: %(default)s)")
+    text = "held-out text for a checkpoint of text: stdlib (default), a text file, a .jsonl file or a folder"
+    add("--text", help=text)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    add("--device", default=device, help="cpu, cuda, cuda:1, ... (default: %(default)s)")
 
 
 def load_mesa(checkpoint: str, device: str) -> PreTrainedModel:

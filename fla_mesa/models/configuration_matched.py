@@ -63,6 +63,14 @@ class MatchedConfig(MesaNetConfig):
                     f"{name} has no meaning for {', '.join(dict.fromkeys(rules))}, but for {', '.join(takers)}: it must be "
                     f"{default!r}; got {value!r}"
                 )
+        default = type(self).__dataclass_fields__["conv_init_scale"].default
+        if self.conv_init_scale != default and not any(
+            "use_short_conv" in RULES[name].mixer.settings() for name in rules
+        ):
+            raise ValueError(
+                f"conv_init_scale has no meaning for {', '.join(dict.fromkeys(rules))}: no convolution there goes by it; it must be "
+                f"{default!r}; got {self.conv_init_scale!r}"
+            )
         if self.head_dim % 2 and any(issubclass(RULES[name].mixer, SoftmaxRule) for name in rules):
             raise ValueError(f"head_dim must be even for RoPE; got {self.head_dim}")
         if self.recurrence_width is not None and self.recurrence_width % self.num_heads:

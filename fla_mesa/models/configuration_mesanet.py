@@ -145,7 +145,7 @@ class MesaNetConfig(PreTrainedConfig):
     )  # fmt: skip
     conv_init_scale: float = setting(
         1 / 3, POSITIVE, "Variance of the convolutions' initial weights, times their width: 1 for fan-in to the letter, as all others; the "
-        "default is PyTorch's own start of a convolution (docs/log.md). Of no effect where initializer_range is given.",
+        "default is PyTorch's own start of a convolution (docs/log.md). initializer_range stands for it, too.",
     )  # fmt: skip
     scale_embeddings: bool = setting(
         True, FLAG, "Whether input embeddings are multiplied by sqrt(D), so that the residual stream starts at variance 1."
@@ -196,6 +196,12 @@ class MesaNetConfig(PreTrainedConfig):
             raise ValueError(f"hidden_ratio must be None if intermediate_size is given; got {self.hidden_ratio!r}")
         if self.fuse_cross_entropy and self.fuse_linear_cross_entropy:
             raise ValueError("fuse_linear_cross_entropy must be False unless fuse_cross_entropy is; got True")
+        default = type(self).__dataclass_fields__["conv_init_scale"].default
+        if self.initializer_range is not None and self.conv_init_scale != default:
+            raise ValueError(
+                f"conv_init_scale must be {default!r} where initializer_range = {self.initializer_range!r} stands for all weights; "
+                f"got {self.conv_init_scale!r}"
+            )
         if self.lambda_init <= self.lambda_lower_bound:
             raise ValueError(
                 f"lambda_init must be above lambda_lower_bound = {self.lambda_lower_bound!r}; got {self.lambda_init!r}"

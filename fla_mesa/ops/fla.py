@@ -3,12 +3,12 @@
 """The back end "fla": flash-linear-attention's own kernels for 16-bit inputs, composed so that the scale of a row does not matter.
 
 fla adds 1e-5 to the denominators of its conjugate gradients and computes in float16, so that a right-hand side much smaller than 1 is
-solved wrong: dq is off by 44 % where the incoming gradient has entries of 1e-4, by 100 % at 1e-8. Here every row of a right-hand side is
-multiplied by a power of two first, its largest entry then between 1 and 2, and its solution divided by it; neither rounds. Only fla's
-kernels run, in fla's order.
+solved wrong (benchmarks/fla_gradients.py: dq is off by 32 % where the incoming gradient has entries of 1e-4). Here every row of a
+right-hand side is multiplied by a power of two first, its largest entry then between 1 and 2, and its solution divided by it; neither
+rounds. Only fla's kernels run, in fla's order.
 
-It takes ``max_CG_iteration`` steps always, from x = 0, and knows neither a tolerance nor the residual that it ends at: statistics hold
-the number of steps, and NaN.
+It takes ``max_CG_iteration`` steps always, over sequences from x = 0 where the other back ends start from q / diag(H + lamb), and knows
+neither a tolerance nor the residual that it ends at: statistics hold the number of steps, and NaN.
 """
 
 from __future__ import annotations

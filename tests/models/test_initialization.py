@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from fla_mesa.models import MesaNetConfig, MesaNetForCausalLM, zoo
+from fla_mesa.models import MatchedConfig, MesaNetConfig, MesaNetForCausalLM, zoo
 from fla_mesa.train.decay import exempt_parameters
 
 TOKENS = {
@@ -155,3 +155,12 @@ def test_a_configuration_keeps_what_its_user_added_and_the_usual_names(tmp_path)
     config.save_pretrained(tmp_path)
     with pytest.warns(UserWarning, match="no settings of MesaNetConfig, kept as attributes: remark"):
         assert AutoConfig.from_pretrained(tmp_path).remark == "mine"
+
+
+def test_a_start_of_convolutions_that_nothing_goes_by_is_refused():
+    with pytest.raises(ValueError, match=r"conv_init_scale must be .* initializer_range = 0\.02"):
+        MesaNetConfig(**SMALL, initializer_range=0.02, conv_init_scale=1.0)
+    for rule in ("rg_lru", "softmax"):
+        with pytest.raises(ValueError, match=f"conv_init_scale has no meaning for {rule}"):
+            MatchedConfig(**SMALL, rule=rule, conv_init_scale=1.0)
+    assert MatchedConfig(**SMALL, rule=["mesa", "rg_lru"], conv_init_scale=1.0).conv_init_scale == 1.0

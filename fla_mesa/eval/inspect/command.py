@@ -20,7 +20,7 @@ from fla_mesa.errors import UserError, mistakes_of
 from fla_mesa.eval.checkpoint import recorded_suite, tokenizer_of
 from fla_mesa.eval.inspect.measure import inspect_layers
 from fla_mesa.eval.inspect.report import markdown, save
-from fla_mesa.eval.mesa_checkpoint import load_mesa, new_folder, provenance_of
+from fla_mesa.eval.mesa_checkpoint import add_arguments, load_mesa, new_folder, provenance_of
 from fla_mesa.eval.sweep.reading import text_blocks
 
 
@@ -58,20 +58,10 @@ def _parser() -> argparse.ArgumentParser:
         "iterations, and how far the solve turns what is read. Writes inspect.md, inspect.json and three pictures.",
         allow_abbrev=False,
     )
+    add_arguments(parser, "inspect")
     add = parser.add_argument
-    add("checkpoint", help="a MesaNet checkpoint, or the folder of a PEFT adapter to one")
-    add("--output_dir", default="inspect", help="where the report goes (default: %(default)s)")
-    add(
-        "--text",
-        help="held-out text for a checkpoint of text: stdlib (default), a text file, a .jsonl file or a folder",
-    )
     add("--length", type=int, help="tokens of each sequence of text (default: the training length)")
     add("--sequences", type=int, default=8, help="how many are read, at a time (default: %(default)s)")
-    add(
-        "--device",
-        default="cuda" if torch.cuda.is_available() else "cpu",
-        help="cpu, cuda, cuda:1, ... (default: %(default)s)",
-    )
     add("--seed", type=int, help="of the choice of text (default: 0)")
     return parser
 

@@ -14,13 +14,12 @@ import argparse
 from collections.abc import Callable
 
 import fla.models  # noqa: F401 (hybrids)
-import torch
 from transformers import AutoTokenizer, PreTrainedModel
 
 from fla_mesa.commands import command
 from fla_mesa.errors import UserError, mistakes_of
 from fla_mesa.eval.checkpoint import recorded_suite, tokenizer_of
-from fla_mesa.eval.mesa_checkpoint import load_mesa, new_folder, provenance_of
+from fla_mesa.eval.mesa_checkpoint import add_arguments, load_mesa, new_folder, provenance_of
 from fla_mesa.eval.sweep.measured import Measured, Setting, measure_quality, measure_speed
 from fla_mesa.eval.sweep.reading import Reading, read_suite, read_text
 from fla_mesa.eval.sweep.report import save, statements
@@ -46,13 +45,8 @@ def _parser() -> argparse.ArgumentParser:
         description="Quality and speed of a MesaNet checkpoint against the steps or the tolerance of its solver.",
         allow_abbrev=False,
     )
+    add_arguments(parser, "sweep")
     add = parser.add_argument
-    add("checkpoint", help="a MesaNet checkpoint, or the folder of a PEFT adapter to one")
-    add("--output_dir", default="sweep", help="where the report goes (default: %(default)s)")
-    add(
-        "--text",
-        help="held-out text for a checkpoint of text: stdlib (default), a text file, a .jsonl file or a folder",
-    )
     add("--context_lengths", type=_numbers(int), help="default: 1, 2, 4 and 8 times the training length")
     add("--steps", type=_numbers(int), default=STEPS, help=f"fixed numbers of steps (default: {_list(STEPS)})")
     help_ = f"relative residuals to stop at (default: {_list(TOLERANCES)})"
@@ -64,8 +58,6 @@ def _parser() -> argparse.ArgumentParser:
     add("--batch_size", type=int, default=4, help="sequences at a time; changes no number (default: %(default)s)")
     help_ = "timed turns of every setting; 0 measures no time (default: %(default)s)"
     add("--repeats", type=int, default=3, help=help_)
-    default = "cuda" if torch.cuda.is_available() else "cpu"
-    add("--device", default=default, help="cpu, cuda, cuda:1, ... (default: %(default)s)")
     add("--seed", type=int, help="of the choice of text and of the needles (default: 0)")
     return parser
 
