@@ -54,9 +54,9 @@ lint: .venv/lint
 	DS_BUILD_OPS=0 $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[eval,test,integrations]'
 	touch $@
 
-# The type checker reads what the package imports, lm-eval among it.
-.venv/lint: .venv/demo
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[eval,lint]'
+# The type checker reads what the package imports, lm-eval and pytest among it.
+.venv/lint: .venv/test
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[eval,test,lint]'
 	touch $@
 
 $(TRITON_OF_TORCH): .venv/test
