@@ -1,11 +1,13 @@
 """`fla-mesa compare`: what it trains, keeps, reports and survives. Its jobs run in this process where a test is not about them."""
 
 import contextlib
+import dataclasses
 import errno
 import functools
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -24,7 +26,7 @@ from fla_mesa.eval.compare import columns, plots, suite, tables
 from fla_mesa.eval.compare import command as compare
 from fla_mesa.eval.compare import folder as folders
 from fla_mesa.eval.compare import plan as plans
-from fla_mesa.eval.compare.cell import Cell
+from fla_mesa.eval.compare.cell import Cell, CellResult, Outcome
 from fla_mesa.eval.compare.columns import MORE, Spread, digits, whole
 from fla_mesa.eval.compare.display import Display, Estimate
 from fla_mesa.eval.compare.paired import t_quantile
@@ -135,6 +137,77 @@ def test_a_comparison_from_training_to_pictures_and_its_going_on(text, tmp_path,
     capsys.readouterr()
     assert run(text, tmp_path / "a", *flags, "--max_steps", "5") == 2
     assert "had other settings: max_steps was 4 and is now 5" in capsys.readouterr().err
+
+
+@pytest.fixture
+def unmeasured(monkeypatch):
+    """What would be measured applies to no model, for tests of what is trained."""
+    for name, column in columns.COLUMNS.items():
+        if column.measured:
+            monkeypatch.setitem(columns.COLUMNS, name, dataclasses.replace(column, function=lambda run: None))
+
+
+def trainings(here):
+    return [job for job in here if job[0] == "train"]
+
+
+def counted(capsys):
+    """What progress said: how many pieces of work of how many were done, line by line."""
+    lines = re.findall(r"^\[(\d+)/(\d+)\]", capsys.readouterr().err, re.MULTILINE)
+    return [(int(done), int(total)) for done, total in lines]
+
+
+def test_one_seed_runs_the_grid_and_the_others_run_at_its_best(text, tmp_path, here, unmeasured, capsys):
+    """In a folder that an earlier command left with another seed and rates."""
+    assert run(text, tmp_path, "--models", "gla", "--seeds", "2", "--lr", "1e-2,1e20") == 0
+    here.clear()
+    counted(capsys)
+    flags = ("--models", "gla", "--seeds", "1,2,3", "--lr", "1e-5,3e-3,1e-2")
+    assert run(text, tmp_path, *flags, "--grid_seeds", "1") == 0
+    found = report_of(tmp_path)
+    (row,) = found["models"]
+    folder = tmp_path / "cells/matched-gla"
+    losses = {rate: Metrics.read(folder / f"lr{rate}-seed1").loss for rate in ("1e-05", "0.003", "0.01")}
+    best = min(losses, key=losses.__getitem__)
+    assert row["mean_loss_by_learning_rate"] == pytest.approx(losses) and row["learning_rate"] == float(best)
+    assert row["loss"]["mean"] == np.mean([Metrics.read(folder / f"lr{best}-seed{seed}").loss for seed in (1, 2, 3)])
+    assert found["grid_seeds"] == [1] and found["seeds"] == [1, 2, 3] and row["seeds"] == 3
+    ran = {f"lr{rate}-seed1" for rate in losses} | {f"lr{best}-seed{seed}" for seed in (2, 3)}
+    assert {path.name for path in folder.iterdir() if path.is_dir()} == ran | {"lr0.01-seed2", "lr1e+20-seed2"}
+    assert len(trainings(here)) == 5 - (best == "0.01")  # where seed 2 was found
+    assert counted(capsys) == [(done, 8) for done in range(1, 6)]  # 5 trainings and 3 measurements
+    assert (
+        "Learning rates 1e-05, 0.003, 0.01 on seed 1; each model keeps the one with the least validation loss, at which "
+        "the other seeds ran." in (tmp_path / "report.md").read_text()
+    )
+    # All seeds on the grid later: what ran is kept.
+    here.clear()
+    assert run(text, tmp_path, *flags) == 0
+    assert len(trainings(here)) == 9 - 5 - (best != "0.01") and report_of(tmp_path)["grid_seeds"] == [1, 2, 3]
+
+
+def test_where_another_seed_diverges_at_the_best_rate_the_next_best_is_taken(
+    text, tmp_path, here, unmeasured, capsys, monkeypatch
+):
+    train = cells.train
+
+    def diverging(plan, cell, worker, show):
+        if (cell.learning_rate, cell.seed) == (diverges[0], 2):
+            return CellResult(cell, Outcome("diverged", 1.0, "too far", 1))
+        return train(plan, cell, worker, show)
+
+    flags = ("--models", "gla", "--lr", "1e-5,3e-3", "--grid_seeds", "1", "--seeds")
+    assert run(text, tmp_path, *flags, "1") == 0
+    losses = report_of(tmp_path)["models"][0]["mean_loss_by_learning_rate"]
+    diverges = sorted(map(float, losses), key=lambda rate: losses[f"{rate:g}"])
+    monkeypatch.setattr(cells, "train", diverging)
+    counted(capsys)
+    assert run(text, tmp_path, *flags, "1,2") == 0
+    (row,) = report_of(tmp_path)["models"]
+    assert row["learning_rate"] == diverges[1] and row["seeds"] == 2
+    assert row["mean_loss_by_learning_rate"] == losses | {f"{diverges[0]:g}": None}
+    assert [failure["status"] for failure in row["failures"]] == ["diverged"]
+    assert counted(capsys) == [(1, 5), (2, 5), (3, 5), (4, 6)]  # one training more than was thought
 
 
 def test_what_cannot_be_read_is_made_again(text, tmp_path, here, capsys):
@@ -346,7 +419,7 @@ def plan_of(tmp_path, *flags):
 
 
 def cell_of(plan) -> Cell:
-    return cells.cells_of(plan, plan.variants[0])[0]
+    return cells.cells_of(plan, plan.variants[0], plan.learning_rates, plan.seeds)[0]
 
 
 def outcome_of(plan, show=lambda share, what: None):
@@ -474,6 +547,9 @@ def test_a_real_child(tmp_path):
         (["--lr", "nan"], "lr: allowed are numbers > 0"),
         (["--lr", "1e-3,0.001"], "lr: each value once"),
         (["--seeds", "1,x"], "seeds: allowed are integers >= 0; got 'x'"),
+        (["--seeds", "1,2", "--grid_seeds", "0"], "grid_seeds: allowed are integers >= 1; got '0'"),
+        (["--seeds", "1,2", "--grid_seeds", "some"], "grid_seeds: allowed are integers >= 1; got 'some'"),
+        (["--seeds", "1,2", "--grid_seeds", "3"], "grid_seeds: allowed are 1 to 2, as many as --seeds names; got 3"),
         (["--seed", "3"], "seed: a comparison sets it for each of its runs; use --seeds"),
         (["--learning_rate=3"], "learning_rate: a comparison sets it for each of its runs; use --lr"),
         (["--position_tokens", "0"], "position_tokens: allowed are integers >= 1"),
@@ -700,8 +776,8 @@ def test_bars_move_on_a_terminal_and_lines_stay_everywhere():
     shown = {}
     for terminal in (True, False):
         console = Console(file=io.StringIO(), force_terminal=terminal, width=100)
-        with Display(12, console) as display:
-            display.move(3, "about 3:20 left", "gla lr 0.003 seed 1", 0.5, "step 5/10 loss 2.5")
+        with Display(console) as display:
+            display.move(3, 12, "about 3:20 left", "gla lr 0.003 seed 1", 0.5, "step 5/10 loss 2.5")
             display.line("[3/12] done")
         shown[terminal] = console.file.getvalue()
     assert shown[False] == "[3/12] done\n"

@@ -10,7 +10,7 @@ output_dir/cells/VARIANT/
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -82,14 +82,10 @@ class CellResult:
         return Trained(self.cell.folder, self.metrics, plan.position_tokens, plan.extrapolation, self.measured)
 
 
-def cells_of(plan: Plan, variant: Variant) -> list[Cell]:
+def cells_of(plan: Plan, variant: Variant, rates: Sequence[float], seeds: Sequence[int]) -> list[Cell]:
     """In the order in which they run."""
     folder = plan.folder / "cells" / variant.folder_name
-    return [
-        Cell(variant, rate, seed, folder / f"lr{rate:g}-seed{seed}")
-        for rate in plan.learning_rates
-        for seed in plan.seeds
-    ]
+    return [Cell(variant, rate, seed, folder / f"lr{rate:g}-seed{seed}") for rate in rates for seed in seeds]
 
 
 # What is stored

@@ -15,7 +15,7 @@ from fla_mesa.eval.compare.display import Display
 from fla_mesa.eval.compare.folder import lock, open_folder
 from fla_mesa.eval.compare.plan import Plan, parse
 from fla_mesa.eval.compare.results import Report, summarize
-from fla_mesa.eval.compare.run import run, work
+from fla_mesa.eval.compare.run import run
 from fla_mesa.train.interrupt import Interrupted, signals_to
 from fla_mesa.train.recipe import data_request
 from fla_mesa.train.worker import Worker
@@ -64,7 +64,7 @@ def compare(plans: list[Plan], line: list[str]) -> tuple[int, list[Report]]:
 
 def _one(plan: Plan, worker: Worker, line: list[str]) -> tuple[int, Report | None]:
     """Runs a plan and reports; returns the exit code, and the report if it was written."""
-    display = Display(work(plan))
+    display = Display()
     try:
         with display, signals_to(_stop):
             results = run(plan, worker, display)

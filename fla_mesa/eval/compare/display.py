@@ -25,6 +25,11 @@ class Estimate:
         """Pieces of work."""
         return self.total - sum(self.todo.values())
 
+    def expect(self, trainings: int) -> None:
+        """There are more trainings than was thought."""
+        self.todo["train"] += trainings
+        self.total += trainings
+
     def start(self) -> None:
         """A piece of work begins."""
         self._begin = time.perf_counter()
@@ -59,11 +64,10 @@ class Display:
     """Progress of all cells and of the one at work. A context manager: bars move inside.
 
     Args:
-        total: Pieces of work.
         console: Where to; by default standard error.
     """
 
-    def __init__(self, total: int, console: Console | None = None):
+    def __init__(self, console: Console | None = None):
         self._console = console or Console(stderr=True, soft_wrap=True)
         self._bars = Progress(
             TextColumn("{task.description}"),
@@ -74,7 +78,7 @@ class Display:
             transient=True,
             disable=not self._console.is_terminal,
         )
-        self._all = self._bars.add_task("all", total=total, what="")
+        self._all = self._bars.add_task("all", total=None, what="")
         self._one = self._bars.add_task("", total=1.0, what="", visible=False)
 
     def __enter__(self) -> Display:
@@ -88,15 +92,16 @@ class Display:
         """Prints a line that stays."""
         self._console.print(text, markup=False, highlight=False)
 
-    def move(self, done: float, left: str, name: str, share: float, what: str) -> None:
+    def move(self, done: float, total: int, left: str, name: str, share: float, what: str) -> None:
         """Shows how far all work and a piece of it are.
 
         Args:
             done: Pieces of work that are done.
+            total: Of so many.
             left: Time left, in words.
             name: The piece at work.
             share: How much of it is done, in [0, 1].
             what: What is being done.
         """
-        self._bars.update(self._all, completed=done + share, what=left)
+        self._bars.update(self._all, completed=done + share, total=total, what=left)
         self._bars.update(self._one, description=name, completed=share, what=what, visible=True)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import yaml
@@ -24,6 +25,7 @@ from fla_mesa.train.optimization import check_optimization, needs_model
 from fla_mesa.train.recipe import make_config
 
 Values = Mapping[str, Any]  # of flags, by their names
+Number = TypeVar("Number", int, float)
 
 PRESETS = {path.stem: path for path in sorted((Path(__file__).parent / "presets").glob("*.yaml"))}
 
@@ -50,9 +52,10 @@ _FREE = {"model", "output_dir", "seed", "learning_rate", "resume", "disable_tqdm
 
 @dataclass(frozen=True)
 class Plan:
-    """A comparison: `variants` under one parametrisation at one size, each trained with every learning rate and seed.
+    """A comparison: `variants` under one parametrisation at one size, each at its best learning rate with every seed.
 
     Attributes:
+        grid_seeds: The first of `seeds`: those that are trained with every learning rate.
         position_tokens: Validation tokens for the loss by position.
         extrapolation: Up to how many times the training length that goes.
         baseline: The variant, by its label, that the others are held against, pair by pair of runs; or None.
@@ -64,6 +67,7 @@ class Plan:
     parametrization: str
     size: str
     seeds: tuple[int, ...]
+    grid_seeds: tuple[int, ...]
     learning_rates: tuple[float, ...]
     folder: Path
     position_tokens: int
@@ -117,6 +121,10 @@ def _parser() -> HfArgumentParser:
         help="comma-separated integers; each sets initial weights and order of data",
     )
     add("--lr", default="3e-3", help="comma-separated learning rates; each model keeps its best")
+    add(
+        "--grid_seeds",
+        help="so many of --seeds, from the front, run with every learning rate, the others with each model's best (default: all)",
+    )
     add(
         "--parametrization",
         default="released",
@@ -191,11 +199,11 @@ def _plan(given: Values, folder: Path) -> Plan:
     """The comparison on one task at one size."""
     parametrization = given["parametrization"]
     variants, others = parse_variants(given["models"], parametrization, given["config_overrides"])
-    seeds = tuple(_integer("seeds", part, 0) for part in _names("seeds", given["seeds"]))
-    rates = tuple(_rate(part) for part in _names("lr", given["lr"]))
-    for name, values in (("seeds", seeds), ("lr", rates)):
-        if len(set(values)) < len(values):
-            raise UserError(f"{name}: each value once; got {given[name]}")
+    seeds = _several("seeds", given["seeds"], lambda text: _integer("seeds", text, 0))
+    rates = _several("lr", given["lr"], _rate)
+    of_grid = len(seeds) if given["grid_seeds"] is None else _integer("grid_seeds", given["grid_seeds"], 1)
+    if of_grid > len(seeds):
+        raise UserError(f"grid_seeds: allowed are 1 to {len(seeds)}, as many as --seeds names; got {of_grid}")
     labels = [variant.label for variant in variants]
     if given["baseline"] is not None and given["baseline"] not in labels:
         raise UserError(f"baseline: allowed are the models compared, {', '.join(labels)}; got {given['baseline']!r}")
@@ -216,6 +224,7 @@ def _plan(given: Values, folder: Path) -> Plan:
         parametrization=parametrization,
         size=given["size"],
         seeds=seeds,
+        grid_seeds=seeds[:of_grid],
         learning_rates=rates,
         folder=folder,
         position_tokens=fixed["position_tokens"],
@@ -259,21 +268,25 @@ def _names(flag: str, text: str) -> list[str]:
     return parts
 
 
+def _several(flag: str, text: str, one: Callable[[str], Number]) -> tuple[Number, ...]:
+    values = tuple(map(one, _names(flag, text)))
+    if len(set(values)) < len(values):
+        raise UserError(f"{flag}: each value once; got {text}")
+    return values
+
+
 def _integer(flag: str, text: str, least: int) -> int:
-    try:
-        value = int(text)
-    except ValueError:
-        value = least - 1
-    if value < least:
-        raise UserError(f"{flag}: allowed are integers >= {least}; got {text!r}")
-    return value
+    return _number(flag, text, int, lambda value: value >= least, f"integers >= {least}")
 
 
 def _rate(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not (math.isfinite(value) and value > 0):
-        raise UserError(f"lr: allowed are numbers > 0, such as 1e-3,3e-3; got {text!r}")
-    return value
+    return _number("lr", text, float, lambda value: value > 0, "numbers > 0, such as 1e-3,3e-3")
+
+
+def _number(
+    flag: str, text: str, kind: Callable[[str], Number], holds: Callable[[Number], bool], allowed: str
+) -> Number:
+    with contextlib.suppress(ValueError):
+        if math.isfinite(value := kind(text)) and holds(value):
+            return value
+    raise UserError(f"{flag}: allowed are {allowed}; got {text!r}")

@@ -75,6 +75,7 @@ def as_json(report: Report) -> dict[str, object]:
         "parametrization": plan.parametrization,
         "size": plan.size,
         "seeds": list(plan.seeds),
+        "grid_seeds": list(plan.grid_seeds),
         "learning_rates": list(plan.learning_rates),
         "models": rows,
         "notes": notes(report),
@@ -149,17 +150,22 @@ def _loss_at(rate: float) -> Cell:
     return value
 
 
+def _named(seeds: Sequence[int]) -> str:
+    return f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
+
+
 def _what_was_done(report: Report) -> str:
     run, seeds, rates = report.run, report.plan.seeds, report.plan.learning_rates
     tokens = run["steps"] * run["sequences_per_step"] * run["seq_len"]
     said = (
         f"Each was trained on the same {tokens:,} tokens of `{run['data']['source']}` in the same order ({run['steps']:,} steps of "
-        f"{run['sequences_per_step']} sequences of {run['seq_len']} tokens), with seed{'s' if len(seeds) > 1 else ''} "
-        f"{', '.join(map(str, seeds))}."
+        f"{run['sequences_per_step']} sequences of {run['seq_len']} tokens), with {_named(seeds)}."
     )
     if len(rates) > 1:
         listed = ", ".join(f"{rate:g}" for rate in rates)
-        said += f" Learning rates {listed}; each model keeps the one with the least validation loss."
+        some = report.plan.grid_seeds != seeds
+        on, then = (f" on {_named(report.plan.grid_seeds)}", ", at which the other seeds ran") if some else ("", "")
+        said += f" Learning rates {listed}{on}; each model keeps the one with the least validation loss{then}."
     return said + (" Figures are means ± standard deviations over the seeds." if len(seeds) > 1 else "")
 
 

@@ -29,7 +29,7 @@ class ModelResult:
         runs: Of that learning rate, one for each seed; none if nothing was finished.
         trained: The same, as columns take them.
         figures: By the name of the column: a spread by key, a curve, or None where it does not apply.
-        mean_loss_by_learning_rate: Validation loss; None where a seed diverged or failed.
+        mean_loss_by_learning_rate: Validation loss over the seeds of the grid; None where a seed diverged or failed.
         failures: Runs that ended otherwise than they should.
     """
 
@@ -75,15 +75,16 @@ def _by_rate(results: Sequence[CellResult]) -> dict[float, list[CellResult]]:
     return {rate: [result for result in results if result.cell.learning_rate == rate] for rate in rates}
 
 
-def _mean_loss(results: Sequence[CellResult]) -> float | None:
-    """None if a seed diverged or failed."""
-    losses = [result.metrics.loss for result in results if result.metrics is not None]
-    return statistics.fmean(losses) if len(losses) == len(results) else None
+def _mean_loss(plan: Plan, results: Sequence[CellResult]) -> float | None:
+    """Over the seeds that ran the whole grid; None if any seed diverged or failed."""
+    if any(result.metrics is None for result in results):
+        return None
+    return statistics.fmean(r.metrics.loss for r in results if r.metrics and r.cell.seed in plan.grid_seeds)
 
 
-def best(results: Sequence[CellResult]) -> list[CellResult]:
+def best(plan: Plan, results: Sequence[CellResult]) -> list[CellResult]:
     """Those of a variant at the learning rate with the least mean validation loss; none if there is no such rate."""
-    losses = {rate: loss for rate, of in _by_rate(results).items() if (loss := _mean_loss(of)) is not None}
+    losses = {rate: loss for rate, of in _by_rate(results).items() if (loss := _mean_loss(plan, of)) is not None}
     return _by_rate(results)[min(losses, key=losses.__getitem__)] if losses else []
 
 
@@ -92,7 +93,7 @@ def summarize(plan: Plan, results: Sequence[CellResult]) -> list[ModelResult]:
     models = []
     for variant in plan.variants:
         own = [result for result in results if result.cell.variant is variant]
-        chosen = best(own)
+        chosen = best(plan, own)
         runs = [result.trained(plan) for result in chosen]
         models.append(
             ModelResult(
@@ -100,7 +101,7 @@ def summarize(plan: Plan, results: Sequence[CellResult]) -> list[ModelResult]:
                 tuple(chosen),
                 tuple(runs),
                 {name: column.over(runs) for name, column in COLUMNS.items()},
-                {rate: _mean_loss(of) for rate, of in _by_rate(own).items()},
+                {rate: _mean_loss(plan, of) for rate, of in _by_rate(own).items()},
                 tuple(r for r in own if r.outcome.status != "done") + tuple(r for r in own if r.problem is not None),
             )
         )

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from fla_mesa.eval.compare import cell as cells
 from fla_mesa.eval.compare.cell import Cell, CellResult
 from fla_mesa.eval.compare.display import Display, Estimate
 from fla_mesa.eval.compare.plan import Plan
 from fla_mesa.eval.compare.results import best
+from fla_mesa.eval.compare.variants import Variant
 from fla_mesa.eval.measure.trained import Metrics
 from fla_mesa.json_files import Unreadable
 from fla_mesa.train.progress import clock
 from fla_mesa.train.worker import Worker
-
-
-def work(plan: Plan) -> int:
-    """How many pieces of work a plan has: trainings, and measurements of the best."""
-    return len(plan.variants) * len(plan.seeds) * (len(plan.learning_rates) + 1)
 
 
 def run(plan: Plan, worker: Worker, display: Display) -> list[CellResult]:
@@ -30,14 +28,15 @@ def run(plan: Plan, worker: Worker, display: Display) -> list[CellResult]:
 class _Runner:
     def __init__(self, plan: Plan, worker: Worker, display: Display):
         self.plan, self.worker, self.display = plan, worker, display
-        measurements = len(plan.variants) * len(plan.seeds)
-        self.estimate = Estimate(measurements * len(plan.learning_rates), measurements)
+        self.others = plan.seeds[len(plan.grid_seeds) :]  # seeds that run at the best learning rate alone
+        trainings = len(plan.learning_rates) * len(plan.grid_seeds) + len(self.others)
+        self.estimate = Estimate(len(plan.variants) * trainings, len(plan.variants) * len(plan.seeds))
 
     def run(self) -> list[CellResult]:
         results = []
         for variant in self.plan.variants:
-            trained = [self._train(cell) for cell in cells.cells_of(self.plan, variant)]
-            chosen = best(trained)
+            trained = self._train_all(variant)
+            chosen = best(self.plan, trained)
             for place, result in enumerate(trained):
                 if result in chosen:
                     trained[place] = self._measure(result, first=result is chosen[0])
@@ -46,12 +45,29 @@ class _Runner:
             results += trained
         return results
 
+    def _train_all(self, variant: Variant) -> list[CellResult]:
+        """The grid, then the other seeds at its best learning rate: where one of those ends badly, at the next best."""
+
+        def train(rates: Sequence[float], seeds: Sequence[int]) -> list[CellResult]:
+            return [self._train(cell) for cell in cells.cells_of(self.plan, variant, rates, seeds)]
+
+        results = train(self.plan.learning_rates, self.plan.grid_seeds)
+        expected = len(self.others)
+        while (chosen := best(self.plan, results)) and len(chosen) < len(self.plan.seeds):
+            self.estimate.expect(len(self.others) - expected)
+            expected = 0
+            results += train([chosen[0].cell.learning_rate], self.others)
+        for _ in range(expected):
+            self.estimate.finish("train", ran=False)
+        return results
+
     def _line(self, text: str) -> None:
         self.display.line(f"[{self.estimate.done}/{self.estimate.total}] {text}")
 
     def _show(self, kind: str, cell: Cell) -> cells.Show:
         def show(share: float, what: str) -> None:
-            self.display.move(self.estimate.done, self.estimate.left(kind, share), str(cell), share, what)
+            estimate = self.estimate
+            self.display.move(estimate.done, estimate.total, estimate.left(kind, share), str(cell), share, what)
 
         return show
 
