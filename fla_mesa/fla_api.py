@@ -43,11 +43,9 @@ USED: dict[str, str | None] = {
     "fla.ops.utils.op.exp2": EXISTS,
     # pieces of fla's own Mesa op, which the back end "fla" composes anew
     "fla.ops.common.chunk_h.chunk_bwd_dh": "q k v do h0 dht scale g cu_seqlens chunk_size",
+    "fla.ops.common.chunk_o.chunk_fwd_o": "q k v h g scale cu_seqlens chunk_size chunk_indices",
     "fla.ops.mesa_net.chunk_cg_solver_bwd.chunk_mesa_cg_bwd": (
         "dq k h g_local_cumsum beta lamb cu_seqlens chunk_size max_CG_iteration output_dtype chunk_indices"
-    ),
-    "fla.ops.mesa_net.chunk_cg_solver_fwd.chunk_mesa_cg_fwd": (
-        "q k v h h_kv g_local_cumsum beta lamb cu_seqlens chunk_size max_CG_iteration output_dtype chunk_indices"
     ),
     "fla.ops.mesa_net.chunk_h_fwd.chunk_mesa_fwd_h": (
         "k v g beta h_init h_kv_init output_final_state cu_seqlens chunk_size"

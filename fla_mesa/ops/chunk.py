@@ -105,8 +105,8 @@ def chunk_mesa_net(
             is relative to the residual of the start, in the plain norm.) None: what the back end does, which is to stop at 1e-4 or, on
             "fla", to take ``max_CG_iteration`` steps always. A number keeps "fla" from being chosen.
         return_stats: Whether to return a :class:`~fla_mesa.ops.types.SolverStats` of the forward solve as well.
-        backend: ``"pytorch"`` (any device); ``"fla"`` (fla's kernels, on GPUs: bfloat16 and float16, K = V from 16 to 128, plain steps
-            from x = 0); ``"triton"`` (this package's, on GPUs); ``"exact"`` (every system solved densely, in float64, no steps);
+        backend: ``"pytorch"`` (any device); ``"fla"`` (fla's kernels, on GPUs: bfloat16 and float16, K = V from 16 to 128, all
+            of its steps); ``"triton"`` (this package's, on GPUs); ``"exact"`` (every system solved densely, in float64, no steps);
             ``"diagonal"`` (no steps either: the start is all, without gradients); or None, for "fla" on an NVIDIA GPU where it takes these
             arguments, and "pytorch" otherwise, on a GPU with one warning that says why. Under ``TRITON_INTERPRET=1`` "fla" and "triton"
             take CPU tensors, too.

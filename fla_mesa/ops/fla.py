@@ -5,23 +5,26 @@
 fla adds 1e-5 to the denominators of its conjugate gradients and computes in float16, so that a right-hand side much smaller than 1 is
 solved wrong (benchmarks/fla_gradients.py: dq is off by 32 % where the incoming gradient has entries of 1e-4). Here every row of a
 right-hand side is multiplied by a power of two first, its largest entry then between 1 and 2, and its solution divided by it; neither
-rounds. Only fla's kernels run, in fla's order.
+rounds. fla's solver starts at 0; conjugate gradients from x0 are those from 0 for the correction x - x0, whose right-hand side is the
+residual of x0, so that a read of H x0 before them makes the start q / diag(H + lamb), as everywhere else. Only fla's kernels run.
 
-It takes ``max_CG_iteration`` steps always, over sequences from x = 0 where the other back ends start from q / diag(H + lamb), and knows
-neither a tolerance nor the residual that it ends at: statistics hold the number of steps, and NaN.
+It takes ``max_CG_iteration`` steps always, and knows neither a tolerance nor the residual that it ends at: statistics hold the number of
+steps, and NaN.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 import triton
 from fla.modules.norm.l2norm import l2norm as l2_normalize
 from fla.ops.common.chunk_h import chunk_bwd_dh
+from fla.ops.common.chunk_o import chunk_fwd_o
 from fla.ops.mesa_net.chunk_cg_solver_bwd import chunk_mesa_cg_bwd
-from fla.ops.mesa_net.chunk_cg_solver_fwd import chunk_mesa_cg_fwd
 from fla.ops.mesa_net.chunk_h_fwd import chunk_mesa_fwd_h
 from fla.ops.mesa_net.chunk_h_kk_intra_bwd import chunk_mesa_net_h_kk_bwd_intra_fn
 from fla.ops.mesa_net.chunk_h_kv_intra_bwd import chunk_mesa_net_h_kv_bwd_intra_fn
@@ -40,6 +43,7 @@ SIZES = range(16, 129)
 # A state of more than 64 channels takes 84 to 132 KiB of shared memory, depending on kernel and GPU; RTX cards have 99.
 SMALL = 64
 LARGE_NEEDS = 132 * gpu.KIB
+LEAST_ROWS = 16  # of a matrix that tensor cores multiply
 GRID = 65_535  # programs along the second dimension of a CUDA grid, which is B * H
 
 if gpu.interpreted():
@@ -72,8 +76,6 @@ def why_not(
         return f"takes heads of at most {SMALL} on {kind}, for want of shared memory; got K = {K}"
     if q.shape[0] * q.shape[-2] > GRID:
         return f"takes at most {GRID} heads in all; got B * H = {q.shape[0] * q.shape[-2]}"
-    if max_steps < 1:
-        return "takes one step or more; got max_CG_iteration=0"
     if tolerance is not None:
         return f"takes max_CG_iteration steps always and cannot stop at a tolerance; got cg_tolerance={tolerance:g}"
     return None
@@ -94,6 +96,64 @@ def largest(x: torch.Tensor) -> torch.Tensor:
 def times(x: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """``x * scale`` in one pass, rounded to ``dtype`` once."""
     return torch.mul(x, scale, out=torch.empty_like(x, dtype=dtype))
+
+
+@dataclass(frozen=True)
+class Solver:
+    """Solves ``(H_t + lamb) x_t = b_t`` at every position, given the states H before each chunk and the keys within.
+
+    Attributes:
+        k: ``[B, T, H, K]``, float16.
+        a: Base-2 logarithm of the decay since the start of the chunk, float32 ``[B, T, H]``.
+        beta: float32 ``[B, T, H]``.
+        lamb: float32 ``[H, K]``.
+        h_kk: float32 ``[B, chunks, H, K, K]``.
+        cutting: How fla cuts the positions into chunks.
+    """
+
+    k: torch.Tensor
+    a: torch.Tensor
+    beta: torch.Tensor
+    lamb: torch.Tensor
+    h_kk: torch.Tensor
+    cutting: Mapping[str, Any]
+
+    @cached_property
+    def beta_k(self) -> torch.Tensor:
+        """What the states are sums of, with k or v: ``beta_t k_t``, float32 ``[B, T, H, K]``."""
+        return self.beta[..., None] * self.k
+
+    def read(self, x: torch.Tensor, values: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
+        """``S_t' x_t`` for ``S_t = gamma_t S_(t-1) + beta_t k_t values_t'``, in the dtype of `values` ``[B, T, H, V]``; x is float32.
+
+        Args:
+            states: S before each chunk, ``[B, chunks, H, K, V]``.
+        """
+        return chunk_fwd_o(q=x, k=self.beta_k, v=values, h=states.float(), g=self.a, scale=1, **self.cutting)
+
+    @cached_property
+    def diagonal(self) -> torch.Tensor:
+        """``diag(H_t + lamb)``, float32 ``[B, T, H, K]``: diag(H) is a state of one row, to which each position adds ``beta_t k_t^2``."""
+        rows = self.beta.new_zeros(2, *self.beta.shape, LEAST_ROWS)
+        rows[..., 0] = torch.stack([torch.ones_like(self.beta), self.beta])
+        ones, betas = rows
+        states = self.h_kk.new_zeros(*self.h_kk.shape[:-2], LEAST_ROWS, self.h_kk.shape[-1])
+        states[..., 0, :] = self.h_kk.diagonal(dim1=-2, dim2=-1)
+        squares = self.k.float().square()
+        return chunk_fwd_o(q=ones, k=betas, v=squares, h=states, g=self.a, scale=1, **self.cutting) + self.lamb
+
+    def solve(self, b: torch.Tensor, steps: int) -> torch.Tensor:
+        """x, float32 ``[B, T, H, K]``."""
+        s = unit_scale(largest(b))  # [B, T, H, 1]
+        b = b * s  # float32
+        x0 = b / self.diagonal
+        r0 = b - self.read(x0, self.k.float(), self.h_kk) - self.lamb * x0
+        s0 = unit_scale(largest(r0))
+        correction = chunk_mesa_cg_bwd(
+            dq=r0 * s0, k=self.k, h=self.h_kk, g_local_cumsum=self.a, beta=self.beta, lamb=self.lamb, max_CG_iteration=steps,
+            output_dtype=torch.float32, **self.cutting,
+        )  # fmt: skip
+        return (correction / s0 + x0) / s
 
 
 @input_guard
@@ -119,14 +179,12 @@ def chunk_forward(
     h_kk, h_kv, h_kk_final, h_kv_final = chunk_mesa_fwd_h(
         k=k, v=v, g=a, beta=beta, h_init=h_kk_init, h_kv_init=h_kv_init, output_final_state=True, **cutting
     )
-    scale = unit_scale(largest(q))  # [B, T, H, 1]
-    x, o = chunk_mesa_cg_fwd(
-        q=times(q, scale, torch.float16), k=k, v=v, h=h_kk, h_kv=h_kv, g_local_cumsum=a, beta=beta, lamb=lamb.float(),
-        max_CG_iteration=max_steps, output_dtype=torch.float32, chunk_indices=chunks.indices, **cutting,
-    )  # fmt: skip
+    solver = Solver(k, a, beta, lamb.float(), h_kk, cutting | {"chunk_indices": chunks.indices})
+    x = solver.solve(q, max_steps)
+    scale = unit_scale(largest(x))  # [B, T, H, 1]
+    o = solver.read(x * scale, v, h_kv) / scale
     steps = torch.full(k.shape[:-1], max_steps, dtype=torch.int32, device=k.device)
-    unknown = torch.full_like(steps, torch.nan, dtype=torch.float32)
-    return ChunkForward(o.div_(scale), x.div_(scale), h_kk_final, h_kv_final, steps, unknown)
+    return ChunkForward(o, x, h_kk_final, h_kv_final, steps, torch.full_like(steps, torch.nan, dtype=torch.float32))
 
 
 @input_guard
@@ -148,11 +206,10 @@ def chunk_backward(
     max_steps: int,
     tolerance: None,
 ) -> ChunkGradients:
-    """See :class:`~fla_mesa.ops.backends.Backend`. Three powers of two keep fla's float16 from running out of range:
+    """See :class:`~fla_mesa.ops.backends.Backend`. Two powers of two keep fla's float16 from running out of range:
 
     - ``c``, for each head, on x;
-    - ``d``, for each head, on the output's gradient. The right-hand side of the solve is linear in it, and dq in that;
-    - ``s``, for each row, on the right-hand side of the solve.
+    - ``d``, for each head, on the output's gradient. The right-hand side of the solve is linear in it, and dq in that.
 
     All other gradients are sums of products with x, so they carry ``c * d``, which those of the final states have to be given.
     """
@@ -181,11 +238,7 @@ def chunk_backward(
     dx, dk_values, dv, da = chunk_mesa_net_h_kv_bwd_intra_fn(
         q_star=x, k=k16, v=v, beta=beta, h_kv=h_kv, dh_kv=dh_kv_chunks, g=a, do=do, **intra
     )
-    s = unit_scale(largest(dx))  # [B, T, H, 1]
-    y = chunk_mesa_cg_bwd(
-        dq=dx.mul_(s), k=k16, h=h_kk, g_local_cumsum=a, beta=beta, lamb=lamb, max_CG_iteration=max_steps,
-        output_dtype=torch.float32, **intra,
-    ).div_(s)  # fmt: skip
+    y = Solver(k16, a, beta, lamb, h_kk, intra).solve(dx, max_steps)
     y16 = y.half()
     dh_kk_chunks, dh_kk_init = chunk_bwd_dh(
         q=y16, k=k16, v=k16, g=a, do=x, h0=h_kk_init, dht=None if dh_kk is None else -dh_kk, **of_states

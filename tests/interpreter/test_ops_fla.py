@@ -93,8 +93,27 @@ def test_a_tolerance_is_refused_and_statistics_say_what_is_known():
         ValueError, match=r"'fla' takes max_CG_iteration steps always.*cg_tolerance=0.01. Use backend='pytorch'"
     ):
         op(**x, cg_tolerance=1e-2)
-    with pytest.raises(ValueError, match="takes one step or more; got max_CG_iteration=0"):
-        op(**x | {"max_CG_iteration": 0})
+
+
+@pytest.mark.parametrize("steps", [0, 1, 3])
+def test_so_many_steps_are_those_of_the_other_back_ends(steps):
+    """They start at q / diag(H + lamb) as well. (Where lamb is one number, which PyTorch's preconditioner then is.)"""
+    case = Case(T=70, H=1, K=16, V=16)
+    x = {n: value.detach() for n, value in draw(case, torch.bfloat16).items()}
+    x["lamb"] = torch.full_like(x["lamb"], 0.5)
+    x["k"] = 2 * x["k"]  # harder than they are solved in three steps
+    step = [x[n][:, 0] for n in ("q", "k", "v", "g")] + [x["lamb"], x["beta"][:, 0], x["h_kk_init"], x["h_kv_init"]]
+
+    def both(backend: str, **tolerance: float) -> tuple[torch.Tensor, torch.Tensor]:
+        o = chunk_mesa_net(**x, backend=backend, max_CG_iteration=steps, **tolerance)[0]
+        return o, mesa_net_decoding_one_step(*step, backend=backend, max_CG_iteration=steps, **tolerance)[0]
+
+    exact = chunk_mesa_net(**x, backend="exact")[0]
+    with interpreter.rounded_dots():
+        got = both("fla")
+    for a, b in zip(got, both("pytorch", cg_tolerance=1e-12), strict=True):
+        assert relative_error(a, b) < ROUNDING
+    assert relative_error(got[0], exact) > 4 * ROUNDING  # so that one step more or less is seen
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e-6])

@@ -111,7 +111,6 @@ def test_sixteen_bits_on_an_nvidia_gpu_run_on_fla_s_kernels_without_a_word(on):
         *(((9, 0), {n: {"dtype": torch.float64}}, {}, f"{n} has dtype torch.float64") for n in ("g", "beta", "lamb", "h_kk_init")),
         ((9, 0), {"q": {"shape": (70_000, 8, 2, 64)}}, {}, r"takes at most 65535 heads in all; got B \* H = 140000"),
         ((9, 0), {}, {"tolerance": 1e-4}, "cannot stop at a tolerance; got cg_tolerance=0.0001"),
-        ((9, 0), {}, {"max_steps": 0}, "takes one step or more"),
     ],
 )  # fmt: skip
 def test_what_fla_s_kernels_do_not_take_pytorch_does_with_one_warning(on, kind, changes, options, reason):
