@@ -24,17 +24,19 @@ from fla_mesa.data import synthetic
 from fla_mesa.eval.compare import cell as cells
 from fla_mesa.eval.compare import columns, plots, suite, tables
 from fla_mesa.eval.compare import command as compare
+from fla_mesa.eval.compare import flags as flags_
 from fla_mesa.eval.compare import folder as folders
-from fla_mesa.eval.compare import plan as plans
 from fla_mesa.eval.compare.cell import Cell, CellResult, Outcome
 from fla_mesa.eval.compare.columns import MORE, Spread, digits, whole
 from fla_mesa.eval.compare.display import Display, Estimate
+from fla_mesa.eval.compare.flags import PRESETS, read_preset
 from fla_mesa.eval.compare.paired import t_quantile
-from fla_mesa.eval.compare.plan import PRESETS, parse, read_preset
+from fla_mesa.eval.compare.plan import parse
 from fla_mesa.eval.compare.results import ModelResult
 from fla_mesa.eval.compare.run import _Runner
 from fla_mesa.eval.compare.variants import Variant, split_outside_brackets
 from fla_mesa.eval.measure.trained import Metrics, Trained
+from fla_mesa.json_files import read_json
 from fla_mesa.models import zoo
 from fla_mesa.train.interrupt import Interrupted
 from fla_mesa.train.recipe import prepare
@@ -186,13 +188,54 @@ def test_one_seed_runs_the_grid_and_the_others_run_at_its_best(text, tmp_path, h
     assert len(trainings(here)) == 9 - 5 - (best != "0.01") and report_of(tmp_path)["grid_seeds"] == [1, 2, 3]
 
 
+def test_weight_decays_are_a_second_dimension_of_the_grid(text, tmp_path, here, unmeasured, capsys):
+    """In a folder of one weight decay, whose runs are found."""
+    one = ("--models", "gla", "--lr", "3e-3", "--weight_decay", "0.2")
+    assert run(text, tmp_path, *one) == 0
+    folder, found = tmp_path / "cells/matched-gla", report_of(tmp_path)
+    assert [path.name for path in folder.iterdir() if path.is_dir()] == ["lr0.003-seed1"]
+    assert found["models"][0]["mean_loss_by_learning_rate"].keys() == {"0.003"} and found["weight_decays"] == [0.2]
+    assert "weight decay |" not in (tmp_path / "report.md").read_text()
+    here.clear()
+    flags = (
+        "--models",
+        "gla",
+        "--lr",
+        "3e-3,1e-2",
+        "--weight_decay",
+        "0.2,0,300",
+        "--seeds",
+        "1,2",
+        "--grid_seeds",
+        "1",
+    )
+    assert run(text, tmp_path, *flags) == 0
+    losses = {}
+    for rate in ("0.003", "0.01"):
+        for decay, name in (("0.2", ""), ("0", "-wd0"), ("300", "-wd300")):
+            metrics = Metrics.read(folder / f"lr{rate}{name}-seed1")
+            losses[f"{rate} weight decay {decay}"] = metrics.loss
+            assert metrics.everything["settings"]["weight_decay"] == float(decay)
+    (row,) = report_of(tmp_path)["models"]
+    assert row["mean_loss_by_learning_rate"] == losses and len(trainings(here)) == 6 - 1 + 1
+    best = min(losses, key=losses.__getitem__)
+    assert f"{row['learning_rate']:g} weight decay {row['weight_decay']:g}" == best and row["seeds"] == 2
+    assert len(set(losses.values())) == 6
+    said = (tmp_path / "report.md").read_text()
+    assert "Learning rates 0.003, 0.01 with each of the weight decays 0.2, 0, 300 on seed 1; " in said
+    assert re.search(r"\| +parameters \| +lr \| +weight decay \|", said)
+    # The first is that of the folder.
+    assert run(text, tmp_path, *one[:-1], "0") == 2
+    assert "weight_decay was 0.2 and is now 0.0: name another" in capsys.readouterr().err
+
+
 def test_where_another_seed_diverges_at_the_best_rate_the_next_best_is_taken(
     text, tmp_path, here, unmeasured, capsys, monkeypatch
 ):
     train = cells.train
 
     def diverging(plan, cell, worker, show):
-        if (cell.learning_rate, cell.seed) == (diverges[0], 2):
+        if (cell.point.learning_rate, cell.seed) == (diverges[0], 2):
             return CellResult(cell, Outcome("diverged", 1.0, "too far", 1))
         return train(plan, cell, worker, show)
 
@@ -284,17 +327,33 @@ def test_a_synthetic_suite_is_scored_on_its_test_split(tmp_path, here):
 
 def test_a_suite_of_several_tasks_ends_in_one_table(tmp_path, here, monkeypatch, capsys):
     other = SUITE.replace("num_pairs=2", "num_pairs=3")
-    monkeypatch.setitem(plans.SUITES, "pair", [SUITE, other])
+    monkeypatch.setitem(flags_.SUITES, "pair", [SUITE, other])
     flags = [flag for flag in SMALL if flag not in ("--seq_len", "32")]
-    flags += ["--suite", "pair", "--models", "delta_net,gla", "--output_dir", str(tmp_path)]
+    flags += ["--suite", "pair", "--models", "delta_net,gla", "--seeds", "1,2", "--output_dir", str(tmp_path)]
     assert compare.main(flags) == 0
     found = json.loads((tmp_path / "suite.json").read_text())
-    assert found["columns"] == [SUITE, other] and [row["model"] for row in found["models"]] == ["delta_net", "gla"]
-    for task in found["columns"]:
+    tasks = [SUITE, other]
+    assert found["columns"] == [*tasks, "average"] and [row["model"] for row in found["models"]] == ["delta_net", "gla"]
+    for row in found["models"]:
+        scores = [
+            [
+                read_json(path)["test"]["accuracy"]
+                for path in sorted((tmp_path / task).glob(f"cells/*{row['model']}/*/measured.json"))
+            ]
+            for task in tasks
+        ]
+        of_seeds = np.mean(scores, axis=0)
+        assert row["average"] == pytest.approx({"mean": of_seeds.mean(), "std": of_seeds.std(ddof=1)})
+    for task in tasks:
         by_task = {row["model"]: row["test"]["accuracy"] for row in report_of(tmp_path / task)["models"]}
         assert {row["model"]: row[task] for row in found["models"]} == by_task
-    assert "# Test accuracy by task" in (tmp_path / "suite.md").read_text()
-    assert sum(job[0] == "train" for job in here) == 4
+    table = (tmp_path / "suite.md").read_text()
+    assert (
+        "# Test accuracy by task" in table
+        and "| average |" in re.sub(" +", " ", table)
+        and f"({other}/report.md)" in table
+    )
+    assert len(trainings(here)) == 8
 
 
 def test_several_sizes_end_in_one_table_and_a_picture(tmp_path, here):
@@ -419,7 +478,7 @@ def plan_of(tmp_path, *flags):
 
 
 def cell_of(plan) -> Cell:
-    return cells.cells_of(plan, plan.variants[0], plan.learning_rates, plan.seeds)[0]
+    return cells.cells_of(plan, plan.variants[0], plan.grid, plan.seeds)[0]
 
 
 def outcome_of(plan, show=lambda share, what: None):
@@ -561,6 +620,9 @@ def test_a_real_child(tmp_path):
             ["--models", "gla", "--config_overrides", "gla=1"],
             "config_overrides: gla is an architecture, and takes an object of its settings; got 1",
         ),
+        (["--weight_decay", "-0.1"], "weight_decay: allowed are numbers >= 0, such as 0,0.1; got '-0.1'"),
+        (["--weight_decay", "0.1,much"], "weight_decay: allowed are numbers >= 0, such as 0,0.1; got 'much'"),
+        (["--weight_decay", "0.1,0.10"], "weight_decay: each value once; got 0.1,0.10"),
         (["--adam_beta2", "7"], "adam_beta2"),
         (["--data", "nowhere.txt"], "nowhere.txt"),
         (["--data", "mqar", "--seq_len", "32"], "seq_len: does not apply to --data mqar"),
@@ -608,7 +670,7 @@ def test_presets_are_overridden_by_flags():
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_runs(name, text, tmp_path, here):
     flags = read_preset(name)
-    assert not flags.keys() - vars(plans._parser().parse_args([])).keys()
+    assert not flags.keys() - vars(flags_.parser().parse_args([])).keys()
     assert parse(["--preset", name])
     # The same with its first and last model, small and short.
     models = split_outside_brackets(flags["models"], ",")
@@ -660,6 +722,7 @@ def test_the_quantiles_are_those_of_students_t(freedom, quantile):
 PLUGIN = """
 from fla.models import LinearAttentionConfig
 from fla_mesa.eval.compare.columns import MORE, column, digits
+from fla_mesa.json_files import read_json
 from fla_mesa.models import zoo
 
 @column("embedding's norm", digits(1), better=MORE)

@@ -2,7 +2,7 @@
 
 plan -> run -> records -> report:
 
-variants, plan      what is compared, from one parser; presets/ beside it
+flags, variants     the command line, and presets/ beside it; plan: what is compared
 cell                one run: what is stored of it, and its work, which fla_mesa.train.worker does in other processes
 columns             what is reported of a model, a function each
 run                 every cell, then each model at its best learning rate

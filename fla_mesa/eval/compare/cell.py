@@ -1,7 +1,7 @@
-"""One variant, one learning rate, one seed: where its results lie, what they are, and the work that makes them.
+"""One variant, one point of the grid, one seed: where its results lie, what they are, and the work that makes them.
 
 output_dir/cells/VARIANT/
-    lr0.003-seed1/         a folder of `fla-mesa train`, and beside what that leaves:
+    lr0.003-seed1/         a folder of `fla-mesa train` (of a further weight decay: lr0.003-wd0.01-seed1), and beside what that leaves:
         outcome.json       how it ended and how long it took; a run that diverged is not tried again, one that failed is
         measured.json      what columns.py measures, by name
     lr0.003-seed1.train.log, lr0.003-seed1.measure.log
@@ -16,7 +16,7 @@ from pathlib import Path
 
 from fla_mesa import plugins
 from fla_mesa.eval.compare import columns
-from fla_mesa.eval.compare.plan import Plan, Values
+from fla_mesa.eval.compare.plan import Plan, Point, Values
 from fla_mesa.eval.compare.variants import Variant
 from fla_mesa.eval.measure.trained import Metrics, Trained, Value
 from fla_mesa.json_files import Unreadable, read_json, read_json_if_there, write_json
@@ -46,12 +46,12 @@ class Cell:
     """One run of a comparison."""
 
     variant: Variant
-    learning_rate: float
+    point: Point
     seed: int
     folder: Path
 
     def __str__(self) -> str:
-        return f"{self.variant.label} lr {self.learning_rate:g} seed {self.seed}"
+        return f"{self.variant.label} lr {self.point} seed {self.seed}"
 
     def log(self, stage: str) -> Path:
         """Not in the cell's folder: a training takes no folder that holds other files."""
@@ -82,10 +82,10 @@ class CellResult:
         return Trained(self.cell.folder, self.metrics, plan.position_tokens, plan.extrapolation, self.measured)
 
 
-def cells_of(plan: Plan, variant: Variant, rates: Sequence[float], seeds: Sequence[int]) -> list[Cell]:
+def cells_of(plan: Plan, variant: Variant, points: Sequence[Point], seeds: Sequence[int]) -> list[Cell]:
     """In the order in which they run."""
     folder = plan.folder / "cells" / variant.folder_name
-    return [Cell(variant, rate, seed, folder / f"lr{rate:g}-seed{seed}") for rate in rates for seed in seeds]
+    return [Cell(variant, point, seed, folder / f"{point.name}-seed{seed}") for point in points for seed in seeds]
 
 
 # What is stored
@@ -172,8 +172,12 @@ def train(plan: Plan, cell: Cell, worker: Worker, show: Show) -> CellResult:
         "model": cell.variant.zoo_name,
         "config_overrides": cell.variant.overrides,
         "seed": cell.seed,
+        "learning_rate": cell.point.learning_rate,
+        "weight_decay": cell.point.weight_decay,
+        "output_dir": str(cell.folder),
+        "resume": True,
+        "disable_tqdm": True,
     }
-    own |= {"learning_rate": cell.learning_rate, "output_dir": str(cell.folder), "resume": True, "disable_tqdm": True}
     (cell.folder / STATUS_FILE).unlink(missing_ok=True)  # of an earlier call
 
     def follow() -> None:

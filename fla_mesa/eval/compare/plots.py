@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,12 +47,12 @@ def look(label: str, labels: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def judged_by(models: Sequence[ModelResult]) -> tuple[str, Callable[[ModelResult], Spread | None]]:
-    """What models are judged by, and each one's: of text bits per byte, of a suite its own score."""
+def judged_by(models: Sequence[ModelResult]) -> tuple[str, str, str]:
+    """What models are judged by, and its column and key: of text bits per byte, of a suite its own score."""
     for label, name, key in (("validation bits per byte", "bits_per_byte", ""), ("test accuracy", "test", "accuracy")):
         if models and all(model.spread(name, key) is not None for model in models):
-            return label, lambda model, name=name, key=key: model.spread(name, key)
-    return "validation accuracy", lambda model: model.spread("accuracy")
+            return label, name, key
+    return "validation accuracy", "accuracy", ""
 
 
 def draw(models: Sequence[ModelResult], seq_len: int, folder: Path, baseline: str | None = None) -> dict[str, str]:
@@ -243,11 +243,11 @@ def _quality_against_speed(models: Sequence[ModelResult], seq_len: int) -> Figur
     if not panels or len(panels[0][0]) < 2:  # there is nothing to compare
         return None
     figure, axes = _figure(2.0 + 4.0 * len(panels), len(panels))
-    label, quality = judged_by(models)
+    label, *quality = judged_by(models)
     labels = [model.label for model in models]
     for one, (speeds, name) in zip(axes, panels, strict=True):
         for model in models:
-            value = quality(model)
+            value = model.spread(*quality)
             if model.label not in speeds or value is None:
                 continue
             style = look(model.label, labels) | {"linestyle": "none", "markersize": 6}

@@ -8,6 +8,7 @@ from dataclasses import asdict
 
 from fla_mesa.eval.compare import plots
 from fla_mesa.eval.compare.columns import COLUMNS, Column, Spread
+from fla_mesa.eval.compare.plan import Point
 from fla_mesa.eval.compare.results import ModelResult, Report, failure
 from fla_mesa.eval.compare.tables import Cell, Shown, difference, differences, model_table, shown_columns, table_rows
 from fla_mesa.json_files import write_json
@@ -36,7 +37,7 @@ _TABLES = {
 }
 _INTERVAL = (
     "Means over pairs of runs of one seed, which saw the same data in the same order, with 95 % intervals where there are several "
-    "(Student's t of the paired differences). Each model is at its own best learning rate, chosen on the same validation data."
+    "(Student's t of the paired differences). Each model is at its own best point of the grid, chosen on the same validation data."
 )
 
 
@@ -58,14 +59,15 @@ def as_json(report: Report) -> dict[str, object]:
                 "model": model.label,
                 "zoo_name": model.variant.zoo_name,
                 "config_overrides": model.variant.overrides,
-                "learning_rate": model.learning_rate,
+                "learning_rate": None if model.point is None else model.point.learning_rate,
+                "weight_decay": None if model.point is None else model.point.weight_decay,
                 "seeds": len(model.runs),
                 "parameters_without_embeddings": next((m.parameters_without_embeddings for m in model.metrics), None),
                 **{name: _figure(column, model.figures[name]) for name, column in COLUMNS.items()},
                 "difference": _difference_as_json(report, model),
                 "validation_curves": [curve["validation"] for curve in curves],
                 "training_curves": [curve["train"] for curve in curves],
-                "mean_loss_by_learning_rate": {f"{r:g}": v for r, v in model.mean_loss_by_learning_rate.items()},
+                "mean_loss_by_learning_rate": {str(point): loss for point, loss in model.mean_loss.items()},
                 "failures": [failure(result) for result in model.failures],
             }
         )
@@ -77,6 +79,7 @@ def as_json(report: Report) -> dict[str, object]:
         "seeds": list(plan.seeds),
         "grid_seeds": list(plan.grid_seeds),
         "learning_rates": list(plan.learning_rates),
+        "weight_decays": list(plan.weight_decays),
         "models": rows,
         "notes": notes(report),
         "run": dict(report.run),
@@ -129,8 +132,8 @@ def markdown(report: Report, pictures: Mapping[str, str]) -> str:
             ]
         if kind == "quality" and (found := differences(report)) is not None:
             lines += [f"## Differences from {plan.baseline}", "", table(*found), "", _INTERVAL, ""]
-    if len(plan.learning_rates) > 1:
-        columns = [Shown(f"{rate:g}", _loss_at(rate), lambda value: f"{value:.4f}") for rate in plan.learning_rates]
+    if len(plan.grid) > 1:
+        columns = [Shown(str(point), _loss_at(point), lambda value: f"{value:.4f}") for point in plan.grid]
         lines += ["## Validation loss by learning rate", "", model_table(models, columns), ""]
     if report.failures:
         lines += ["## What did not finish", "", *report.failures, ""]
@@ -142,12 +145,16 @@ def markdown(report: Report, pictures: Mapping[str, str]) -> str:
     return "\n".join(lines)
 
 
-def _loss_at(rate: float) -> Cell:
+def _loss_at(point: Point) -> Cell:
     def value(model: ModelResult) -> Spread | None:
-        loss = model.mean_loss_by_learning_rate.get(rate)
+        loss = model.mean_loss.get(point)
         return None if loss is None else Spread(loss)
 
     return value
+
+
+def _listed(values: Sequence[float]) -> str:
+    return ", ".join(f"{value:g}" for value in values)
 
 
 def _named(seeds: Sequence[int]) -> str:
@@ -155,17 +162,19 @@ def _named(seeds: Sequence[int]) -> str:
 
 
 def _what_was_done(report: Report) -> str:
-    run, seeds, rates = report.run, report.plan.seeds, report.plan.learning_rates
+    run, plan, seeds = report.run, report.plan, report.plan.seeds
     tokens = run["steps"] * run["sequences_per_step"] * run["seq_len"]
     said = (
         f"Each was trained on the same {tokens:,} tokens of `{run['data']['source']}` in the same order ({run['steps']:,} steps of "
         f"{run['sequences_per_step']} sequences of {run['seq_len']} tokens), with {_named(seeds)}."
     )
-    if len(rates) > 1:
-        listed = ", ".join(f"{rate:g}" for rate in rates)
-        some = report.plan.grid_seeds != seeds
-        on, then = (f" on {_named(report.plan.grid_seeds)}", ", at which the other seeds ran") if some else ("", "")
-        said += f" Learning rates {listed}{on}; each model keeps the one with the least validation loss{then}."
+    if len(plan.grid) > 1:
+        grid = f"Learning rates {_listed(plan.learning_rates)}"
+        if len(plan.weight_decays) > 1:
+            grid += f" with each of the weight decays {_listed(plan.weight_decays)}"
+        some = plan.grid_seeds != seeds
+        on, then = (f" on {_named(plan.grid_seeds)}", ", at which the other seeds ran") if some else ("", "")
+        said += f" {grid}{on}; each model keeps the one with the least validation loss{then}."
     return said + (" Figures are means ± standard deviations over the seeds." if len(seeds) > 1 else "")
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from fla_mesa.eval.compare.cell import CellResult
 from fla_mesa.eval.compare.columns import COLUMNS, Spread
-from fla_mesa.eval.compare.plan import Plan
+from fla_mesa.eval.compare.plan import Plan, Point
 from fla_mesa.eval.compare.variants import Variant
 from fla_mesa.eval.measure.trained import Metrics, Trained
 from fla_mesa.train.command import scale
@@ -23,13 +23,13 @@ _CIRCUMSTANCES += ("device", "processes", "versions", "settings")
 
 @dataclass(frozen=True)
 class ModelResult:
-    """A row of the report: a variant at its best learning rate, over the seeds.
+    """A row of the report: a variant at its best point of the grid, over the seeds.
 
     Attributes:
-        runs: Of that learning rate, one for each seed; none if nothing was finished.
+        runs: Of that point, one for each seed; none if nothing was finished.
         trained: The same, as columns take them.
         figures: By the name of the column: a spread by key, a curve, or None where it does not apply.
-        mean_loss_by_learning_rate: Validation loss over the seeds of the grid; None where a seed diverged or failed.
+        mean_loss: By point of the grid: validation loss over the seeds of the grid; None where a seed diverged or failed.
         failures: Runs that ended otherwise than they should.
     """
 
@@ -37,7 +37,7 @@ class ModelResult:
     runs: tuple[CellResult, ...]
     trained: tuple[Trained, ...]
     figures: Mapping[str, Mapping[str, Spread] | list[float] | None]
-    mean_loss_by_learning_rate: Mapping[float, float | None]
+    mean_loss: Mapping[Point, float | None]
     failures: tuple[CellResult, ...]
 
     @property
@@ -45,8 +45,9 @@ class ModelResult:
         return self.variant.label
 
     @property
-    def learning_rate(self) -> float | None:
-        return self.runs[0].cell.learning_rate if self.runs else None
+    def point(self) -> Point | None:
+        """Its best."""
+        return self.runs[0].cell.point if self.runs else None
 
     def values(self, name: str, key: str = "") -> list[float]:
         """A column's value of each run that has one."""
@@ -70,9 +71,9 @@ class ModelResult:
         return found if isinstance(found, list) else None
 
 
-def _by_rate(results: Sequence[CellResult]) -> dict[float, list[CellResult]]:
-    rates = dict.fromkeys(result.cell.learning_rate for result in results)
-    return {rate: [result for result in results if result.cell.learning_rate == rate] for rate in rates}
+def _by_point(results: Sequence[CellResult]) -> dict[Point, list[CellResult]]:
+    points = dict.fromkeys(result.cell.point for result in results)
+    return {point: [result for result in results if result.cell.point == point] for point in points}
 
 
 def _mean_loss(plan: Plan, results: Sequence[CellResult]) -> float | None:
@@ -83,9 +84,9 @@ def _mean_loss(plan: Plan, results: Sequence[CellResult]) -> float | None:
 
 
 def best(plan: Plan, results: Sequence[CellResult]) -> list[CellResult]:
-    """Those of a variant at the learning rate with the least mean validation loss; none if there is no such rate."""
-    losses = {rate: loss for rate, of in _by_rate(results).items() if (loss := _mean_loss(plan, of)) is not None}
-    return _by_rate(results)[min(losses, key=losses.__getitem__)] if losses else []
+    """Those of a variant at the point of the grid with the least mean validation loss; none if there is no such point."""
+    losses = {point: loss for point, of in _by_point(results).items() if (loss := _mean_loss(plan, of)) is not None}
+    return _by_point(results)[min(losses, key=losses.__getitem__)] if losses else []
 
 
 def summarize(plan: Plan, results: Sequence[CellResult]) -> list[ModelResult]:
@@ -101,7 +102,7 @@ def summarize(plan: Plan, results: Sequence[CellResult]) -> list[ModelResult]:
                 tuple(chosen),
                 tuple(runs),
                 {name: column.over(runs) for name, column in COLUMNS.items()},
-                {rate: _mean_loss(plan, of) for rate, of in _by_rate(own).items()},
+                {point: _mean_loss(plan, of) for point, of in _by_point(own).items()},
                 tuple(r for r in own if r.outcome.status != "done") + tuple(r for r in own if r.problem is not None),
             )
         )
@@ -131,6 +132,8 @@ class Report:
             return cls(plan, models, line, made)
         kept = {name: finished[0].get(name) for name in _CIRCUMSTANCES}
         kept["settings"] = {name: value for name, value in finished[0]["settings"].items() if name in plan.fixed}
+        if len(plan.weight_decays) > 1:
+            kept["settings"]["weight_decay"] = list(plan.weight_decays)
         kept["settings"]["config_overrides"] = plan.settings.config_overrides  # of all, not of this one
         commits = sorted({metrics.get("commit") or "unknown" for metrics in finished})
         return cls(plan, models, line, kept | made | {"trained_at": commits})

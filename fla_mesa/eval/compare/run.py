@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from fla_mesa.eval.compare import cell as cells
 from fla_mesa.eval.compare.cell import Cell, CellResult
 from fla_mesa.eval.compare.display import Display, Estimate
-from fla_mesa.eval.compare.plan import Plan
+from fla_mesa.eval.compare.plan import Plan, Point
 from fla_mesa.eval.compare.results import best
 from fla_mesa.eval.compare.variants import Variant
 from fla_mesa.eval.measure.trained import Metrics
@@ -28,8 +28,8 @@ def run(plan: Plan, worker: Worker, display: Display) -> list[CellResult]:
 class _Runner:
     def __init__(self, plan: Plan, worker: Worker, display: Display):
         self.plan, self.worker, self.display = plan, worker, display
-        self.others = plan.seeds[len(plan.grid_seeds) :]  # seeds that run at the best learning rate alone
-        trainings = len(plan.learning_rates) * len(plan.grid_seeds) + len(self.others)
+        self.others = plan.seeds[len(plan.grid_seeds) :]  # seeds that run at the best point of the grid alone
+        trainings = len(plan.grid) * len(plan.grid_seeds) + len(self.others)
         self.estimate = Estimate(len(plan.variants) * trainings, len(plan.variants) * len(plan.seeds))
 
     def run(self) -> list[CellResult]:
@@ -46,17 +46,17 @@ class _Runner:
         return results
 
     def _train_all(self, variant: Variant) -> list[CellResult]:
-        """The grid, then the other seeds at its best learning rate: where one of those ends badly, at the next best."""
+        """The grid, then the other seeds at its best point: where one of those ends badly, at the next best."""
 
-        def train(rates: Sequence[float], seeds: Sequence[int]) -> list[CellResult]:
-            return [self._train(cell) for cell in cells.cells_of(self.plan, variant, rates, seeds)]
+        def train(points: Sequence[Point], seeds: Sequence[int]) -> list[CellResult]:
+            return [self._train(cell) for cell in cells.cells_of(self.plan, variant, points, seeds)]
 
-        results = train(self.plan.learning_rates, self.plan.grid_seeds)
+        results = train(self.plan.grid, self.plan.grid_seeds)
         expected = len(self.others)
         while (chosen := best(self.plan, results)) and len(chosen) < len(self.plan.seeds):
             self.estimate.expect(len(self.others) - expected)
             expected = 0
-            results += train([chosen[0].cell.learning_rate], self.others)
+            results += train([chosen[0].cell.point], self.others)
         for _ in range(expected):
             self.estimate.finish("train", ran=False)
         return results

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -29,30 +29,31 @@ def write(reports: Sequence[Report], folder: Path) -> str:
     tasks, sizes = (list(dict.fromkeys(of)) for of in ([p.settings.data for p in plans], [p.size for p in plans]))
     label, found = "quality", {}
     for report in reports:
-        name, quality = plots.judged_by(report.finished)
+        name, *quality = plots.judged_by(report.finished)
         label = name if report.finished else label
         of = ((report.plan.settings.data, tasks), (report.plan.size, sizes))
         head = ", ".join(part for part, among in of if len(among) > 1)
-        found[head] = {model.label: value for model in report.finished if (value := quality(model)) is not None}
+        found[head] = {m.label: m.values(*quality) for m in report.finished if m.spread(*quality) is not None}
+    each = list(zip(plans, found, strict=True))
+    for size in sizes if len(tasks) > 1 else ():
+        of_tasks = [found[head] for plan, head in each if plan.size == size]
+        found["average" if len(sizes) == 1 else f"average, {size}"] = _averages(of_tasks)
+    spreads = {head: {model: Spread.of(values) for model, values in of.items()} for head, of in found.items()}
     better = LESS if "bits" in label else MORE
-    columns = [Shown(head, _of(values), digits(4), better) for head, values in found.items()]
+    columns = [Shown(head, _of(values), digits(4), better) for head, values in spreads.items()]
     models = reports[0].models
-    if len(found) > 1 and len(sizes) == 1:
-        columns.append(Shown("average", lambda model: _average(model.label, list(found.values())), digits(4), better))
     varied = " and ".join(name for name, among in (("task", tasks), ("size", sizes)) if len(among) > 1)
     lines = [f"# {label[0].upper()}{label[1:]} by {varied}", "", model_table(models, columns), ""]
     if len(sizes) > 1:
-        points = zip(plans, found.values(), strict=True)
-        picture = {(plan.settings.data, zoo.shape(plan.size).hidden_size): values for plan, values in points}
+        picture = {(plan.settings.data, zoo.shape(plan.size).hidden_size): spreads[head] for plan, head in each}
         caption = f"{label} against the width of the model"
         plots.draw_quality_by_width(picture, label, folder / PICTURE)
         lines += [f"![{caption}]({PICTURE})", ""]
     lines += circumstances(reports[0], reports[0].line)
-    links = zip(found, plans, strict=True)
-    lines += [f"- {head}: [report]({plan.folder.relative_to(folder)}/report.md)" for head, plan in links]
+    lines += [f"- {head}: [report]({plan.folder.relative_to(folder)}/report.md)" for plan, head in each]
     (folder / "suite.md").write_text("\n".join([*lines, ""]), encoding="utf-8")
     rows = [
-        {"model": model.label, **{h: asdict(v[model.label]) if model.label in v else None for h, v in found.items()}}
+        {"model": model.label, **{h: asdict(v[model.label]) if model.label in v else None for h, v in spreads.items()}}
         for model in models
     ]
     content = {"models": rows, "columns": list(found), "quality": label, "command": list(reports[0].line)}
@@ -60,10 +61,12 @@ def write(reports: Sequence[Report], folder: Path) -> str:
     return model_table(models, columns, bold=False)
 
 
-def _average(label: str, found: Sequence[dict[str, Spread]]) -> Spread | None:
-    """Over all tasks, of a model that has finished them."""
-    means = [values[label].mean for values in found if label in values]
-    return Spread(statistics.fmean(means)) if len(means) == len(found) else None
+def _averages(tasks: Sequence[Mapping[str, Sequence[float]]]) -> dict[str, list[float]]:
+    """Over all tasks, of each seed of the models that have finished them all."""
+    models = [model for model in tasks[0] if all(model in of for of in tasks)]
+    return {
+        model: [statistics.fmean(seed) for seed in zip(*(of[model] for of in tasks), strict=True)] for model in models
+    }
 
 
 def _of(values: dict[str, Spread]):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from fla_mesa.eval.compare.columns import COLUMNS, LESS, Spread
 from fla_mesa.eval.compare.paired import Difference
+from fla_mesa.eval.compare.plan import Point
 from fla_mesa.eval.compare.results import ModelResult, Report
 from fla_mesa.markdown import EMPTY, table
 
@@ -55,12 +56,18 @@ def shown_columns(report: Report, kind: str) -> list[Shown]:
             value: Cell = lambda model, name=name, key=key: model.spread(name, key)  # noqa: E731
             shown.append(Shown(column.heading.format(key), value, column.text, column.better, name, key))
         if name == "parameters":
-            shown.append(Shown("lr", _learning_rate, lambda value: f"{value:g}"))
+            shown.append(Shown("lr", _of_point(lambda point: point.learning_rate), _shortest))
+            if len(report.plan.weight_decays) > 1:
+                shown.append(Shown("weight decay", _of_point(lambda point: point.weight_decay), _shortest))
     return shown
 
 
-def _learning_rate(model: ModelResult) -> Spread | None:
-    return None if model.learning_rate is None else Spread(model.learning_rate)
+def _of_point(value: Callable[[Point], float]) -> Cell:
+    return lambda model: None if model.point is None else Spread(value(model.point))
+
+
+def _shortest(value: float) -> str:
+    return f"{value:g}"
 
 
 def differences(report: Report) -> tuple[list[str], list[list[str]]] | None:

@@ -1,0 +1,171 @@
+"""The flags of `fla-mesa compare`, their presets, and how their values are read."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import yaml
+from transformers import HfArgumentParser
+
+from fla_mesa.data import synthetic
+from fla_mesa.errors import UserError
+from fla_mesa.models import zoo
+from fla_mesa.train import settings as training
+
+Number = TypeVar("Number", int, float)
+
+PRESETS = {path.stem: path for path in sorted((Path(__file__).parent / "presets").glob("*.yaml"))}
+
+# What `--suite` names: sources of `fla-mesa train --data`, one comparison for each.
+SUITES: dict[str, list[str]] = {
+    "text": ["stdlib"],
+    "mqar": ["mqar"],
+    "mad": [name for name in synthetic.suites() if name.startswith("mad-")],
+    "regbench": ["regbench"],
+}
+
+# Flags of `fla-mesa train` that a comparison sets itself, and what to say instead.
+_TAKEN = {
+    "model": "--models",
+    "seed": "--seeds",
+    "learning_rate": "--lr",
+    "resume": "nothing: it always goes on",
+    "resume_from_checkpoint": "nothing: it always goes on",
+    "overwrite": "another --output_dir, or remove the old one",
+}
+
+
+class _Taken(argparse.Action):
+    def __call__(self, parser, namespace, values, option_string=None):
+        raise UserError(f"{self.dest}: a comparison sets it for each of its runs; use {_TAKEN[self.dest]}")
+
+
+def parser() -> HfArgumentParser:
+    """That of `fla-mesa train`, whose flags it does not show, with the comparison's own."""
+    made = training.parser(
+        prog="fla-mesa compare",
+        usage="fla-mesa compare [--models A,B,C] [--size A,B] [--seeds 1,2,3] [--lr 1e-3,3e-3] [flags of fla-mesa train]",
+        description="Train models on the same tokens in the same order, evaluate them alike, and leave report.md, report.json and "
+        "pictures in --output_dir. What is finished is kept: interrupted, the same command goes on where it was.",
+        epilog="All other flags are those of fla-mesa train and hold for every model. In an object of --config_overrides, the name of "
+        'a model holds changes for it alone: {"fuse_norm": false, "mesanet": {"gamma_init": [0.5, 0.98]}}.',
+        conflict_handler="resolve",
+    )
+    for action in made._actions:
+        action.help = action.help if action.dest == "help" else argparse.SUPPRESS
+    for name in _TAKEN:
+        made.add_argument(f"--{name}", action=_Taken, nargs="?", default=made.get_default(name), help=argparse.SUPPRESS)
+    made.set_defaults(data=None)  # to tell whether it is given
+    add = made.add_argument_group("what to compare").add_argument
+    add("--preset", help=f"start from a named set of flags, {', '.join(PRESETS)}; flags given beside it win")
+    add(
+        "--models",
+        default="mesanet,gated_deltanet,delta_net,gla,mamba2,transformer",
+        help=f"comma-separated; available: {', '.join(zoo.names('released'))}. A model may have settings of its own, by the names of its "
+        "config.json: mesanet,mesanet@max_cg_step_training=5,mesanet@cg_tolerance=0.1@backend=pytorch are three rows",
+    )
+    sizes = f"{', '.join(zoo.sizes())}, or LAYERSxWIDTH such as 2x64"
+    add("--size", default="tiny", help=f"comma-separated; available: {sizes}")
+    add(
+        "--seeds",
+        default="1",
+        help="comma-separated integers; each sets initial weights and order of data",
+    )
+    add("--lr", default="3e-3", help="comma-separated learning rates; each model keeps its best")
+    add(
+        "--weight_decay",
+        default=made.get_default("weight_decay"),
+        help="comma-separated; each model keeps its best pair of learning rate and weight decay. A later command that goes on may name "
+        "others behind the first",
+    )
+    add(
+        "--grid_seeds",
+        help="so many of --seeds, from the front, run with every learning rate, the others with each model's best (default: all)",
+    )
+    add(
+        "--parametrization",
+        default="released",
+        help="released: each model as fla or transformers ships it; matched: one layer for all, in which only the "
+        f"recurrence rule differs (arXiv 2506.05233, appendix E.1), for {', '.join(zoo.names('matched'))}",
+    )
+    add(
+        "--suite",
+        help=f"what to learn and to be scored on: {', '.join(SUITES)}, or a synthetic task with its settings, such as "
+        "mqar:vocab_size=256,length=64,num_pairs=4,train=20000; the score is that of its test split",
+    )
+    add("--position_tokens", default="131072", help="validation tokens for the loss by position")
+    add("--extrapolation", default="4", help="loss by position up to so many times the training length")
+    add(
+        "--baseline",
+        help="one of --models: the report shows how the others differ from it, in pairs of runs of one seed, with 95 %% intervals",
+    )
+    add("--output_dir", help="folder for all results (default: runs/compare-<size>, or runs/compare-<size>-matched)")
+    return made
+
+
+def read_preset(name: str) -> dict[str, str]:
+    """The flags that a preset stands for. Raises UserError if there is none of this name."""
+    if name not in PRESETS:
+        raise UserError(f"preset: allowed are {', '.join(PRESETS)}; got {name!r}")
+    flags = yaml.safe_load(PRESETS[name].read_text(encoding="utf-8"))
+
+    def written(value: object) -> str:
+        if isinstance(value, list):
+            return ",".join(map(str, value))
+        return json.dumps(value) if isinstance(value, dict) else str(value)
+
+    return {flag: written(value) for flag, value in flags.items()}
+
+
+def tasks(suite: str) -> list[str]:
+    """The sources that a suite is of."""
+    if suite in SUITES:
+        return SUITES[suite]
+    try:
+        return [synthetic.get(suite).spec]
+    except ValueError as error:
+        raise UserError(f"suite: allowed are {', '.join(SUITES)}, or a synthetic task; {error}") from None
+
+
+# Values
+
+
+def names(flag: str, text: str) -> list[str]:
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    if not parts:
+        raise UserError(f"{flag}: expected a comma-separated list; got {text!r}")
+    return parts
+
+
+def several(flag: str, text: str, one: Callable[[str], Number]) -> tuple[Number, ...]:
+    values = tuple(map(one, names(flag, text)))
+    if len(set(values)) < len(values):
+        raise UserError(f"{flag}: each value once; got {text}")
+    return values
+
+
+def integer(flag: str, text: str, least: int) -> int:
+    return _number(flag, text, int, lambda value: value >= least, f"integers >= {least}")
+
+
+def rate(text: str) -> float:
+    return _number("lr", text, float, lambda value: value > 0, "numbers > 0, such as 1e-3,3e-3")
+
+
+def decay(text: str) -> float:
+    return _number("weight_decay", text, float, lambda value: value >= 0, "numbers >= 0, such as 0,0.1")
+
+
+def _number(
+    flag: str, text: str, kind: Callable[[str], Number], holds: Callable[[Number], bool], allowed: str
+) -> Number:
+    with contextlib.suppress(ValueError):
+        if math.isfinite(value := kind(text)) and holds(value):
+            return value
+    raise UserError(f"{flag}: allowed are {allowed}; got {text!r}")
