@@ -610,6 +610,8 @@ def test_a_real_child(tmp_path):
         (["--seeds", "1,2", "--grid_seeds", "some"], "grid_seeds: allowed are integers >= 1; got 'some'"),
         (["--seeds", "1,2", "--grid_seeds", "3"], "grid_seeds: allowed are 1 to 2, as many as --seeds names; got 3"),
         (["--seed", "3"], "seed: a comparison sets it for each of its runs; use --seeds"),
+        (["--learning-rate", "3"], "learning_rate: a comparison sets it for each of its runs; use --lr"),
+        (["--weight-decay", "0.1,much"], "weight_decay: allowed are numbers >= 0, such as 0,0.1; got 'much'"),
         (["--learning_rate=3"], "learning_rate: a comparison sets it for each of its runs; use --lr"),
         (["--position_tokens", "0"], "position_tokens: allowed are integers >= 1"),
         (["--config_overrides", "nonsense=1"], "config_overrides: "),
@@ -674,19 +676,9 @@ def test_every_preset_runs(name, text, tmp_path, here):
     assert parse(["--preset", name])
     # The same with its first and last model, small and short.
     models = split_outside_brackets(flags["models"], ",")
-    short = [
-        "--models",
-        f"{models[0]},{models[-1]}",
-        "--size",
-        "2x32",
-        "--seeds",
-        "1",
-        "--lr",
-        "3e-3",
-        "--max_steps",
-        "2",
-    ]
-    short += ["--per_device_train_batch_size", "2", "--eval_strategy", "no", "--position_tokens", "512"]
+    short = ["--models", f"{models[0]},{models[-1]}", "--size", "2x32", "--seeds", "1", "--lr", "3e-3"]
+    short += ["--weight_decay", "0.1", "--max_steps", "2", "--per_device_train_batch_size", "2"]
+    short += ["--eval_strategy", "no", "--position_tokens", "512"]
     suite_ = flags.get("suite", "").partition(":")[0]
     suite_ = f"{'mad-compression' if suite_ == 'mad' else suite_}:train=8,validation=4,test=4"
     short += (

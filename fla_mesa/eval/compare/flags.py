@@ -46,6 +46,11 @@ class _Taken(argparse.Action):
         raise UserError(f"{self.dest}: a comparison sets it for each of its runs; use {_TAKEN[self.dest]}")
 
 
+def _spellings(name: str) -> list[str]:
+    """Both that transformers' parser knows: one that kept the old meaning would set what is asked for elsewhere."""
+    return list(dict.fromkeys((f"--{name}", f"--{name.replace('_', '-')}")))
+
+
 def parser() -> HfArgumentParser:
     """That of `fla-mesa train`, whose flags it does not show, with the comparison's own."""
     made = training.parser(
@@ -60,7 +65,8 @@ def parser() -> HfArgumentParser:
     for action in made._actions:
         action.help = action.help if action.dest == "help" else argparse.SUPPRESS
     for name in _TAKEN:
-        made.add_argument(f"--{name}", action=_Taken, nargs="?", default=made.get_default(name), help=argparse.SUPPRESS)
+        default = made.get_default(name)
+        made.add_argument(*_spellings(name), action=_Taken, nargs="?", default=default, help=argparse.SUPPRESS)
     made.set_defaults(data=None)  # to tell whether it is given
     add = made.add_argument_group("what to compare").add_argument
     add("--preset", help=f"start from a named set of flags, {', '.join(PRESETS)}; flags given beside it win")
@@ -79,7 +85,7 @@ def parser() -> HfArgumentParser:
     )
     add("--lr", default="3e-3", help="comma-separated learning rates; each model keeps its best")
     add(
-        "--weight_decay",
+        *_spellings("weight_decay"),
         default=made.get_default("weight_decay"),
         help="comma-separated; each model keeps its best pair of learning rate and weight decay. A later command that goes on may name "
         "others behind the first",
