@@ -21,6 +21,7 @@ from rich.console import Console
 
 from fla_mesa import cli
 from fla_mesa.data import synthetic
+from fla_mesa.data.tokenizer import byte_tokenizer
 from fla_mesa.eval.compare import cell as cells
 from fla_mesa.eval.compare import columns, plots, suite, tables
 from fla_mesa.eval.compare import command as compare
@@ -593,7 +594,7 @@ def test_a_real_child(tmp_path):
     [
         (
             ["--preset", "quick"],
-            "preset: allowed are cg-steps, demo, mad, mqar, paper-text, regbench, swa; got 'quick'",
+            f"preset: allowed are {', '.join(PRESETS)}; got 'quick'",
         ),
         (["--models", "gla,rwkv"], "unknown model 'rwkv'; available with released parametrization: mesanet, "),
         (["--models", "kda", "--parametrization", "matched"], "unknown model 'kda'; available with matched"),
@@ -663,6 +664,14 @@ def test_presets_are_overridden_by_flags():
     assert plan.learning_rates == (1e-3,) and plan.training["max_steps"] == plan.fixed["max_steps"] == 7
     assert plan.baseline == "mesanet"
     assert [plan.size for plan in parse(["--preset", "mqar"])] == ["2x32", "2x64", "2x128"]
+    large, medium = (parse(["--preset", f"paper-text-{size}"])[0] for size in ("940M", "440M"))
+    assert (large.size, medium.size, large.learning_rates) == ("940M", "440M", (3e-3, 2.5e-3, 2e-3, 1.5e-3, 1e-3))
+    for plan in (large, medium):  # like the one for 140M, and that like paper-text
+        batch = plan.training["per_device_train_batch_size"] * plan.training["gradient_accumulation_steps"]
+        assert batch == 256 and plan.settings.seq_len == 2048 and plan.settings.tokenizer == "gpt2"
+        assert [v.label for v in plan.variants] == read_preset("paper-text")["models"].split(",")
+    (plan,) = parse(["--preset", "paper-text-940M", "--data", "stdlib"])
+    assert plan.settings.data_config is None  # that of the preset's data
     (plan,) = parse(["--preset", "demo", "--models", "gla,delta_net"])
     assert plan.baseline is None  # a preset's is no model of this comparison
     (plan,) = parse(["--preset", "mqar", "--data", "stdlib", "--size", "tiny"])
@@ -673,7 +682,7 @@ def test_presets_are_overridden_by_flags():
 def test_every_preset_runs(name, text, tmp_path, here):
     flags = read_preset(name)
     assert not flags.keys() - vars(flags_.parser().parse_args([])).keys()
-    assert parse(["--preset", name])
+    assert all(str(plan.folder).startswith(f"runs/{name}") for plan in parse(["--preset", name]))
     # The same with its first and last model, small and short.
     models = split_outside_brackets(flags["models"], ",")
     short = ["--models", f"{models[0]},{models[-1]}", "--size", "2x32", "--seeds", "1", "--lr", "3e-3"]
@@ -684,10 +693,13 @@ def test_every_preset_runs(name, text, tmp_path, here):
     short += (
         ["--suite", suite_ + (",length=32,num_pairs=2" if name == "mqar" else "")]
         if "suite" in flags
-        else [*("--data", str(text), "--seq_len", "32", "--final_eval_tokens", "512")]
+        else ["--data", str(text), "--seq_len", "32", "--final_eval_tokens", "512"]
     )
-    assert compare.main(["--preset", name, *short, "--output_dir", str(tmp_path)]) == 0
-    rows = report_of(tmp_path)["models"]
+    if "tokenizer" in flags:
+        byte_tokenizer().save_pretrained(tmp_path / "tokenizer")
+        short += ["--tokenizer", str(tmp_path / "tokenizer"), "--gradient_accumulation_steps", "1"]
+    assert compare.main(["--preset", name, *short, "--output_dir", str(tmp_path / "out")]) == 0
+    rows = report_of(tmp_path / "out")["models"]
     assert [row["model"] for row in rows] == [models[0], models[-1]] and all(row["seeds"] == 1 for row in rows)
 
 

@@ -116,7 +116,7 @@ def parser() -> HfArgumentParser:
 
 
 def read_preset(name: str) -> dict[str, str]:
-    """The flags that a preset stands for. Raises UserError if there is none of this name."""
+    """The flags that a preset stands for, over those of another that it is `like`. Raises UserError if there is none of this name."""
     if name not in PRESETS:
         raise UserError(f"preset: allowed are {', '.join(PRESETS)}; got {name!r}")
     flags = yaml.safe_load(PRESETS[name].read_text(encoding="utf-8"))
@@ -126,7 +126,8 @@ def read_preset(name: str) -> dict[str, str]:
             return ",".join(map(str, value))
         return json.dumps(value) if isinstance(value, dict) else str(value)
 
-    return {flag: written(value) for flag, value in flags.items()}
+    base = read_preset(flags.pop("like")) if "like" in flags else {}
+    return {**base, "output_dir": f"runs/{name}", **{flag: written(value) for flag, value in flags.items()}}
 
 
 def tasks(suite: str) -> list[str]:

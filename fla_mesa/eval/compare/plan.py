@@ -101,7 +101,7 @@ def parse(argv: list[str], preset: str | None = None) -> list[Plan]:
     if (preset := given["preset"] or preset) is not None:
         defaults = flags.read_preset(preset)
         if of_own_data and given["suite"] is None:
-            defaults.pop("suite", None)
+            defaults = {name: value for name, value in defaults.items() if name not in ("suite", "data", "data_config")}
         parser.set_defaults(**defaults)
         own_baseline, given = given["baseline"], training.read(parser, argv)
         if own_baseline is None and given["baseline"] not in split_outside_brackets(given["models"], ","):
