@@ -4,15 +4,24 @@ import json
 import re
 import runpy
 from importlib.metadata import requires
-from pathlib import Path
 
 import pytest
 import torch
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
 
-ROOT = Path(__file__).parents[1]
-CONSTRAINTS = dict(
-    line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")
-)
+from tests.project import PROJECT, ROOT
+
+
+def constraints(name: str) -> dict[str, str]:
+    """Versions by package, those for this Python."""
+    lines = [Requirement(line) for line in (ROOT / name).read_text().splitlines() if not line.startswith("#")]
+    here = [line for line in lines if line.marker is None or line.marker.evaluate()]
+    return {canonicalize_name(line.name): str(line.specifier).removeprefix("==") for line in here}
+
+
+CONSTRAINTS = constraints("constraints.txt")
 
 
 def test_torch_decides_which_triton_there_is():
@@ -36,3 +45,28 @@ def test_the_installed_cuda_build_asks_for_one_triton():
     if not asked:
         pytest.skip(f"torch {torch.__version__} is not a CUDA build: it asks for no triton")
     assert len({re.match(r"triton==([\d.]+)", line)[1] for line in asked}) == 1
+
+
+def asked(*extras: str) -> dict[str, Requirement]:
+    """What pyproject.toml asks for, with these extras."""
+    optional = PROJECT["optional-dependencies"]
+    lines = [*PROJECT["dependencies"], *(line for extra in extras for line in optional[extra])]
+    return {canonicalize_name(line.name): line for line in map(Requirement, lines)}
+
+
+def test_what_is_pinned_is_allowed():
+    for name, line in asked(*PROJECT["optional-dependencies"]).items():
+        assert name not in CONSTRAINTS or CONSTRAINTS[name] in line.specifier, (
+            f"{line}; constraints.txt has {CONSTRAINTS[name]}"
+        )
+
+
+def test_the_oldest_versions_are_the_floors():
+    """What `make test-oldest` installs is what pyproject.toml allows at least."""
+    oldest = constraints("constraints-oldest.txt")
+    for name, line in asked("eval", "test").items():
+        floors = [Version(part.version) for part in line.specifier if part.operator in (">=", "==")]
+        assert floors == ([Version(oldest.pop(name))] if name in oldest else []), (
+            f"{line}; constraints-oldest.txt differs"
+        )
+    assert set(oldest) == {"fla-core"}  # the other half of flash-linear-attention
