@@ -5,16 +5,19 @@
 """
 
 from fla_mesa.data import synthetic
+from fla_mesa.data.block_stream import BlockStream
 from fla_mesa.data.packing import Corpus, TokenBlocks, Tokens, tokenize
-from fla_mesa.data.request import DataRequest, Splits
+from fla_mesa.data.request import DataRequest, Splits, Streaming
 from fla_mesa.data.sources import load_data, register_source
 from fla_mesa.data.sources import names as source_names
 from fla_mesa.data.tokenizer import byte_tokenizer
 
 __all__ = [
+    "BlockStream",
     "Corpus",
     "DataRequest",
     "Splits",
+    "Streaming",
     "TokenBlocks",
     "Tokens",
     "byte_tokenizer",

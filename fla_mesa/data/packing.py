@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from fla_mesa.data import tokenizer as byte_level
 from fla_mesa.errors import UserError
 
-_DOCUMENTS_A_CALL = 256  # fast tokenizers spread one call over the cores
+DOCUMENTS_A_CALL = 256  # fast tokenizers spread one call over the cores
 IGNORED = -100  # the label that transformers leaves out of the loss
 
 
@@ -46,25 +46,30 @@ class Tokens:
         return self.text_bytes / max(len(self.ids) - self.documents, 1)
 
 
-Encoder = Callable[[Sequence[str]], list[np.ndarray]]  # documents to one token array each, no special tokens
+Encoder = Callable[[Sequence[str]], list[np.ndarray]]  # documents to the tokens of each, its end-of-text token last
 
 
-def _encoder(tokenizer: PreTrainedTokenizerBase) -> Encoder:
-    if byte_level.is_byte_tokenizer(tokenizer):
-        return lambda documents: [byte_level.encode(document.encode()) for document in documents]
+def encoder(tokenizer: PreTrainedTokenizerBase) -> Encoder:
+    """What turns documents into tokens. Raises UserError for a tokenizer without an end-of-text token."""
+    if tokenizer.eos_token_id is None:
+        name = tokenizer.name_or_path
+        raise UserError(f"tokenizer: {name!r} has no end-of-text token (eos_token) to put between documents")
     dtype = np.uint16 if len(tokenizer) <= 1 << 16 else np.uint32
+    end = np.asarray([tokenizer.eos_token_id], dtype=dtype)
+    if byte_level.is_byte_tokenizer(tokenizer):
+        return lambda documents: [np.concatenate([byte_level.encode(text.encode()), end]) for text in documents]
 
     def encode(documents: Sequence[str]) -> list[np.ndarray]:
         # split_special_tokens: a document that spells out a special token has not ended there.
         encoded = tokenizer(list(documents), add_special_tokens=False, split_special_tokens=True, verbose=False)
-        return [np.asarray(ids, dtype=dtype) for ids in encoded["input_ids"]]
+        return [np.concatenate([np.asarray(ids, dtype=dtype), end]) for ids in encoded["input_ids"]]
 
     return encode
 
 
 def _batches(documents: Iterable[str]) -> Iterator[list[str]]:
     texts = (document for document in documents if document)
-    while batch := list(islice(texts, _DOCUMENTS_A_CALL)):
+    while batch := list(islice(texts, DOCUMENTS_A_CALL)):
         yield batch
 
 
@@ -87,18 +92,12 @@ class _Counter:
         return {"documents": self.documents, "text_bytes": self.text_bytes, "sha256": self._digest.hexdigest()}
 
 
-def _pieces(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, counter: _Counter) -> Iterator[np.ndarray]:
-    """The token arrays of a corpus in order, an end-of-text token after each document."""
-    encode = _encoder(tokenizer)
-    end: np.ndarray | None = None
+def _pieces(corpus: Corpus, encode: Encoder, counter: _Counter) -> Iterator[np.ndarray]:
+    """The tokens of each document of a corpus in order."""
     for batch in _batches(corpus.documents):
         for document in batch:
             counter.add(document)
-        for ids in encode(batch):
-            if end is None:
-                end = np.asarray([tokenizer.eos_token_id], dtype=ids.dtype)
-            yield ids
-            yield end
+        yield from encode(batch)
 
 
 def tokenize(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, cache: Path | None = None) -> Tokens:
@@ -106,18 +105,16 @@ def tokenize(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, cache: Path | N
 
     Raises UserError for a tokenizer without an end-of-text token.
     """
-    if tokenizer.eos_token_id is None:
-        name = tokenizer.name_or_path
-        raise UserError(f"tokenizer: {name!r} has no end-of-text token (eos_token) to put between documents")
+    encode = encoder(tokenizer)
     if cache is not None and corpus.fingerprint is not None:
-        return _tokenize_on_disk(corpus, tokenizer, cache)
+        return _tokenize_on_disk(corpus, tokenizer, encode, cache)
     counter = _Counter()
-    pieces = list(_pieces(corpus, tokenizer, counter))
+    pieces = list(_pieces(corpus, encode, counter))
     ids = np.concatenate(pieces) if pieces else np.empty(0, dtype=np.uint16)
     return Tokens(ids, **counter.result())
 
 
-def _tokenize_on_disk(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, cache: Path) -> Tokens:
+def _tokenize_on_disk(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, encode: Encoder, cache: Path) -> Tokens:
     """As `tokenize`, but the ids are a file mapped into memory: shared by processes, kept between runs."""
     fast = getattr(tokenizer, "backend_tokenizer", None)
     vocabulary = fast.to_str() if fast is not None else json.dumps(sorted(tokenizer.get_vocab().items()))
@@ -129,7 +126,7 @@ def _tokenize_on_disk(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, cache:
         unfinished = cache / f"{key}.{os.getpid()}.tmp"
         try:
             with unfinished.open("wb") as file:
-                for ids in _pieces(corpus, tokenizer, counter):
+                for ids in _pieces(corpus, encode, counter):
                     dtype = ids.dtype.name
                     ids.tofile(file)
             unfinished.replace(ids_file)

@@ -10,6 +10,19 @@ from fla_mesa.errors import UserError
 
 
 @dataclass(frozen=True)
+class Streaming:
+    """That data is read while it is trained on, and none of it kept.
+
+    Attributes:
+        shuffle_buffer: Blocks that are held in memory and shuffled together.
+        held_out_tokens: How many tokens of text to validate with, at least; whole documents.
+    """
+
+    shuffle_buffer: int = 1024
+    held_out_tokens: int = 1 << 19
+
+
+@dataclass(frozen=True)
 class DataRequest:
     """What the user asked for. None means: not said; a source then takes its own value.
 
@@ -24,6 +37,7 @@ class DataRequest:
     tokenizer: str | None = None
     seq_len: int | None = None
     predict_end_of_text: bool = False
+    streaming: Streaming | None = None
     say: Callable[[str], None] = print
 
     def reject(self, *names: str) -> None:
@@ -38,7 +52,7 @@ class Splits:
     """Data ready for training.
 
     Rows of `train` and `validation` are `{"input_ids", "labels"}`, int64 `[<= seq_len]`; the model shifts the labels,
-    and label -100 counts for nothing. `bytes_per_token` is None where the tokens stand for no text.
+    and label -100 counts for nothing. Streamed, `train` is a `BlockStream`. `bytes_per_token` is None where the tokens stand for no text.
     """
 
     train: Dataset

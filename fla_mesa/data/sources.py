@@ -13,6 +13,8 @@ from fla_mesa.data import synthetic
 from fla_mesa.data.request import DataRequest, Splits
 from fla_mesa.data.synthetic.source import load as load_suite
 from fla_mesa.data.text import load_text
+from fla_mesa.data.text_stream import load_stream
+from fla_mesa.errors import UserError
 
 Loader = Callable[[DataRequest], Splits]
 Decorated = TypeVar("Decorated", bound=Loader)
@@ -42,11 +44,16 @@ def load_data(request: DataRequest) -> Splits:
 
     `spec` is, in this order: the name of a source, which settings may follow after a colon; a file or folder; the name of a data set on
     the Hugging Face hub. Validation is `request.validation`, else the data's own validation split, else a fixed part that is held out.
+    With `request.streaming` nothing but what is held out is read here.
 
     Raises:
         UserError: A file or an option is at fault; the message names it.
     """
     name = request.spec.partition(":")[0]
+    if request.streaming is not None:
+        if name in names():
+            raise UserError(f"streaming: does not apply to --data {name}, which is made or read whole")
+        return load_stream(request)
     if name in synthetic.suites():
         return load_suite(request)
     return _REGISTERED.get(name, load_text)(request)

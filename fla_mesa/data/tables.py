@@ -2,17 +2,19 @@
 
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar, cast
 
 from fla_mesa.data.holdout import ENOUGH, FRACTION, cut_tail
 from fla_mesa.data.packing import Corpus
 from fla_mesa.errors import UserError
 
 if TYPE_CHECKING:
-    from datasets import Dataset, DatasetDict
+    from datasets import Dataset, DatasetDict, IterableDatasetDict
+
+Rows = TypeVar("Rows")
 
 _BUILDERS = {
     ".parquet": "parquet",
@@ -80,10 +82,13 @@ class Table:
         return Corpus([head for head, _ in parts]), Corpus([tail for _, tail in parts]), "the last 5 % of each row"
 
 
-def text_column(rows: "Dataset", wanted: str | None, where: str) -> str:
-    """The column to read: `wanted`, else `text`, else the only one that holds strings. Raises UserError otherwise."""
-    kinds = {name: getattr(feature, "dtype", None) for name, feature in rows.features.items()}
-    strings = [name for name, kind in kinds.items() if kind in ("string", "large_string")]
+def columns_of_text(features: Mapping[str, object]) -> list[str]:
+    """The columns that hold strings."""
+    return [name for name, kind in features.items() if getattr(kind, "dtype", None) in ("string", "large_string")]
+
+
+def text_column(strings: Sequence[str], wanted: str | None, where: str) -> str:
+    """The column to read of those that hold strings: `wanted`, else `text`, else the only one. Raises UserError otherwise."""
     if wanted is not None:
         if wanted not in strings:
             has = ", ".join(strings) or "none"
@@ -97,19 +102,24 @@ def text_column(rows: "Dataset", wanted: str | None, where: str) -> str:
     return strings[0]
 
 
-def _table(splits: "DatasetDict", column: str | None, where: str) -> Table:
+def training_and_validation(splits: Mapping[str, Rows], where: str) -> tuple[Rows, Rows | None]:
+    """The training split and, if there is one, the validation split. Raises UserError if there is no training split."""
     train = splits["train"] if "train" in splits else next(iter(splits.values())) if len(splits) == 1 else None
     if train is None:
         raise UserError(f"data: {where} has no split `train`; it has {', '.join(map(str, splits))}")
+    return train, next((splits[name] for name in _VALIDATION if name in splits), None)
+
+
+def _table(splits: "DatasetDict", column: str | None, where: str) -> Table:
+    train, validation = training_and_validation(cast("dict[str, Dataset]", splits), where)
     if not len(train):
         raise UserError(f"data: {where} is empty")
-    validation = next((splits[name] for name in _VALIDATION if name in splits and len(splits[name])), None)
-    name = text_column(train, column, where)
-    return Table(_Column(train, name), None if validation is None else _Column(validation, name))
+    name = text_column(columns_of_text(train.features), column, where)
+    return Table(_Column(train, name), _Column(validation, name) if validation else None)
 
 
-def _load(builder: str, where: str, **options) -> "DatasetDict":
-    """`datasets.load_dataset` whose failures are a ValueError of one line that names what was to be read."""
+def load(builder: str, where: str, **options) -> "DatasetDict | IterableDatasetDict":
+    """`datasets.load_dataset` whose failures are a UserError of one line that names what was to be read."""
     import datasets
     from datasets.exceptions import DatasetsError
 
@@ -123,8 +133,8 @@ def _load(builder: str, where: str, **options) -> "DatasetDict":
         raise UserError(f"{where}: cannot be read: {type(reason).__name__}: {line[:300]}") from error
 
 
-def _check(path: Path) -> None:
-    """Raises UserError naming the file: missing, empty, truncated, or not UTF-8 (with the first bad byte's offset)."""
+def _check(path: Path, whole: bool) -> None:
+    """Raises UserError naming the file: missing, empty, truncated, or, if `whole`, not UTF-8 (with the first bad byte's offset)."""
     try:
         if not path.stat().st_size:
             raise UserError(f"{path}: the file is empty")
@@ -138,7 +148,7 @@ def _check(path: Path) -> None:
                 raise UserError(f"{path}: not a whole parquet file: {error}") from None
             if not rows:
                 raise UserError(f"{path}: the file has no rows")
-        elif suffix_of(path) in (".json", ".jsonl"):
+        elif whole and suffix_of(path) in (".json", ".jsonl"):
             _check_utf8(path)
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
@@ -164,32 +174,57 @@ def _split_of(name: str) -> str:
     return "test" if words.intersection(("test", "testing")) else "train"
 
 
-def read_files(root: Path, files: list[Path], column: str | None) -> Table:
-    """Parquet or JSON files below `root`; files whose names say `validation` or `test` are those splits.
+def sort_files(root: Path, files: list[Path], *, whole: bool = True) -> tuple[str, dict[str, list[str]]]:
+    """The builder of `datasets` for parquet or JSON files below `root`, and the files by split.
 
-    Raises UserError naming what is wrong, a file at fault by its name.
+    Files whose names say `validation` or `test` are those splits.
+
+    Args:
+        root: A folder.
+        files: In or below it, of kinds in SUFFIXES.
+        whole: Whether JSON files are read from start to end to find bytes that are no UTF-8.
+
+    Raises:
+        UserError: Kinds are mixed, or a file is at fault, which is named.
     """
     kinds = {_BUILDERS[suffix_of(file)] for file in files}
     if len(kinds) > 1:
         raise UserError(f"data: {root} holds parquet and JSON files: name one kind, or a folder with one kind")
     by_split: dict[str, list[str]] = {}
     for file in sorted(files):
-        _check(file)
+        _check(file, whole)
         split = _split_of(file.relative_to(root).as_posix()) if len(files) > 1 else "train"
         by_split.setdefault(split, []).append(str(file))
     if len(by_split) > 1:
         by_split.pop("test", None)  # kept for the end, as on the hub
+    return kinds.pop(), by_split
+
+
+def read_files(root: Path, files: list[Path], column: str | None) -> Table:
+    """Parquet or JSON files below `root`. Raises UserError naming what is wrong, a file at fault by its name."""
+    builder, by_split = sort_files(root, files)
     where = str(files[0] if len(files) == 1 else root)
-    return _table(_load(kinds.pop(), where, data_files=by_split), column, where)
+    return _table(cast("DatasetDict", load(builder, where, data_files=by_split)), column, where)
 
 
 def read_hub(name: str, config: str | None, column: str | None) -> Table:
     """A data set of the hub by its name. Raises UserError where it cannot be had, offline for one."""
+    return _table(cast("DatasetDict", load_hub(name, config)), column, name)
+
+
+def load_hub(name: str, config: str | None, **options) -> "DatasetDict | IterableDatasetDict":
+    """The splits of a data set of the hub. Raises UserError saying what is missing and what to do."""
     try:
-        splits = _load(name, name, name=config)
-    except ValueError as error:
+        return load(name, name, name=config, **options)
+    except UserError as error:
+        from datasets.config import HF_HUB_OFFLINE
+
+        what = f"data: {name!r} is no source of this package and no file or folder here, and the Hugging Face hub could not give it"
+        if not isinstance(error.__cause__, ConnectionError):
+            raise UserError(f"{what} as a data set of that name: {error}") from error
         raise UserError(
-            f"data: {name!r} is no source of this package, no file or folder here, and the Hugging Face hub could not "
-            f"give a data set of that name: {error}"
+            f"{what}, because it could not be reached ({error.__cause__}): connect to the network"
+            + (" and unset HF_HUB_OFFLINE" if HF_HUB_OFFLINE else "")
+            + ("" if options.get("streaming") else ", once, after which HF_HOME keeps the data")
+            + "; or copy its parquet or JSON files here and name their folder in --data"
         ) from error
-    return _table(splits, column, name)

@@ -17,19 +17,35 @@ TEXT_SEQ_LEN = 256
 BYTE_TOKENIZER = "bytes"
 
 
-def _find(spec: str, request: DataRequest) -> text_files.TextFiles | tables.Table:
+def on_disk(spec: str, request: DataRequest) -> Path | None:
+    """The file or folder that a spec names, or None for what can only be a data set of the hub.
+
+    Raises UserError if there is no such file, or if it is given a configuration.
+    """
     path = Path(spec).expanduser()
-    if spec != "stdlib" and not path.exists():
+    if not path.exists():
         known = tables.suffix_of(path) in text_files.SUFFIXES | tables.SUFFIXES
         if known or spec.startswith((".", "/", "~")) or spec.count("/") > 1:
             raise UserError(f"{path}: no such file or folder")
-        return tables.read_hub(spec, request.config, request.text_column)
+        return None
+    _reject_config(spec, request)
+    return path
+
+
+def _reject_config(spec: str, request: DataRequest) -> None:
     if request.config is not None and spec == request.spec:
         raise UserError(
             f"data_config: {spec} is no data set of the hub and has no configurations, got {request.config!r}"
         )
+
+
+def _find(spec: str, request: DataRequest) -> text_files.TextFiles | tables.Table:
     if spec == "stdlib":
+        _reject_config(spec, request)
         return text_files.standard_library(say=request.say)
+    path = on_disk(spec, request)
+    if path is None:
+        return tables.read_hub(spec, request.config, request.text_column)
     if path.is_dir():
         return _find_in_folder(path, request)
     if tables.suffix_of(path) in tables.SUFFIXES:

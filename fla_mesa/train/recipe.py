@@ -12,12 +12,12 @@ from torch.utils.data import Dataset, Subset
 from transformers import AutoModelForCausalLM, PreTrainedConfig, TrainerState, set_seed
 
 from fla_mesa import plugins
-from fla_mesa.data import DataRequest, Splits, load_data
+from fla_mesa.data import BlockStream, DataRequest, Splits, load_data
 from fla_mesa.errors import UserError, mistakes_of
 from fla_mesa.json_files import write_json
 from fla_mesa.models import zoo
 from fla_mesa.models.remote_code import write_remote_code
-from fla_mesa.train import overrides, run_folder, sharding
+from fla_mesa.train import overrides, run_folder, sharding, stream
 from fla_mesa.train.interrupt import Interrupted, SignalStop, signals_to
 from fla_mesa.train.metrics import collect, parameter_counts
 from fla_mesa.train.optimization import check_optimization, needs_model
@@ -66,6 +66,7 @@ def data_request(settings: RecipeSettings, say: Callable[[str], None]) -> DataRe
         tokenizer=settings.tokenizer,
         seq_len=settings.seq_len,
         predict_end_of_text=settings.predict_end_of_text,
+        streaming=stream.requested(asdict(settings)),
         say=say,
     )
 
@@ -125,14 +126,18 @@ def prepare(
     if stored is not None:
         plugins.load_those_of(output)
     make_config(settings, None)
+    if settings.streaming:
+        stream.check(arguments)
     # The first process of a machine fills the caches on disk, the others read them.
     with arguments.main_process_first(desc="reading the data"):
-        splits = load_data(data_request(settings, say))
+        splits = stream.arrange(load_data(data_request(settings, say)), arguments)
     description = _describe(settings, arguments, splits)
     checkpoint = _find_checkpoint(output, arguments, stored)
     # Where nothing has been reached yet, a run begins anew, with other settings if they were corrected.
     if stored is not None and (checkpoint is not None or (output / run_folder.METRICS_FILE).exists()):
         run_folder.check_same(output, stored, description)
+    if checkpoint is not None:
+        stream.go_on(splits, checkpoint)
     _check_best_metric(arguments, splits)
     if not (wanted := needs_model(arguments)):
         check_optimization(arguments)
@@ -148,6 +153,7 @@ def train(run: Prepared) -> dict[str, Any]:
 
     Raises:
         Diverged: The loss is not finite.
+        UserError: A stream of data ended before the last step. There is a checkpoint.
         Interrupted: On Ctrl-C or SIGTERM. The last complete checkpoint stays usable either way.
     """
     trainer, stop = run.trainer, SignalStop(run.trainer)
@@ -158,6 +164,7 @@ def train(run: Prepared) -> dict[str, Any]:
             if _steps_left(run):
                 with stop.training():
                     trainer.train(resume_from_checkpoint=str(run.checkpoint) if run.checkpoint else None)
+                stream.raise_if_ended(trainer, trainer.stream_end, run.settings.data)
             else:
                 _load_finished(run)
             trainer.save_model(str(run.folder))  # before an evaluation that may cast it (bf16_full_eval)
@@ -188,6 +195,7 @@ def _describe(settings: RecipeSettings, arguments: RecipeArguments, splits: Spli
         "data": f"sha256 {splits.sha256}",
         "seq_len": splits.seq_len,
         "sequences_per_step": arguments.sequences_per_step,
+        **({"shuffle_buffer": splits.train.window} if isinstance(splits.train, BlockStream) else {}),
         **{name: how[name] for name in _TRAJECTORY},
     }
 

@@ -74,6 +74,23 @@ class RecipeSettings:
             "(default: it is only read, as in arXiv 2506.05233, G.3; set it for a model that is to end its answers)."
         },
     )
+    streaming: bool = field(
+        default=False,
+        metadata={
+            "help": "Read --data, parquet or JSON files or a data set of the hub, while training on it, so that it may be larger than "
+            "memory and disk; needs --max_steps. --num_train_epochs is then how often to go over it."
+        },
+    )
+    shuffle_buffer: int | None = field(
+        default=None, metadata={"help": "Blocks of a stream that are shuffled together (default: 1024)."}
+    )
+    held_out_tokens: int | None = field(
+        default=None,
+        metadata={
+            "help": "Tokens to validate a stream with: its first documents, which are then never trained on, or those of its validation "
+            "split or --validation (default: 524288)."
+        },
+    )
     eval_tokens: int = field(
         default=131_072,
         metadata={
@@ -96,6 +113,10 @@ class RecipeSettings:
     def __post_init__(self) -> None:
         _check(not (self.resume and self.overwrite), "resume, overwrite", "both", "one of the two")
         _check(self.seq_len is None or self.seq_len >= 2, "seq_len", self.seq_len, "at least 2")
+        for name in ("shuffle_buffer", "held_out_tokens"):
+            value = getattr(self, name)
+            _check(value is None or value >= 1, name, value, "1 or more")
+            _check(value is None or self.streaming, name, value, "nothing without --streaming")
         for name in ("eval_tokens", "final_eval_tokens"):
             _check(getattr(self, name) >= 0, name, getattr(self, name), "0 (all) or more")
 

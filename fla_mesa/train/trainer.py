@@ -14,7 +14,7 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from fla_mesa.data import Splits
 from fla_mesa.layers.convergence import Solves, counting, has_solver
-from fla_mesa.train import run_folder
+from fla_mesa.train import run_folder, stream
 from fla_mesa.train.decay import exempt_parameters
 from fla_mesa.train.evaluation import ValidationFigures, row_sums
 from fla_mesa.train.progress import Progress, no_bars
@@ -55,6 +55,8 @@ class RecipeTrainer(Trainer):
         for shown_by_transformers in (ProgressCallback, PrinterCallback):
             self.remove_callback(shown_by_transformers)
         self.add_callback(Progress(self.throughput, lines=bool(args.disable_tqdm)))
+        self.stream_end = stream.StopAtItsEnd()
+        self.add_callback(self.stream_end)
         if self.label_smoother is not None:
             self.label_smoother = _shifted(self.label_smoother)
 
@@ -143,6 +145,7 @@ class RecipeTrainer(Trainer):
                 super()._save_checkpoint(model, trial)
             finally:
                 self.args.save_total_limit = limit
+            stream.save(self, checkpoint)
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
                 run_folder.mark_complete(checkpoint)

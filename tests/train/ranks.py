@@ -28,6 +28,8 @@ FOUR_STEPS = (
     2,
 )
 
+# A stream that is shuffled within a few blocks at a time.
+STREAM = ("--streaming", "--shuffle_buffer", 8, "--held_out_tokens", 200)
 
 # Beside what `fla_mesa.testing.ranks` sets, all that torchrun would, and accelerate asks for.
 os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="0", LOCAL_WORLD_SIZE="2")
@@ -76,3 +78,25 @@ def sharded_groups(text: Path, folder: Path) -> list[tuple[str, float, bool]]:
         (name, decays[id(parameter)], isinstance(parameter, torch.distributed.tensor.DTensor))
         for name, parameter in trainer.model.named_parameters()
     ]
+
+
+def stream_and_go_on(folder: Path, output: Path) -> list[list[int]]:
+    """Four steps of a stream, then again from the middle; returns the rows of input that this rank saw in the first run."""
+    seen = []
+    command = (folder, output / "whole", *FOUR_STEPS, *STREAM)
+    run = prepare(*parse(make_flags(*command)), say=lambda _: None)
+    forward = run.trainer.training_step
+
+    def noted(model, inputs, *args):
+        seen.extend(inputs["input_ids"].tolist())
+        return forward(model, inputs, *args)
+
+    run.trainer.training_step = noted
+    train(run)
+    if dist.get_rank() == 0:
+        shutil.copytree(output / "whole", output / "resumed")
+        shutil.rmtree(output / "resumed" / "checkpoint-4")
+    dist.barrier()
+    assert main(make_flags(folder, output / "resumed", *FOUR_STEPS, *STREAM, "--resume")) == 0
+    assert main(make_flags(folder, output / "long", *FOUR_STEPS, *STREAM, "--max_steps", 1000)) == 2
+    return seen

@@ -19,6 +19,7 @@ from fla_mesa.models import zoo  # noqa: F401 (registers every family of the zoo
 from fla_mesa.train.progress import no_bars
 from fla_mesa.train.recipe import evenly
 from fla_mesa.train.run_folder import METRICS_FILE
+from fla_mesa.train.stream import requested
 
 Record = dict[str, Any]  # of metrics.json
 Value = float | dict[str, float] | list[float] | None  # of a figure; None where it does not apply
@@ -137,6 +138,7 @@ class Trained:
             tokenizer=of["tokenizer"],
             seq_len=length if self.is_text else of["seq_len"],
             predict_end_of_text=of.get("predict_end_of_text", False),
+            streaming=requested(of),
             say=lambda _: None,
         )
         blocks = evenly(load_data(request).validation, max(1, tokens // length))
