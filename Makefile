@@ -90,7 +90,7 @@ $(VENV)/dist: $(BIN)/python pyproject.toml $(wildcard $(CONSTRAINTS))
 
 $(TRITON_OF_TORCH): $(VENV)/test
 	rm -rf $@
-	$(INSTALL) --no-deps --target $@ triton==$$($(BIN)/python benchmarks/triton_of_torch.py) $(OR_SAY)
+	$(INSTALL) --no-deps --target $@ "$$($(BIN)/python benchmarks/triton_of_torch.py)" $(OR_SAY)
 	touch $@
 
 clean:

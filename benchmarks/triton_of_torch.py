@@ -1,4 +1,4 @@
-"""Print the version of Triton that the CUDA build of the torch in constraints.txt asks for, from the metadata of its wheel.
+"""Print the Triton that the CUDA build of the torch in constraints.txt asks for, from the metadata of its wheel, as pip takes it.
 
     python benchmarks/triton_of_torch.py
 
@@ -14,6 +14,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from packaging.requirements import Requirement
+
 CONSTRAINTS = Path(__file__).parents[1] / "constraints.txt"
 
 
@@ -26,18 +28,13 @@ def pinned_torch(constraints: str) -> str:
 
 
 def asked_for(report: str) -> str:
-    """The version of Triton in pip's report on torch; several lines may ask for it, under conditions, and for the same."""
+    """What pip's report says that torch asks for, ``triton==3.7.1`` or ``triton~=3.9.0``; several lines may, each under a condition."""
     (wheel,) = json.loads(report)["install"]
-    versions = {
-        found[1]
-        for line in wheel["metadata"].get("requires_dist", ())
-        if (found := re.match(r"triton\s*==\s*([\d.]+)", line))
-    }
-    if len(versions) != 1:
-        raise SystemExit(
-            f"torch {wheel['metadata']['version']} asks for these versions of triton: {sorted(versions) or 'none'}"
-        )
-    return versions.pop()
+    lines = map(Requirement, wheel["metadata"].get("requires_dist", ()))
+    asked = {f"triton{line.specifier}" for line in lines if line.name == "triton"}
+    if len(asked) != 1:
+        raise SystemExit(f"torch {wheel['metadata']['version']} asks for: {', '.join(sorted(asked)) or 'no triton'}")
+    return asked.pop()
 
 
 def main() -> None:
