@@ -37,8 +37,8 @@ def main() -> int:
     from fla_mesa import interpreter
     from fla_mesa.markdown import table
     from fla_mesa.ops import chunk_mesa_net, naive_mesa_net_exact
+    from fla_mesa.provenance import commit, device_name, versions
     from fla_mesa.testing.cases import Case, draw, relative_error, upstream
-    from fla_mesa.train.provenance import commit, device_name, versions
 
     interpreter.mend_loops()
     case = Case(T=128, H=1, K=32, V=32, initial=False)

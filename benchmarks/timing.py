@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from fla_mesa.train import provenance
+from fla_mesa import provenance
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from fla_mesa.version import __version__
+
 __all__ = ["__version__", "cpu", "models", "replace_fla_op"]
 
 

@@ -28,7 +28,16 @@ MAY_IMPORT = {
 # These stand at the top and may import any room.
 TOP = {"__init__.py", "__main__.py", "cli.py", "registration.py"}
 # These lie beneath all rooms, which may import them.
-GROUND = {"commands.py", "errors.py", "fla_api.py", "interpreter.py", "json_files.py", "markdown.py", "plugins.py"}
+GROUND = {
+    "commands.py",
+    "errors.py",
+    "fla_api.py",
+    "interpreter.py",
+    "json_files.py",
+    "markdown.py",
+    "plugins.py",
+    "provenance.py",
+}
 
 
 def imports(path: Path) -> Iterator[str]:

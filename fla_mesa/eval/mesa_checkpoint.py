@@ -13,7 +13,7 @@ from fla_mesa.errors import UserError
 from fla_mesa.eval.checkpoint import check_checkpoint, load_model
 from fla_mesa.eval.devices import check_device
 from fla_mesa.layers.solver import mesa_layers
-from fla_mesa.train.provenance import commit, device_name, versions
+from fla_mesa.provenance import commit, device_name, versions
 
 
 def add_arguments(parser: argparse.ArgumentParser, folder: str) -> None:

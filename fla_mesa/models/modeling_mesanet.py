@@ -22,6 +22,7 @@ from fla_mesa.layers.layout import Layout, SequenceKeywords, describes_sequences
 from fla_mesa.layers.mlp import GatedMLP
 from fla_mesa.layers.recurrent import refuse_attentions
 from fla_mesa.layers.shards import refuse_shard
+from fla_mesa.models.card import write_card
 from fla_mesa.models.configuration_mesanet import MesaNetConfig
 from fla_mesa.models.losses import capped, check_loss_of_shards, loss_of_shards, make_criterion, soft_cap
 
@@ -114,6 +115,13 @@ class MesaNetPreTrainedModel(FLAPreTrainedModel):
             if isinstance(module, MesaNet):
                 module.lambda_params.requires_grad_(module.train_lambda)
         return (model, info) if output_loading_info else model
+
+    def save_pretrained(self, save_directory: Any, is_main_process: bool = True, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers; where the folder has no model card yet, with one."""
+        saved = super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
+        if is_main_process:
+            write_card(save_directory, self)
+        return saved
 
     def _init_weights(self, module: nn.Module) -> None:
         """Normal weights of variance 1 / fan-in; 2 / N of that where they project back to the residual stream of N blocks, and

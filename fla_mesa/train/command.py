@@ -42,7 +42,7 @@ def train(settings: RecipeSettings, arguments: RecipeArguments, *, line: list[st
         print(f"fla-mesa train: {error}; make room, and go on with --resume", file=sys.stderr)
         return DISK_FULL
     run.say(summary(metrics))
-    run.say(f"model, tokenizer, metrics.json and loss.png are in {run.folder}")
+    run.say(f"model, tokenizer, model card, metrics.json and loss.png are in {run.folder}")
     return 0
 
 

@@ -8,7 +8,7 @@ import torch
 
 from fla_mesa.data import Splits
 from fla_mesa.data.yardsticks import yardsticks
-from fla_mesa.train.provenance import commit, device_name, versions
+from fla_mesa.provenance import commit, device_name, versions
 from fla_mesa.train.settings import RecipeSettings
 from fla_mesa.train.trainer import RecipeTrainer
 

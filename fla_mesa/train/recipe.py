@@ -16,6 +16,7 @@ from fla_mesa.data import BlockStream, DataRequest, Splits, load_data
 from fla_mesa.errors import UserError, mistakes_of
 from fla_mesa.json_files import write_json
 from fla_mesa.models import zoo
+from fla_mesa.models.card import write_card
 from fla_mesa.models.remote_code import write_remote_code
 from fla_mesa.train import overrides, run_folder, sharding, stream
 from fla_mesa.train.interrupt import Interrupted, SignalStop, signals_to
@@ -307,5 +308,6 @@ def _report(run: Prepared, final: dict[str, float]) -> dict[str, Any]:
     if run.arguments.should_save:
         title = f"{run.settings.model} {run.settings.size} on {run.settings.data}"
         loss_curve(metrics["history"], title, run.folder / "loss.png")
+        write_card(run.folder, run.trainer.accelerator.unwrap_model(run.trainer.model), metrics)
         write_json(run.folder / run_folder.METRICS_FILE, metrics)  # last: it says that the run is finished
     return metrics

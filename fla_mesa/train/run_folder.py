@@ -4,7 +4,7 @@ output_dir/
   run.json           the settings that make the run what it is; written when training starts
   status.json        how far it is and how it ended: status.py
   checkpoint-N/      all that is needed to go on after step N; whole if complete.json is in it
-  model.safetensors, config.json, tokenizer.json, ..., loss.png, metrics.json     written at the end, in this order
+  model.safetensors, config.json, tokenizer.json, ..., loss.png, README.md, metrics.json     written at the end, in this order
 """
 
 import re
@@ -14,6 +14,7 @@ from pathlib import Path
 
 from fla_mesa.errors import UserError
 from fla_mesa.json_files import Unreadable, read_json, read_json_if_there, write_json
+from fla_mesa.models import card
 
 RUN_FILE = "run.json"
 METRICS_FILE = "metrics.json"
@@ -40,12 +41,17 @@ _RESULTS = re.compile(
 )
 
 
+def _is_result(path: Path) -> bool:
+    """Whether a run leaves such a file; a model card that its user wrote is the user's."""
+    return _RESULTS.fullmatch(path.name) is not None or (path.name == card.FILE and card.is_ours(path))
+
+
 def remove_run(folder: Path) -> None:
     """Removes what a run leaves in `folder`, and nothing else."""
     for checkpoint in _checkpoints(folder):
         _remove(checkpoint)
     for path in folder.iterdir():
-        if path.is_file() and _RESULTS.fullmatch(path.name):
+        if path.is_file() and _is_result(path):
             path.unlink()
 
 
@@ -55,9 +61,7 @@ def check_removable(folder: Path) -> None:
         check_free(folder)
         return
     checkpoints = {checkpoint.name for checkpoint in _checkpoints(folder)}
-    foreign = sorted(
-        path.name for path in folder.iterdir() if path.name not in checkpoints and not _RESULTS.fullmatch(path.name)
-    )
+    foreign = sorted(path.name for path in folder.iterdir() if path.name not in checkpoints and not _is_result(path))
     if foreign:
         raise UserError(f"output_dir: {folder} holds more than an earlier run ({', '.join(foreign[:3])}): name another")
 

@@ -81,6 +81,7 @@ def test_results_on_disk(undisturbed):
         "tokenizer.json",
         "metrics.json",
         "loss.png",
+        "README.md",
         "run.json",
         "load_fla_mesa.py",
     }

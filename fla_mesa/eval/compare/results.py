@@ -13,8 +13,8 @@ from fla_mesa.eval.compare.columns import COLUMNS, Spread
 from fla_mesa.eval.compare.plan import Plan, Point
 from fla_mesa.eval.compare.variants import Variant
 from fla_mesa.eval.measure.trained import Metrics, Trained
+from fla_mesa.provenance import commit
 from fla_mesa.train.command import scale
-from fla_mesa.train.provenance import commit
 
 # What the runs of a comparison have in common, as each records it.
 _CIRCUMSTANCES = ("steps", "sequences_per_step", "seq_len", "data", "yardsticks")

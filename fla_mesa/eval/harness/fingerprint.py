@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from fla_mesa.errors import UserError
 from fla_mesa.layers.solver import mesa_layers
-from fla_mesa.train.provenance import versions
+from fla_mesa.provenance import versions
 
 # Arguments of a model that say where its weights come from, which are hashed themselves, or how fast it answers.
 _NO_MATTER = set(

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from fla_mesa import __version__
+from fla_mesa.version import __version__
 
 
 def versions() -> dict[str, str | None]:

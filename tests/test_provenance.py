@@ -5,7 +5,7 @@ import subprocess
 
 import pytest
 
-from fla_mesa.train import provenance
+from fla_mesa import provenance
 
 
 @pytest.fixture
