@@ -18,7 +18,7 @@ NUMERICAL := tests/ops tests/cpu tests/models tests/train/test_recall.py tests/t
 # The Triton that the CUDA build of the torch in constraints.txt asks for, where `make test` beside a CPU build takes the newest.
 TRITON_OF_TORCH := $(VENV)/triton-of-torch
 
-.PHONY: demo test test-oldest test-newest test-rounding test-triton integrations lint dist clean
+.PHONY: demo test test-oldest test-newest test-rounding test-triton integrations coverage lint docs dist clean
 
 demo: $(VENV)/demo
 	$(BIN)/fla-mesa demo --output_dir runs/demo
@@ -45,6 +45,16 @@ test-triton: $(VENV)/test $(TRITON_OF_TORCH)
 # The models under other trainers. `make test` skips these tests where the trainers are not installed.
 integrations: $(VENV)/integrations
 	$(QUIET) $(BIN)/python -m pytest tests/integrations
+
+# How much of the package the tests run through, in this process and in those that they start. The floor is the last figure that CI
+# measured, rounded down: it may only rise.
+COVERAGE_FLOOR ?= 0
+coverage: $(VENV)/test
+	$(QUIET) $(BIN)/python -m pytest -n auto --cov --cov-report=term:skip-covered --cov-fail-under=$(COVERAGE_FLOOR) tests
+
+# The site, in site/, from docs/ and docstrings. A warning, such as a link to nowhere, is an error.
+docs: $(VENV)/docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 lint: $(VENV)/lint
 	$(BIN)/ruff check .
@@ -81,6 +91,10 @@ $(VENV)/integrations: $(VENV)/test
 # The type checker reads what the package imports, lm-eval and pytest among it.
 $(VENV)/lint: $(VENV)/test
 	$(INSTALL) -e '.[eval,test,lint]' $(OR_SAY)
+	touch $@
+
+$(VENV)/docs: $(VENV)/demo
+	$(INSTALL) -e '.[docs]' $(OR_SAY)
 	touch $@
 
 # Neither torch nor anything else of the package is needed to pack it.

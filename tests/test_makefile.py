@@ -32,7 +32,7 @@ def program(path: Path, text: str) -> str:
     return str(path)
 
 
-@pytest.mark.parametrize("target", ["demo", "test", "lint"])
+@pytest.mark.parametrize("target", ["demo", "test", "docs", "lint"])
 def test_a_python_that_is_not_there(checkout, target):
     done = make(checkout, target, "PYTHON=python3.99")
     assert done.returncode == 2 and "there is no python3.99 here" in done.stderr

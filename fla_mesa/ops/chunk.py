@@ -68,19 +68,18 @@ def chunk_mesa_net(
     backend: str | None = None,
     cp_context: ContextLike | None = None,
 ) -> tuple[Any, ...]:
-    r"""The Mesa layer's recurrence over whole sequences (von Oswald et al., arXiv 2506.05233).
+    """The Mesa layer's recurrence over whole sequences (von Oswald et al., arXiv 2506.05233).
 
-    .. math::
-        H_t = e^{g_t} H_{t-1} + \beta_t k_t k_t^\top, \qquad
-        G_t = e^{g_t} G_{t-1} + \beta_t k_t v_t^\top, \qquad
-        o_t = G_t^\top (H_t + \mathrm{diag}(\lambda))^{-1} q_t
+        H_t = exp(g_t) H_{t-1} + beta_t k_t k_t'
+        G_t = exp(g_t) G_{t-1} + beta_t k_t v_t'
+        o_t = G_t' (H_t + diag(lamb))^-1 q_t
 
     The systems are solved by conjugate gradients, those of a tile of positions together; the gradients by implicit
     differentiation, with a second solve. Both solves are invariant to the scale of their right-hand side. Everything inside is
     float32 (float64 for float64 inputs), whatever the dtype of the inputs, also under autocast; on "fla" q, k, the solutions and the
     gradients of states are float16, and G bfloat16.
 
-    The solves start where the paper's does (its algorithm 1), at :math:`q / \mathrm{diag}(H + \mathrm{diag}(\lambda))`, so that n steps are
+    The solves start where the paper's does (its algorithm 1), at ``q / diag(H + diag(lamb))``, so that n steps are
     the paper's n where lamb is one number. Where lamb differs from channel to channel, it preconditions: steps differ from the paper's
     plain ones, and at a given tolerance there are about as many or fewer. (Decoding takes the plain ones.)
 

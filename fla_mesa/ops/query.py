@@ -48,10 +48,9 @@ def mesa_net_query(
     return_stats: bool = False,
     backend: str | None = None,
 ) -> Any:
-    r"""Ask states of :func:`fla_mesa.ops.chunk_mesa_net` without changing them.
+    """Ask states of :func:`fla_mesa.ops.chunk_mesa_net` without changing them.
 
-    .. math::
-        o_t = G^\top (H + \mathrm{diag}(\lambda))^{-1} q_t
+        o_t = G' (H + diag(lamb))^-1 q_t
 
     What ``chunk_mesa_net`` gives for keys, values and log gates of zero, at the cost of the reads alone. Solver and gradients (in every
     argument) are as there.

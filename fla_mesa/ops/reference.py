@@ -15,12 +15,11 @@ def naive_mesa_net_exact(
     h_kk_init: torch.Tensor | None = None,
     h_kv_init: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    r"""The recurrence with an exact solve at every position (von Oswald et al., arXiv 2506.05233, section 2).
+    """The recurrence with an exact solve at every position (von Oswald et al., arXiv 2506.05233, section 2).
 
-    .. math::
-        H_t = e^{g_t} H_{t-1} + \beta_t k_t k_t^\top, \qquad
-        G_t = e^{g_t} G_{t-1} + \beta_t k_t v_t^\top, \qquad
-        o_t = G_t^\top (H_t + \mathrm{diag}(\lambda))^{-1} q_t
+        H_t = exp(g_t) H_{t-1} + beta_t k_t k_t'
+        G_t = exp(g_t) G_{t-1} + beta_t k_t v_t'
+        o_t = G_t' (H_t + diag(lamb))^-1 q_t
 
     Everything is computed and returned in float64 and is differentiable in every argument. It keeps all T states
     (T * H * K * (K + V) * 8 bytes per sequence): for tests, not for training. The argument order is that of
