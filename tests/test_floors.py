@@ -37,6 +37,7 @@ GROUND = {
     "markdown.py",
     "plugins.py",
     "provenance.py",
+    "version.py",
 }
 
 

@@ -147,7 +147,7 @@ def _results(metrics: Mapping[str, Any]) -> list[EvalResult]:
     results = []
     for key, word in _FIGURES.items():
         if metrics[key] is not None:
-            about = {"task_type": "text-generation", "dataset_type": kind, "dataset_name": source}
+            about: dict[str, Any] = {"task_type": "text-generation", "dataset_type": kind, "dataset_name": source}
             results.append(EvalResult(**about, metric_type=key, metric_name=word, metric_value=metrics[key]))
     return results
 
