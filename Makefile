@@ -18,7 +18,7 @@ NUMERICAL := tests/ops tests/cpu tests/models tests/train/test_recall.py tests/t
 # The Triton that the CUDA build of the torch in constraints.txt asks for, where `make test` beside a CPU build takes the newest.
 TRITON_OF_TORCH := $(VENV)/triton-of-torch
 
-.PHONY: demo test test-oldest test-newest test-rounding test-triton integrations coverage lint docs dist clean
+.PHONY: demo test test-oldest test-newest test-rounding test-triton integrations coverage lint docs dist checkpoints clean
 
 demo: $(VENV)/demo
 	$(BIN)/fla-mesa demo --output_dir runs/demo
@@ -65,6 +65,11 @@ lint: $(VENV)/lint
 dist: $(VENV)/dist
 	rm -rf dist
 	$(BIN)/python -m build --no-isolation
+
+# The models of a comparison as files of a release: make checkpoints COMPARISON=runs/paper-text
+COMPARISON ?= runs/demo
+checkpoints: $(VENV)/demo
+	$(BIN)/python benchmarks/pack_checkpoints.py $(COMPARISON) --output_dir dist/checkpoints
 
 $(BIN)/python:
 	@command -v "$(PYTHON)" >/dev/null || \
