@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import traceback
 
@@ -168,6 +169,18 @@ def here(monkeypatch):
     monkeypatch.setattr(speed, "REPEATS", 1)
     monkeypatch.setattr(columns, "DECODED", 2)
     return done
+
+
+@pytest.fixture
+def measured_alone(monkeypatch):
+    """Makes all columns that would be measured, but those that are named, apply to no model."""
+
+    def use(*names: str) -> None:
+        for name, column in columns.COLUMNS.items():
+            if column.measured and name not in names:
+                monkeypatch.setitem(columns.COLUMNS, name, dataclasses.replace(column, function=lambda run: None))
+
+    return use
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """`fla-mesa compare`: what it trains, keeps, reports and survives. Its jobs run in this process where a test is not about them."""
 
 import contextlib
-import dataclasses
 import errno
 import functools
 import io
@@ -143,11 +142,9 @@ def test_a_comparison_from_training_to_pictures_and_its_going_on(text, tmp_path,
 
 
 @pytest.fixture
-def unmeasured(monkeypatch):
-    """What would be measured applies to no model, for tests of what is trained."""
-    for name, column in columns.COLUMNS.items():
-        if column.measured:
-            monkeypatch.setitem(columns.COLUMNS, name, dataclasses.replace(column, function=lambda run: None))
+def unmeasured(measured_alone):
+    """For tests of what is trained."""
+    measured_alone()
 
 
 def trainings(here):
@@ -690,14 +687,18 @@ def test_every_preset_runs(name, text, tmp_path, here):
     short += ["--eval_strategy", "no", "--position_tokens", "512"]
     suite_ = flags.get("suite", "").partition(":")[0]
     suite_ = f"{'mad-compression' if suite_ == 'mad' else suite_}:train=8,validation=4,test=4"
-    short += (
-        ["--suite", suite_ + (",length=32,num_pairs=2" if name == "mqar" else "")]
-        if "suite" in flags
-        else ["--data", str(text), "--seq_len", "32", "--final_eval_tokens", "512"]
-    )
-    if "tokenizer" in flags:
-        byte_tokenizer().save_pretrained(tmp_path / "tokenizer")
-        short += ["--tokenizer", str(tmp_path / "tokenizer"), "--gradient_accumulation_steps", "1"]
+    if "suite" in flags:
+        short += ["--suite", suite_ + (",length=32,num_pairs=2" if name == "mqar" else "")]
+    else:
+        short += ["--seq_len", "32", "--final_eval_tokens", "512"]
+    if "streaming" in flags:
+        rows, tokenizer = tmp_path / "rows.jsonl", tmp_path / "tokenizer"
+        rows.write_text("".join(json.dumps({"text": line}) + "\n" for line in text.read_text().splitlines()))
+        byte_tokenizer().save_pretrained(tokenizer)
+        short += ["--data", str(rows), "--held_out_tokens", "1024", "--tokenizer", str(tokenizer)]
+        short += ["--gradient_accumulation_steps", "1"]
+    elif "suite" not in flags:
+        short += ["--data", str(text)]
     assert compare.main(["--preset", name, *short, "--output_dir", str(tmp_path / "out")]) == 0
     rows = report_of(tmp_path / "out")["models"]
     assert [row["model"] for row in rows] == [models[0], models[-1]] and all(row["seeds"] == 1 for row in rows)
@@ -830,7 +831,7 @@ def test_the_best_of_a_column_is_bold():
         row_of("mesanet", {"bits_per_byte": {"": Spread(2.25, 0.01)}, "speed": {"": Spread(2000.0)}}),
         row_of("mamba2", {}),
     ]
-    assert tables.model_table(rows, columns).splitlines() == [
+    assert tables.Table.of(rows, columns).markdown().splitlines() == [
         "| model   |   bits per byte |     speed |",
         "| ------- | --------------: | --------: |",
         "| gla     |     2.50 ± 0.01 | **3,000** |",

@@ -7,6 +7,7 @@ cell                one run: what is stored of it, and its work, which fla_mesa.
 columns             what is reported of a model, a function each
 run                 every cell, then each model at its best learning rate
 display             bars, lines and the time left
-report, plots       of one comparison; suite: of several side by side
+tables, pictures    what a report shows; plots draws PNG files, page the report.html
+report              of one comparison; suite: of several side by side
 folder, command     where it lies, and the command line; demo
 """

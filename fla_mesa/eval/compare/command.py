@@ -82,7 +82,7 @@ def _one(plan: Plan, worker: Worker, line: list[str]) -> tuple[int, Report | Non
         print(f"fla-mesa compare: the report cannot be written: {error}", file=sys.stderr)
         return 1, None
     print(report.terminal(made))
-    print(f"\nreport.md, report.json and pictures are in {plan.folder}")
+    print(f"\nreport.html, report.md, report.json and pictures are in {plan.folder}")
     return (0 if made.finished else 1), made
 
 

@@ -25,7 +25,9 @@ def main(argv: list[str]) -> int:
         if text := _written(reports[0]):
             print(f"\nwhat {WRITER} writes after {PROMPT!r} (sampled at temperature 0.8)\n{text}")
         folder = reports[0].plan.folder
-        print(f"\nsaved: {folder}/ (report.md, report.json, pictures; models with their tokenizers under cells/)")
+        print(
+            f"\nsaved: {folder}/ (report.html, report.md, report.json, pictures; models with their tokenizers under cells/)"
+        )
     return code
 
 

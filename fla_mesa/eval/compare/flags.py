@@ -56,8 +56,8 @@ def parser() -> HfArgumentParser:
     made = training.parser(
         prog="fla-mesa compare",
         usage="fla-mesa compare [--models A,B,C] [--size A,B] [--seeds 1,2,3] [--lr 1e-3,3e-3] [flags of fla-mesa train]",
-        description="Train models on the same tokens in the same order, evaluate them alike, and leave report.md, report.json and "
-        "pictures in --output_dir. What is finished is kept: interrupted, the same command goes on where it was.",
+        description="Train models on the same tokens in the same order, evaluate them alike, and leave report.html, report.md, "
+        "report.json and pictures in --output_dir. What is finished is kept: interrupted, the same command goes on where it was.",
         epilog="All other flags are those of fla-mesa train and hold for every model. In an object of --config_overrides, the name of "
         'a model holds changes for it alone: {"fuse_norm": false, "mesanet": {"gamma_init": [0.5, 0.98]}}.',
         conflict_handler="resolve",

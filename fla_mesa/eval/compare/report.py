@@ -1,4 +1,4 @@
-"""The report of a comparison: report.md and report.json."""
+"""The report of a comparison: report.md, report.html and report.json."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from dataclasses import asdict
 
 from fla_mesa.eval.compare import plots
 from fla_mesa.eval.compare.columns import COLUMNS, Column, Spread
+from fla_mesa.eval.compare.page import page
+from fla_mesa.eval.compare.pictures import Picture, pictures
 from fla_mesa.eval.compare.plan import Point
 from fla_mesa.eval.compare.results import ModelResult, Report, failure
-from fla_mesa.eval.compare.tables import Cell, Shown, difference, differences, model_table, shown_columns, table_rows
+from fla_mesa.eval.compare.tables import Of, Section, Shown, Table, difference, differences, shown_columns, table_rows
 from fla_mesa.json_files import write_json
-from fla_mesa.markdown import table
 from fla_mesa.models import zoo
 
 _PARAMETRIZATIONS = {
@@ -109,43 +110,49 @@ def terminal(report: Report) -> str:
     for kind in _TABLES:
         if columns := shown_columns(report, kind):
             after = report.yardsticks if kind == "quality" else []
-            parts.append("\n".join([model_table(table_rows(report, kind), columns, bold=False), *after]))
+            parts.append("\n".join([Table.of(table_rows(report, kind), columns).markdown(bold=False), *after]))
     return "\n\n" + "\n\n".join(parts + (["\n".join(report.failures)] if report.failures else []))
 
 
-def markdown(report: Report, pictures: Mapping[str, str]) -> str:
-    """report.md; `pictures` are captions by file name."""
+def sections(report: Report, pictures: Sequence[Picture]) -> list[Section]:
+    """What the report says; the first section's heading is its title."""
     plan, models = report.plan, report.models
     several = f"{len(models)} model" + ("s" if len(models) > 1 else "")
-    lines = [f"# {several} at size {plan.size}", "", _PARAMETRIZATIONS[plan.parametrization], ""]
-    if "steps" in report.run:
-        lines += [_what_was_done(report), ""]
+    done = [_what_was_done(report)] if "steps" in report.run else []
+    found = [Section(f"{several} at size {plan.size}", [_PARAMETRIZATIONS[plan.parametrization], *done])]
     for kind, (head, said) in _TABLES.items():
         if columns := shown_columns(report, kind):
             after = [*report.yardsticks, said.format(**report.run)] if kind == "quality" else [said]
-            lines += [
-                f"## {head}",
-                "",
-                model_table(table_rows(report, kind), columns),
-                "",
-                *(p for line in after for p in (line, "")),
-            ]
-        if kind == "quality" and (found := differences(report)) is not None:
-            lines += [f"## Differences from {plan.baseline}", "", table(*found), "", _INTERVAL, ""]
+            found.append(Section(head, [Table.of(table_rows(report, kind), columns), *after]))
+        if kind == "quality" and (differs := differences(report)) is not None:
+            found.append(Section(f"Differences from {plan.baseline}", [differs, _INTERVAL]))
+        if kind == "quality" and pictures:
+            found.append(Section("Pictures", list(pictures)))
     if len(plan.grid) > 1:
         columns = [Shown(str(point), _loss_at(point), lambda value: f"{value:.4f}") for point in plan.grid]
-        lines += ["## Validation loss by learning rate", "", model_table(models, columns), ""]
+        found.append(Section("Validation loss by learning rate", [Table.of(models, columns)]))
     if report.failures:
-        lines += ["## What did not finish", "", *report.failures, ""]
-    lines += [line for name, caption in pictures.items() for line in (f"![{caption}]({name})", "", caption, "")]
+        found.append(Section("What did not finish", ["\n".join(report.failures)]))
     if said_of := notes(report):
-        lines += ["## In what the models differ from MesaNet's frame", ""]
-        lines += [f"- {label}: {note}" for label, note in said_of.items()] + [""]
-    lines += ["## How it was measured", "", *circumstances(report, report.line), ""]
+        said = "\n".join(f"- {label}: {note}" for label, note in said_of.items())
+        found.append(Section("In what the models differ from MesaNet's frame", [said]))
+    return [*found, Section("How it was measured", ["\n".join(circumstances(report, report.line))])]
+
+
+def markdown(found: Sequence[Section]) -> str:
+    """report.md."""
+    lines = []
+    for i, section in enumerate(found):
+        lines += [f"{'##' if i else '#'} {section.head}", ""]
+        for block in section.blocks:
+            if isinstance(block, Picture):
+                lines += [f"![{block.caption}]({block.name}.png)", "", block.caption, ""]
+            else:
+                lines += [block if isinstance(block, str) else block.markdown(), ""]
     return "\n".join(lines)
 
 
-def _loss_at(point: Point) -> Cell:
+def _loss_at(point: Point) -> Of:
     def value(model: ModelResult) -> Spread | None:
         loss = model.mean_loss.get(point)
         return None if loss is None else Spread(loss)
@@ -198,10 +205,13 @@ def circumstances(report: Report, line: Sequence[str]) -> list[str]:
 
 
 def write(report: Report) -> None:
-    """Writes pictures, report.md and report.json into the comparison's folder."""
+    """Writes pictures, report.md, report.html and report.json into the comparison's folder."""
     folder = report.plan.folder
-    pictures = plots.draw(report.finished, report.run.get("seq_len", 0), folder, report.plan.baseline)
-    unfinished = folder / "report.md.tmp"
-    unfinished.write_text(markdown(report, pictures), encoding="utf-8")
-    unfinished.replace(folder / "report.md")
+    shown = pictures(report.finished, report.run.get("seq_len", 0), report.plan.baseline)
+    plots.draw(shown, folder)
+    found = sections(report, shown)
+    for name, text in (("report.md", markdown(found)), ("report.html", page(found))):
+        unfinished = folder / f"{name}.tmp"
+        unfinished.write_text(text, encoding="utf-8")
+        unfinished.replace(folder / name)
     write_json(folder / "report.json", as_json(report))

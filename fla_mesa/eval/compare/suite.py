@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from fla_mesa.eval.compare import plots
+from fla_mesa.eval.compare import pictures, plots
 from fla_mesa.eval.compare.columns import LESS, MORE, Spread, digits
 from fla_mesa.eval.compare.report import circumstances
 from fla_mesa.eval.compare.results import Report
-from fla_mesa.eval.compare.tables import Shown, model_table
+from fla_mesa.eval.compare.tables import Shown, Table
 from fla_mesa.json_files import write_json
 from fla_mesa.models import zoo
 
@@ -29,7 +29,7 @@ def write(reports: Sequence[Report], folder: Path) -> str:
     tasks, sizes = (list(dict.fromkeys(of)) for of in ([p.settings.data for p in plans], [p.size for p in plans]))
     label, found = "quality", {}
     for report in reports:
-        name, *quality = plots.judged_by(report.finished)
+        name, *quality = pictures.judged_by(report.finished)
         label = name if report.finished else label
         of = ((report.plan.settings.data, tasks), (report.plan.size, sizes))
         head = ", ".join(part for part, among in of if len(among) > 1)
@@ -42,12 +42,13 @@ def write(reports: Sequence[Report], folder: Path) -> str:
     better = LESS if "bits" in label else MORE
     columns = [Shown(head, _of(values), digits(4), better) for head, values in spreads.items()]
     models = reports[0].models
+    table = Table.of(models, columns)
     varied = " and ".join(name for name, among in (("task", tasks), ("size", sizes)) if len(among) > 1)
-    lines = [f"# {label[0].upper()}{label[1:]} by {varied}", "", model_table(models, columns), ""]
+    lines = [f"# {label[0].upper()}{label[1:]} by {varied}", "", table.markdown(), ""]
     if len(sizes) > 1:
         picture = {(plan.settings.data, zoo.shape(plan.size).hidden_size): spreads[head] for plan, head in each}
         caption = f"{label} against the width of the model"
-        plots.draw_quality_by_width(picture, label, folder / PICTURE)
+        plots.draw_panels(pictures.quality_by_width(picture, label), folder / PICTURE)
         lines += [f"![{caption}]({PICTURE})", ""]
     lines += circumstances(reports[0], reports[0].line)
     lines += [f"- {head}: [report]({plan.folder.relative_to(folder)}/report.md)" for plan, head in each]
@@ -58,7 +59,7 @@ def write(reports: Sequence[Report], folder: Path) -> str:
     ]
     content = {"models": rows, "columns": list(found), "quality": label, "command": list(reports[0].line)}
     write_json(folder / "suite.json", content)
-    return model_table(models, columns, bold=False)
+    return table.markdown(bold=False)
 
 
 def _averages(tasks: Sequence[Mapping[str, Sequence[float]]]) -> dict[str, list[float]]:

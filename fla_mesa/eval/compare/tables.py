@@ -7,11 +7,49 @@ from dataclasses import dataclass
 
 from fla_mesa.eval.compare.columns import COLUMNS, LESS, Spread
 from fla_mesa.eval.compare.paired import Difference
+from fla_mesa.eval.compare.pictures import Picture
 from fla_mesa.eval.compare.plan import Point
 from fla_mesa.eval.compare.results import ModelResult, Report
 from fla_mesa.markdown import EMPTY, table
 
-Cell = Callable[[ModelResult], "Spread | None"]
+Of = Callable[[ModelResult], "Spread | None"]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What is written, what it is sorted by, and whether it is the best of its column."""
+
+    text: str
+    value: float | str | None = None
+    best: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    head: list[str]
+    rows: list[list[Cell]]
+
+    def markdown(self, *, bold: bool = True) -> str:
+        """The best value of a column is bold."""
+        return table(
+            self.head,
+            [[f"**{cell.text}**" if bold and cell.best else cell.text for cell in row] for row in self.rows],
+        )
+
+    @classmethod
+    def of(cls, models: Sequence[ModelResult], columns: Sequence[Shown]) -> Table:
+        """A line for each model."""
+        names = [Cell(model.label, model.label) for model in models]
+        rows = zip(names, *(column.cells(models) for column in columns), strict=True)
+        return cls(["model", *(column.heading for column in columns)], [list(row) for row in rows])
+
+
+@dataclass(frozen=True)
+class Section:
+    """Of a report: its heading, then tables, pictures, paragraphs and lists, whose lines begin with "- "."""
+
+    head: str
+    blocks: Sequence[Table | Picture | str]
 
 
 @dataclass(frozen=True)
@@ -19,28 +57,28 @@ class Shown:
     """A column of a table: its heading, a row's value, how that is written, and which of two is better."""
 
     heading: str
-    value: Cell
+    value: Of
     text: Callable[[float], str]
     better: str | None = None
     name: str = ""  # of the column that it shows, and its key
     key: str = ""
 
-    def cells(self, models: Sequence[ModelResult], *, bold: bool) -> list[str]:
-        """Of each model; the best is bold."""
+    def cells(self, models: Sequence[ModelResult]) -> list[Cell]:
+        """Of each model."""
         values = [self.value(model) for model in models]
         means = {value.mean for value in values if value is not None}
         best = None
-        if bold and self.better is not None and len(means) > 1:
+        if self.better is not None and len(means) > 1:
             best = min(means) if self.better == LESS else max(means)
         return [self._cell(value, best) for value in values]
 
-    def _cell(self, value: Spread | None, best: float | None) -> str:
+    def _cell(self, value: Spread | None, best: float | None) -> Cell:
         if value is None:
-            return EMPTY
+            return Cell(EMPTY)
         text = self.text(value.mean)
         if value.std is not None:
             text += f" ± {self.text(value.std).lstrip('+')}"
-        return f"**{text}**" if value.mean == best else text
+        return Cell(text, value.mean, value.mean == best)
 
 
 def shown_columns(report: Report, kind: str) -> list[Shown]:
@@ -53,7 +91,7 @@ def shown_columns(report: Report, kind: str) -> list[Shown]:
             continue
         keys = column.shown(list(dict.fromkeys(key for figure in found for key in figure)), report.run["seq_len"])
         for key in keys:
-            value: Cell = lambda model, name=name, key=key: model.spread(name, key)  # noqa: E731
+            value: Of = lambda model, name=name, key=key: model.spread(name, key)  # noqa: E731
             shown.append(Shown(column.heading.format(key), value, column.text, column.better, name, key))
         if name == "parameters":
             shown.append(Shown("lr", _of_point(lambda point: point.learning_rate), _shortest))
@@ -62,7 +100,7 @@ def shown_columns(report: Report, kind: str) -> list[Shown]:
     return shown
 
 
-def _of_point(value: Callable[[Point], float]) -> Cell:
+def _of_point(value: Callable[[Point], float]) -> Of:
     return lambda model: None if model.point is None else Spread(value(model.point))
 
 
@@ -70,23 +108,18 @@ def _shortest(value: float) -> str:
     return f"{value:g}"
 
 
-def differences(report: Report) -> tuple[list[str], list[list[str]]] | None:
-    """The table of how models differ from the baseline: its heading and rows; None if there is nothing to hold them against."""
+def differences(report: Report) -> Table | None:
+    """How models differ from the baseline; None if there is nothing to hold them against."""
     base = report.baseline
     if base is None:
         return None
     shown = [column for column in shown_columns(report, "quality") if column.better is not None and column.name]
-    rows = []
-    for model in report.finished:
-        if model is not base:
-            found = [difference(model, base, column) for column in shown]
-            rows.append(
-                [
-                    model.label,
-                    *(_written(difference, column.text) for difference, column in zip(found, shown, strict=True)),
-                ]
-            )
-    return ["model", *(column.heading for column in shown)], rows
+    rows = [
+        [Cell(model.label, model.label), *(_written(difference(model, base, column), column.text) for column in shown)]
+        for model in report.finished
+        if model is not base
+    ]
+    return Table(["model", *(column.heading for column in shown)], rows)
 
 
 def difference(model: ModelResult, base: ModelResult, column: Shown) -> Difference | None:
@@ -94,11 +127,11 @@ def difference(model: ModelResult, base: ModelResult, column: Shown) -> Differen
     return Difference.of(values, others) if values and len(values) == len(others) else None
 
 
-def _written(difference: Difference | None, text: Callable[[float], str]) -> str:
+def _written(difference: Difference | None, text: Callable[[float], str]) -> Cell:
     if difference is None:
-        return EMPTY
+        return Cell(EMPTY)
     mean = f"{'+' if difference.mean > 0 else ''}{text(difference.mean)}"
-    return mean if difference.half is None else f"{mean} ± {text(difference.half)}"
+    return Cell(mean if difference.half is None else f"{mean} ± {text(difference.half)}", difference.mean)
 
 
 def table_rows(report: Report, kind: str) -> list[ModelResult]:
@@ -106,12 +139,3 @@ def table_rows(report: Report, kind: str) -> list[ModelResult]:
     names = [name for name, column in COLUMNS.items() if column.table == kind]
     of_some = kind == "solver"
     return [m for m in report.models if not of_some or any(m.figures.get(name) is not None for name in names)]
-
-
-def model_table(models: Sequence[ModelResult], columns: Sequence[Shown], *, bold: bool = True) -> str:
-    """A line for each model; the best value of a column is bold."""
-    rows = [[model.label] for model in models]
-    for column in columns:
-        for row, cell in zip(rows, column.cells(models, bold=bold), strict=True):
-            row.append(cell)
-    return table(["model", *(column.heading for column in columns)], rows)

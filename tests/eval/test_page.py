@@ -1,0 +1,103 @@
+"""report.html in a browser: that its charts are drawn, answer to the mouse and the legend, and that its tables sort."""
+
+import html
+import json
+import re
+import shutil
+import subprocess
+
+import pytest
+
+from fla_mesa.eval.compare import command as compare
+from fla_mesa.eval.compare.page import page
+from fla_mesa.eval.compare.tables import Cell, Section, Table
+from tests.eval.conftest import SMALL
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+browser = pytest.mark.skipif(
+    CHROMIUM is None, reason="no Chromium to open report.html with (Debian: apt install chromium)"
+)
+
+
+def seen(path, folder, script):
+    """What the JavaScript function `script` returns when the page's charts are drawn."""
+    text = path.read_text(encoding="utf-8").replace("</html>", "")
+    tail = f"<script>drawn.then({script}).then(found => {{ document.title = JSON.stringify(found); }});</script></html>"
+    (folder / "scripted.html").write_text(text + tail, encoding="utf-8")
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--virtual-time-budget=30000"]
+    offline = [
+        "--host-resolver-rules=MAP * ~NOTFOUND",
+        f"--user-data-dir={folder / 'profile'}",
+        "--window-size=1200,3000",
+    ]
+    line = [CHROMIUM, *flags, *offline, "--dump-dom", (folder / "scripted.html").as_uri()]
+    dom = subprocess.run(line, capture_output=True, text=True, timeout=300, check=True).stdout
+    return json.loads(html.unescape(re.search("<title>(.*?)</title>", dom, re.DOTALL).group(1)))
+
+
+STATE = """async () => {
+  const charts = [...document.querySelectorAll(".chart")];
+  const drawn = charts.map(chart => ({
+    title: chart.parentNode.querySelector("h3").textContent,
+    lines: [...chart.querySelectorAll(".scatterlayer path.js-line")].filter(path => path.style.strokeWidth !== "0px").length,
+    points: chart.querySelectorAll(".scatterlayer path.point").length,
+    bands: chart.querySelectorAll(".scatterlayer path.js-fill").length,
+    legend: [...chart.querySelectorAll(".legendtext")].map(text => text.textContent),
+  }));
+  Plotly.Fx.hover(charts[0], { xval: 4 }, ["xy"]);
+  const hovered = charts[0].querySelector(".hoverlayer").textContent;
+  const first = charts[0].data.flatMap((trace, i) => trace.legendgroup === "gla" ? [i] : []);
+  await Plotly.restyle(charts[0], { visible: "legendonly" }, first);
+  await new Promise(done => setTimeout(done, 500));
+  const visible = charts.map(chart => [...new Set(chart.data.filter(t => t.visible !== "legendonly").map(t => t.name))]);
+  const table = document.querySelector("table"), heads = [...table.querySelectorAll("th button")];
+  const column = heads.findIndex(head => head.textContent === "loss"), orders = [];
+  for (let click = 0; click < 2; click++) {
+    heads[column].click();
+    orders.push([...table.tBodies[0].rows].map(row => row.cells[0].textContent));
+  }
+  return { drawn, hovered, visible, orders };
+}"""
+
+
+@browser
+def test_the_page_of_a_comparison(text, tmp_path, here, measured_alone):
+    measured_alone("loss_by_position")
+    folder, models = tmp_path / "out", ["delta_net", "gla", "mesanet"]
+    flags = ["--models", ",".join(models), "--seeds", "1,2", "--baseline", "gla", "--data", str(text)]
+    assert compare.main([*SMALL, *flags, "--output_dir", str(folder)]) == 0
+    found = seen(folder / "report.html", tmp_path, STATE)
+    shown = {chart["title"]: (chart["lines"], chart["points"] > 2, chart["bands"]) for chart in found["drawn"]}
+    assert shown == {
+        "Loss in training": (3, True, 3),
+        "Loss by position": (3, True, 3),
+        "Loss by position, less that of gla": (6, True, 4),  # in two panels; gla itself is exactly zero
+        "Quality and speed": (0, True, 0),
+    }
+    assert all(chart["legend"] == models for chart in found["drawn"])
+    rows = json.loads((folder / "report.json").read_text())["models"]
+    for row in rows:
+        curves = [dict(curve)[4] for curve in row["validation_curves"]]
+        assert f"{row['model']} : {sum(curves) / 2:.4f} ± " in found["hovered"]
+    assert found["visible"] == [["delta_net", "mesanet"]] * 4  # switched off in one chart, off in all
+    order = [row["model"] for row in sorted(rows, key=lambda row: row["loss"]["mean"])]
+    assert found["orders"] == [order, order[::-1]]
+
+
+@browser
+def test_what_has_no_value_is_sorted_last(tmp_path):
+    rows = [[Cell("gla", "gla"), Cell("–")], [Cell("mesanet", "mesanet"), Cell("10", 10.0)]]
+    rows += [[Cell("hawk", "hawk"), Cell("9", 9.0)]]
+    path = tmp_path / "report.html"
+    path.write_text(page([Section("<b> & co", [Table(["model", "n"], rows), "- `a<b`\n- c"])]), encoding="utf-8")
+    names = "[...document.querySelectorAll('tbody tr')].map(row => row.cells[0].textContent)"
+    click = f"n => {{ document.querySelectorAll('th button')[n].click(); return {names}; }}"
+    found = seen(path, tmp_path, f"() => {{ const c = {click}; return [c(1), c(1), c(0), document.body.innerText]; }}")
+    assert found[:3] == [["hawk", "mesanet", "gla"], ["mesanet", "hawk", "gla"], ["gla", "hawk", "mesanet"]]
+    assert "<b> & co" in found[3] and "a<b" in found[3]
+
+
+def test_the_page_needs_no_network():
+    text = page([Section("Nothing", ["A paragraph."])])
+    assert not re.search(r"""(src|href)\s*=|url\(|@import|https?:""", text)
+    assert len(text) < 3e6  # plotly.js is packed
