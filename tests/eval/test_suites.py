@@ -17,7 +17,7 @@ from fla_mesa.eval.harness.model import FlaMesaLM
 from fla_mesa.eval.harness.per_token import add_accuracy_per_token
 from fla_mesa.eval.harness.results import Evaluation
 from fla_mesa.eval.harness.side_by_side import compare
-from fla_mesa.eval.harness.suites import SUITES, Suite, suite
+from fla_mesa.eval.harness.suites import LEARNT, SUITES, Suite, suite
 from fla_mesa.eval.harness.tasks import Tasks
 
 OPTIONS = {"text": ["A", "B b", "C", "D"], "label": ["A", "B", "C", "D"]}
@@ -189,6 +189,14 @@ def test_a_suite_of_needles_has_its_context(data, mesanet_checkpoint, tmp_path, 
     assert set(found["results"]) == {"niah_noise_2048", "niah_noise_4096"}
     assert set(found["skipped"]) == {"niah_essay_2048", "niah_essay_4096"}
     assert found["max_length"] == 4224 and found["cut"] == {}
+
+
+def test_what_compare_trains_on_is_a_suite_here_as_well():
+    assert suite("mqar").tasks[0] == "mqar_64x4" and suite("mqar").averaged
+    assert len(suite("mad").tasks) == 6 and suite("regbench").tasks == ("regbench",)
+    index = Tasks(include_defaults=False)
+    for name in LEARNT:
+        assert index.find(suite(name).tasks) == list(suite(name).tasks)
 
 
 def test_suites_that_do_not_exist_or_go_together(llama_checkpoint, capsys):

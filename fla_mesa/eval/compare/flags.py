@@ -15,20 +15,13 @@ from transformers import HfArgumentParser
 
 from fla_mesa.data import synthetic
 from fla_mesa.errors import UserError
+from fla_mesa.eval.suites import SUITES
 from fla_mesa.models import zoo
 from fla_mesa.train import settings as training
 
 Number = TypeVar("Number", int, float)
 
 PRESETS = {path.stem: path for path in sorted((Path(__file__).parent / "presets").glob("*.yaml"))}
-
-# What `--suite` names: sources of `fla-mesa train --data`, one comparison for each.
-SUITES: dict[str, list[str]] = {
-    "text": ["stdlib"],
-    "mqar": ["mqar"],
-    "mad": [name for name in synthetic.suites() if name.startswith("mad-")],
-    "regbench": ["regbench"],
-}
 
 # Flags of `fla-mesa train` that a comparison sets itself, and what to say instead.
 _TAKEN = {

@@ -1,12 +1,14 @@
-"""Suites of tasks by name: the paper's benchmarks (arXiv 2506.05233, appendix L) and this package's own."""
+"""Suites of tasks by name: the paper's benchmarks (arXiv 2506.05233, appendix L), and what `fla-mesa compare --suite` trains on."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from fla_mesa.data import synthetic
 from fla_mesa.errors import UserError
 from fla_mesa.eval.harness.paper_tasks import SHOTS
-from fla_mesa.eval.harness.tasks import synthetic_tasks
+from fla_mesa.eval.harness.tasks import settings, synthetic_tasks
+from fla_mesa.eval.suites import SUITES as LEARNT
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,8 @@ _PAPER = {
         context=4096 + 128,
     ),
 }
-SUITES = (*_PAPER, "synthetic")
+_TEXT = ("heldout_bits_per_byte", "heldout_loss_by_position")
+SUITES = (*_PAPER, *LEARNT, "synthetic")
 
 
 def suite(name: str) -> Suite:
@@ -62,6 +65,11 @@ def suite(name: str) -> Suite:
     """
     if name == "synthetic":
         return Suite({"synthetic": tuple(synthetic_tasks())})
+    if name == "text":
+        return Suite({name: _TEXT})
+    if name in LEARNT:
+        tasks = [task for source in LEARNT[name] for task in settings(synthetic.get(source))]
+        return Suite({name: tuple(tasks)}, averaged=len(tasks) > 1)
     if name not in _PAPER:
         raise UserError(f"suite: allowed are {', '.join(SUITES)}; got {name!r}")
     return _PAPER[name]

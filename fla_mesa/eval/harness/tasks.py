@@ -117,7 +117,7 @@ def synthetic_tasks() -> dict[str, Config]:
     tasks: dict[str, Config] = {}
     for suite in map(synthetic.get, synthetic.suites()):
         first = suite.test[0][0]
-        for name, spec in _settings(suite).items():
+        for name, spec in settings(suite).items():
             if isinstance(first, OwnHaystackNIAH):  # text, for a model with any tokenizer
                 tasks[name] = _needle_task(name, first.variant)
             else:
@@ -125,7 +125,7 @@ def synthetic_tasks() -> dict[str, Config]:
     return tasks
 
 
-def _settings(suite: synthetic.Suite) -> dict[str, str]:
+def settings(suite: synthetic.Suite) -> dict[str, str]:
     """The settings that a suite is tested at, by the name of their task: what makes each again."""
     name = suite.name.replace("-", "_")
     tested = [task for task, _ in suite.test]
@@ -141,12 +141,12 @@ def _settings(suite: synthetic.Suite) -> dict[str, str]:
 
 def _groups() -> dict[str, Config]:
     """Suites that are tested at several settings, as groups with the mean of their tasks."""
-    several = {suite.name.replace("-", "_"): _settings(suite) for suite in map(synthetic.get, synthetic.suites())}
+    several = {suite.name.replace("-", "_"): settings(suite) for suite in map(synthetic.get, synthetic.suites())}
     mean = [{"metric": "acc", "weight_by_size": False}]
     return {
-        name: {"group": name, "task": list(settings), "aggregate_metric_list": mean, "metadata": {"version": 1}}
-        for name, settings in several.items()
-        if len(settings) > 1
+        name: {"group": name, "task": list(of), "aggregate_metric_list": mean, "metadata": {"version": 1}}
+        for name, of in several.items()
+        if len(of) > 1
     }
 
 
