@@ -18,8 +18,8 @@ import fla_mesa
 from tests.project import PROJECT, ROOT
 
 PACKAGE = ROOT / "fla_mesa"
-# What the wheel is for: code, its types, presets and tasks as YAML.
-NEEDED = {".py", ".yaml", ".typed"}
+# What the wheel is for: code, its types, presets and tasks as YAML, the page of a report.
+NEEDED = {".py", ".yaml", ".typed", ".html"}
 
 
 def run(*words: str | Path, cwd: Path, **environment: str) -> str:
