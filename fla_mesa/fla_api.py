@@ -196,6 +196,6 @@ def require_supported_fla() -> None:
 
 
 def _numbers(version: str) -> tuple[int, ...]:
-    """ "0.6.1.dev3+cpu" -> (0, 6, 1); () if it does not start with numbers."""
+    """The numbers of a version: "0.6.1.dev3+cpu" -> (0, 6, 1); () if it does not start with numbers."""
     leading = re.match(r"\d+(\.\d+)*", version)
     return tuple(int(part) for part in leading[0].split(".")) if leading else ()

@@ -26,8 +26,11 @@ _WITHOUT_TRITON = ("cpu", "mps")
 
 
 def accelerator_available() -> bool:
-    """Whether fla's Triton kernels can run in this process: there is a device that Triton compiles for, or
-    TRITON_INTERPRET=1 asks for Triton's interpreter, which runs them on CPU tensors."""
+    """Whether fla's Triton kernels can run in this process.
+
+    They can where there is a device that Triton compiles for, or where TRITON_INTERPRET=1 asks for Triton's interpreter, which runs them
+    on CPU tensors.
+    """
     if os.environ.get("TRITON_INTERPRET", "0") == "1":
         return True
     device = torch.accelerator.current_accelerator(check_available=True)
@@ -35,8 +38,10 @@ def accelerator_available() -> bool:
 
 
 def enable() -> None:
-    """Let CPU tensors take the stand-ins from now on, in every fla model, new or existing, and let the C library keep the
-    memory of freed tensors for the next ones (`fla_mesa.cpu.allocator`). Calling it again does nothing.
+    """Let CPU tensors take the stand-ins from now on, in every fla model, new or existing.
+
+    The C library keeps the memory of freed tensors for the next ones from then on (`fla_mesa.cpu.allocator`). Calling
+    it again does nothing.
 
     Raises:
         ImportError: flash-linear-attention is of another version than this package is for, or one of its functions that has a stand-in
@@ -68,8 +73,11 @@ def enable() -> None:
 
 
 def disable() -> None:
-    """Undo `enable()`: fla's functions, methods and modules are again what they were, those that were loaded since among them. (The C
-    library goes on keeping freed memory, which changes no result.) Where there is nothing to undo it does nothing."""
+    """Undo `enable()`: fla's functions, methods and modules are again what they were.
+
+    Those that were loaded since are among them. (The C
+    library goes on keeping freed memory, which changes no result.) Where there is nothing to undo it does nothing.
+    """
     uninstall()
 
 

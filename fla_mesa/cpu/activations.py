@@ -70,8 +70,10 @@ def swiglu_linear(x, y, weight, bias):
 
 
 def _power_gate(x: Tensor, power: float) -> tuple[Tensor, Tensor]:
-    """-> gate and its derivative: x^(m / (sqrt(x) + 1)) sigmoid(x) for x > 0, x sigmoid(x) otherwise
-    (Power Linear Unit, arXiv 2605.25704)"""
+    """Gate of the Power Linear Unit (arXiv 2605.25704) and its derivative.
+
+    x^(m / (sqrt(x) + 1)) sigmoid(x) for x > 0, x sigmoid(x) otherwise
+    """
     s = torch.sigmoid(x)
     positive = x > 0
     xp = torch.where(positive, x, 1.0)

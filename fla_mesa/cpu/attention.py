@@ -115,7 +115,9 @@ def flash_attn_varlen_func(
     block_table: Tensor | None = None,
 ) -> Tensor:
     """As in flash-attn, on CPU tensors of any float dtype -> `[sum of Tq, H, Dv]`. Always deterministic.
-    The maxima are not needed: the lengths are read from `cu_seqlens_q` and `cu_seqlens_k`."""
+
+    The maxima are not needed: the lengths are read from `cu_seqlens_q` and `cu_seqlens_k`.
+    """
     _check(q, alibi_slopes, return_attn_probs)
     if block_table is not None:
         raise unsupported("block_table", block_table.shape, "None: no paged key-value cache")

@@ -250,7 +250,8 @@ def unit_lower_inverse(L: Tensor) -> Tensor:
     """(I + L)^-1 `[..., C, C]` for the part of L below the diagonal, C a power of two.
 
     Diagonal blocks by substitution, then pairs of them merged: [[I + P, 0], [B, I + Q]]^-1 has -(I + Q)^-1 B (I + P)^-1 below.
-    Most of the work is matrix products, several times faster than substitution for the whole."""
+    Most of the work is matrix products, several times faster than substitution for the whole.
+    """
     C = L.shape[-1]
     size = min(_SOLVED_DIRECTLY, C)
     blocks = _on_diagonal(L, size)

@@ -34,8 +34,10 @@ def delta_rule(
     l2norm: bool = False,
     cu_seqlens: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """As `matrix_recurrence`, but q and k `[B, T, H, K]` may have fewer heads than v, beta and the gates `[B, T, HV, ...]`, with H
-    dividing HV, and are normalised first if `l2norm`."""
+    """As `matrix_recurrence`, for q and k of fewer heads than v.
+
+    q and k are `[B, T, H, K]`, v, beta and the gates `[B, T, HV, ...]`, with H dividing HV; q and k are normalised first if `l2norm`.
+    """
     H, HV = k.shape[2], v.shape[2]
     if q.shape != k.shape:
         raise ValueError(f"`q` and `k` must have the same shape, got {tuple(q.shape)} and {tuple(k.shape)}")

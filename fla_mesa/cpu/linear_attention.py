@@ -36,8 +36,10 @@ def state_out(state: Tensor, wanted: bool, v_first: bool) -> Tensor | None:
 def take_options(
     function: str, kwargs: dict[str, Any], state_v_first: bool = False, allowed: tuple[str, ...] = ()
 ) -> bool:
-    """Check fla's `**kwargs`: `chunk_size` changes no result and is not needed here, the old name of `state_v_first` still
-    works, anything else is an error. -> state_v_first"""
+    """Check fla's `**kwargs` -> state_v_first.
+
+    `chunk_size` changes no result and is not needed here, the old name of `state_v_first` still works, anything else is an error.
+    """
     if "transpose_state_layout" in kwargs:
         if state_v_first:
             raise ValueError("Pass `state_v_first`, not also its deprecated name `transpose_state_layout`.")

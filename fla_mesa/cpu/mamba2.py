@@ -1,4 +1,6 @@
-"""fla's Mamba2 layer. It has no function to stand in for: its GPU path calls the mamba_ssm package, its CPU path holds a tensor
+"""fla's Mamba2 layer.
+
+It has no function to stand in for: its GPU path calls the mamba_ssm package, its CPU path holds a tensor
 `[B, chunks, C, C, heads, state]`, slow beyond use, and its prefill and decoding read the groups of B and C in different orders.
 
     h_t = exp(-exp(A_log) dt_t) h_{t-1} + dt_t x_t B_t',   y_t = h_t C_t + D x_t,   dt = softplus(dt' + dt_bias)

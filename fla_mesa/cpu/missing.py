@@ -17,8 +17,11 @@ FAMILIES = (
 
 @registry.also_install
 def name_missing_entry_points() -> None:
-    """Triton asks `_create_driver` for a driver at the first kernel launch, and it raises where there is none. Only that
-    error, and only when fla stands behind it, becomes one that names fla's function and what is covered."""
+    """What Triton says where it finds no driver, in words that name fla's function and what is covered.
+
+    Triton asks `_create_driver` for a driver at the first kernel launch, and it raises where there is none. Only that
+    error, and only when fla stands behind it, becomes one that names fla's function and what is covered.
+    """
     module: Any = sys.modules["triton.runtime.driver"]
     create_driver = module._create_driver
 

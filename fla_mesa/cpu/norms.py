@@ -1,5 +1,6 @@
-"""RMS, layer and group normalisation, gated or not, and the L2 norm: the forward and backward passes that all of
-fla.modules.norm is built on.
+"""RMS, layer and group normalisation, gated or not, and the L2 norm.
+
+The forward and backward passes that all of fla.modules.norm is built on.
 
 Shapes: x, y, residual `[R, D]`; weight, bias `[G * D]`, row r of x belongs to group r mod G; mean, rstd `[R]`.
 

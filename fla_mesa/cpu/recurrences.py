@@ -42,7 +42,9 @@ def matrix_recurrence(
     reverse: bool = False,
     cu_seqlens: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """q, k `[B, T, H, K]`; v `[B, T, H, V]`; beta `[B, T, H]` or like v, None for linear attention; log gates g `[B, T, H]`, gk like
+    """The recurrence over sequences, from the first token to the last or the other way.
+
+    q, k `[B, T, H, K]`; v `[B, T, H, V]`; beta `[B, T, H]` or like v, None for linear attention; log gates g `[B, T, H]`, gk like
     k, gv like v, which decays the value channels; scale, 1 / sqrt(K) if None; initial_state `[N, H, K, V]`; `reverse`: from the
     last token to the first -> o like v, final state `[N, H, K, V]` in float32 (float64 stays).
 
@@ -110,8 +112,11 @@ def _chunkwise(chunks: Chunks, q: Tensor, k: Tensor, v: Tensor, beta: Tensor | N
 
 
 def _through_gates(g: Tensor | None, k: Tensor, *lefts: Tensor):
-    """-> for each left its scores with k; each left as it meets the state before the chunk, exp(G) left; k as it enters the state
-    after the chunk, exp(G_last - G) k; and the decay of the state over the chunk, exp(G_last)"""
+    """What a chunk asks of its keys.
+
+    -> for each left its scores with k; each left as it meets the state before the chunk, exp(G) left; k as it enters the state
+    after the chunk, exp(G_last - G) k; and the decay of the state over the chunk, exp(G_last)
+    """
     if g is None:
         return scores(None, k, *lefts), lefts, k, None
     G = g.cumsum(2)

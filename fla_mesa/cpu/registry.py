@@ -69,8 +69,10 @@ def stand_in(original: Callable[..., Any], *, operation: str | None = None) -> C
 
 
 def stand_in_method(owner: type, name: str) -> Callable[[F], F]:
-    """Decorator: the function below answers calls of the method whose first tensor is on the CPU. Its parameters must be the
-    method's (checked by `install`)."""
+    """Decorator: the function below answers calls of the method whose first tensor is on the CPU.
+
+    Its parameters must be the method's (checked by `install`).
+    """
     original = getattr(owner, name)
 
     def collect(implementation: F) -> F:
@@ -191,8 +193,11 @@ def _unregister(backend_type: str, adopted: list[Callable[..., Any]]) -> None:
 
 
 def _unmarked(function: F) -> F:
-    """The function behind a plain one. fla's `dispatch` keeps its wrapper out of graphs by `torch.compiler.disable`; where the function has
-    been through that already, torch 2.10 looks for its mark, finds it on the wrapper too, and disables the function in place of it."""
+    """The function behind a plain one.
+
+    fla's `dispatch` keeps its wrapper out of graphs by `torch.compiler.disable`; where the function has
+    been through that already, torch 2.10 looks for its mark, finds it on the wrapper too, and disables the function in place of it.
+    """
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:

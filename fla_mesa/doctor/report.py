@@ -13,7 +13,7 @@ Findings = dict[str, list[dict[str, Any]]]  # by back end
 
 
 def verdict(findings: Sequence[dict[str, Any]]) -> str:
-    """ "right", "wrong: ..." with the first thing that was, or "not checked"."""
+    """The verdict: "right", "wrong: ..." with the first thing that was, or "not checked"."""
     for finding in findings:
         if finding["status"] in BAD:
             return f"wrong: {finding['check']} ({finding['subject']}): {finding['detail']}"

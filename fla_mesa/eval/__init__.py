@@ -1,5 +1,7 @@
-"""Evaluation: lm-eval with this package's models and tasks (``fla-mesa eval``), models side by side under one recipe (``fla-mesa
-compare``), and what test-time compute buys (``fla-mesa sweep``).
+"""Evaluation of checkpoints, and comparisons.
+
+``fla-mesa eval`` is lm-eval with this package's models and tasks, ``fla-mesa compare`` sets models side by side under one recipe, and
+``fla-mesa sweep`` shows what test-time compute buys.
 
     harness/        lm-eval: its flags, this package's model and tasks, several checkpoints side by side
     checkpoint.py   is this a checkpoint, and what is it? devices.py: is this device there?

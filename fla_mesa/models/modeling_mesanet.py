@@ -124,8 +124,11 @@ class MesaNetPreTrainedModel(FLAPreTrainedModel):
         return saved
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Normal weights of variance 1 / fan-in; 2 / N of that where they project back to the residual stream of N blocks, and
-        ``conv_init_scale`` of it in convolutions (or what a layer says of its own)."""
+        """Normal weights of variance 1 / fan-in.
+
+        2 / N of that where they project back to the residual stream of N blocks, and ``conv_init_scale`` of it in
+        convolutions (or what a layer says of its own).
+        """
         config = self.config
         if isinstance(module, nn.Embedding):
             nn.init.normal_(module.weight, std=config.initializer_range or config.hidden_size**-0.5)

@@ -37,7 +37,7 @@ UNSOLVED_LIMIT = 0.05
 
 
 def solver_figures(logs: dict[str, float]) -> str:
-    """ "9.2 iterations", and how many solves these were too few for, if any and if the back end says."""
+    """In words, "9.2 iterations", and how many solves these were too few for, if any and if the back end says."""
     share = logs.get("cg_unsolved") or 0.0
     return f"{logs['cg_iterations']:.1f} iterations" + (f" ({share:.1%} unsolved)" if share >= 5e-4 else "")
 

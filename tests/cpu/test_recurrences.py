@@ -337,8 +337,11 @@ def test_reverse(lengths):
 
 @pytest.mark.parametrize("steepest", [3.0, 40.0, 500.0])
 def test_steep_gates(steepest):
-    """Gates from 0 to exp(-500) a token, and gentle stretches between steep ones. The sum of the gates over a chunk is good to
-    float32's 6e-8 of itself, and so is every decay."""
+    """Gates from 0 to exp(-500) a token, and gentle stretches between steep ones.
+
+    The sum of the gates over a chunk is good to
+    float32's 6e-8 of itself, and so is every decay.
+    """
     q, k, v, b, h0 = tensors("q k v beta h0")
     g = -steepest * torch.rand(B, T, H) ** 4
     gk = -steepest * torch.rand(B, T, H, K) ** 4

@@ -213,8 +213,11 @@ def test_packed(name):
 
 
 def test_mesa_net():
-    """fla's kernels keep the solution in float16 and add 1e-5 to the denominators of the solver, at any dtype. Against float64 its
-    gradients are off by 6e-4 to 2.4e-3 here, those of the stand-in by what the inputs' rounding to float16 leaves."""
+    """fla's kernels keep the solution in float16 and add 1e-5 to the denominators of the solver, at any dtype.
+
+    Against float64 its
+    gradients are off by 6e-4 to 2.4e-3 here, those of the stand-in by what the inputs' rounding to float16 leaves.
+    """
     q, k, v, g, b = inputs("q k v g beta", f16)
     lamb = torch.rand(H, K).add(0.25).requires_grad_()
     args = [q, k, v, g, b, lamb]
@@ -361,8 +364,10 @@ def function_calls():
 
 
 def as_given(x, dtype):
-    """A copy (some functions write into their arguments) in the dtype of the test; vectors, which hold statistics and weights, and
-    tables of angles keep float32."""
+    """A copy (some functions write into their arguments) in the dtype of the test.
+
+    Vectors, which hold statistics and weights, and tables of angles keep float32.
+    """
     if not isinstance(x, torch.Tensor):
         return x
     return x.to(dtype) if x.is_floating_point() and x.ndim > 1 and dtype != x.dtype else x.clone()

@@ -29,7 +29,7 @@ def make_flags(text: Path | str, output_dir: Path, *more: object) -> list[str]:
 
 @pytest.fixture(scope="session")
 def flags():
-    """flags(data, output_dir, more...): a command line of `fla-mesa train`, 12 steps with a checkpoint every 4."""
+    """A function of data, output_dir and more flags: a command line of `fla-mesa train`, 12 steps with a checkpoint every 4."""
     return make_flags
 
 

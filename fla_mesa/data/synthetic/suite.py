@@ -94,6 +94,7 @@ class Suite:
             predictions: integer [n, >= L], rows in the order of `dataset(split)`; predictions[:, t] is the greedy next
                 token after reading position t. Columns beyond a row's length are ignored.
             data: what generate(split) returned, to spare a second generation.
+
         Returns:
             {"accuracy", "accuracy_stderr"} over all sequences, and "accuracy/<setting>" for each task where the split
             has several.
@@ -134,6 +135,7 @@ def get(spec: str) -> Suite:
     Args:
         spec: NAME or NAME:key=value,key=value. Keys are the fields of the task, the sizes `train`, `validation`,
             `test`, and `seed`. Without task fields 'mqar' is the paper's mixture of lengths; with any, a single setting.
+
     Raises:
         ValueError: unknown suite or key, or a value that the task does not allow.
     """

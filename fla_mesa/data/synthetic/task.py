@@ -72,9 +72,11 @@ class Task(ABC):
             split: 'train', 'validation' or 'test'.
             n: number of sequences, >= 1.
             seed: >= 0.
+
         Returns:
             {"input_ids": int64 [n, L], "labels": int64 [n, L]}, labels[t + 1] being the target of the logits at t and
             -100 where nothing is scored. RegBench adds "allowed".
+
         Raises:
             ValueError: an argument is not allowed, or the task has too few different sequences to fill the split.
         """
@@ -106,6 +108,7 @@ class Task(ABC):
             predictions: integer [n, L]; predictions[:, t] is the greedy next token after reading position t
                 (the argmax of the logits at t). The last column predicts nothing that is known.
             rows: what `generate` returned.
+
         Returns:
             (right, scored): boolean [n, L - 1] each; column t is about the target labels[:, t + 1].
         """

@@ -23,8 +23,10 @@ from fla_mesa.train.worker import Worker
 
 @command("compare")
 def main(argv: list[str]) -> int:
-    """Runs the command; returns its exit code: 0, 1 (no model could be trained, or the disk is full), 2 (wrong settings), 130 or 143
-    (stopped)."""
+    """Runs the command; returns its exit code.
+
+    0, 1 (no model could be trained, or the disk is full), 2 (wrong settings), 130 or 143 (stopped).
+    """
     return compare(parse(argv), ["fla-mesa", "compare", *plugins.flags(), *argv])[0]
 
 
