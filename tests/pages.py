@@ -6,6 +6,7 @@
 
 import functools
 import importlib.util
+import json
 import os
 import re
 import shlex
@@ -32,6 +33,7 @@ SHORT = {
     # What a plug-in brings is small already, but for a rule, on text.
     "train --plugin": f"{_STEPS} --size 1x32",
     "train --plugin my_rule.py": _TEXT,
+    "train --streaming": f"{_STEPS} --size 1x32 --seq_len 32 --held_out_tokens 256",
     "compare": f"{_TEXT} --seeds 1 --lr 3e-3",
     "compare --suite": f"{_SUITE} --models mesanet",
     "eval": "--limit 1 --batch_size 1 --metadata length=300 samples=2 text=text.txt --device cpu",
@@ -84,6 +86,8 @@ def kind(line: str) -> str:
     plugin = words[words.index("--plugin") + 1] if "--plugin" in words else ""
     if name in ("compare", "sweep") and "mqar" in line:
         return f"{name} --suite"
+    if "--streaming" in words:
+        return f"{name} --streaming"
     return next((key for key in (f"{name} --plugin {plugin}", f"{name} --plugin") if plugin and key in SHORT), name)
 
 
@@ -113,9 +117,12 @@ class Runner:
         lines = [line for page in pages for line in page.commands]
         self._makes = {output(line): line for line in reversed(lines)}  # the first of those that leave a folder
         self._said: dict[str, str | None] = {}
+        functions = [f"def f{n}(x):\n    return x + {n}\n\n" for n in range(400)]
         for name in ("text.txt", "my_text.txt"):
-            lines = "".join(f"def f{n}(x):\n    return x + {n}\n\n" for n in range(400))
-            (folder / name).write_text(lines)
+            (folder / name).write_text("".join(functions))
+        (folder / "books").mkdir()
+        lines = "".join(json.dumps({"text": text}) + "\n" for text in functions)
+        (folder / "books" / "part-0.jsonl").write_text(lines)
 
     def page(self, page: Page) -> dict[str, str]:
         """What failed of a page, and what it said; one that fails does not hide the others."""
