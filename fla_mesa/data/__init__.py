@@ -4,7 +4,7 @@
 `@register_source("name")`; a new synthetic task a file with a class under `@synthetic.register("name", ...)`.
 """
 
-from fla_mesa.data import synthetic
+from fla_mesa.data import regression, synthetic
 from fla_mesa.data.block_stream import BlockStream
 from fla_mesa.data.packing import Corpus, TokenBlocks, Tokens, tokenize
 from fla_mesa.data.request import DataRequest, Splits, Streaming
@@ -23,6 +23,7 @@ __all__ = [
     "byte_tokenizer",
     "load_data",
     "register_source",
+    "regression",
     "source_names",
     "synthetic",
     "tokenize",

@@ -53,6 +53,9 @@ class Splits:
 
     Rows of `train` and `validation` are `{"input_ids", "labels"}`, int64 `[<= seq_len]`; the model shifts the labels,
     and label -100 counts for nothing. Streamed, `train` is a `BlockStream`. `bytes_per_token` is None where the tokens stand for no text.
+
+    Where `features` is given, there are no tokens: rows are `{"features", "labels"}`, float32 `[seq_len, features]` and `[seq_len]`, and a
+    label is the target of its own position, under the squared error.
     """
 
     train: Dataset
@@ -62,6 +65,7 @@ class Splits:
     sha256: str
     tokenizer: PreTrainedTokenizerBase | None = None
     bytes_per_token: float | None = None
+    features: int | None = None
     facts: dict = field(default_factory=dict)
 
     @property

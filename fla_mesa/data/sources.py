@@ -9,7 +9,7 @@
 from collections.abc import Callable
 from typing import TypeVar
 
-from fla_mesa.data import synthetic
+from fla_mesa.data import regression, synthetic
 from fla_mesa.data.request import DataRequest, Splits
 from fla_mesa.data.synthetic.source import load as load_suite
 from fla_mesa.data.text import load_text
@@ -19,7 +19,7 @@ from fla_mesa.errors import UserError
 Loader = Callable[[DataRequest], Splits]
 Decorated = TypeVar("Decorated", bound=Loader)
 
-_REGISTERED: dict[str, Loader] = {}
+_REGISTERED: dict[str, Loader] = {regression.NAME: regression.load_regression}
 
 
 def register_source(name: str) -> Callable[[Decorated], Decorated]:

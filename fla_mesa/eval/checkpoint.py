@@ -21,6 +21,7 @@ from transformers import (
 )
 
 from fla_mesa.errors import UserError, mistakes_of
+from fla_mesa.models.regression import RegressionModel
 from fla_mesa.plugins import load_those_of
 
 ADAPTER_FILE = "adapter_config.json"
@@ -122,6 +123,10 @@ def load_model(path: str, dtype: Any = "auto") -> PreTrainedModel:
         OSError, ValueError, prefix=f"checkpoint {path!r}: "
     ):  # a hub that cannot be reached, settings out of range
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(path if base is None else base, dtype=dtype)
+    if isinstance(model, RegressionModel):
+        raise UserError(
+            f"checkpoint {path!r} reads vectors in place of tokens: fla-mesa compare measures it, and nothing else can"
+        )
     if base is not None:
         from peft import PeftModel  # pyright: ignore[reportMissingImports] (optional)
 

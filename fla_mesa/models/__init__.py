@@ -9,7 +9,7 @@ from transformers import (
     AutoModelForTokenClassification,
 )
 
-from fla_mesa.models import remote_code, xlstm  # noqa: F401 (they register themselves)
+from fla_mesa.models import regression, remote_code, xlstm  # noqa: F401 (they register themselves)
 from fla_mesa.models.configuration_matched import MatchedConfig
 from fla_mesa.models.configuration_mesanet import MesaNetConfig
 from fla_mesa.models.heads import (

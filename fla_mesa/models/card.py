@@ -131,7 +131,7 @@ def _training(metrics: Mapping[str, Any]) -> Iterable[str]:
     ]
     yield "\n".join(facts)
     yield "## Figures on held-out data"
-    rows = [[word, f"{metrics[key]:.4f}"] for key, word in _FIGURES.items() if metrics[key] is not None]
+    rows = [[word, f"{metrics[key]:.4f}"] for key, word in _figures(metrics).items()]
     rows += [
         [f"for scale: {name}, bits per byte", f"{bits:.3f}"] for name, bits in (metrics["yardsticks"] or {}).items()
     ]
@@ -140,15 +140,20 @@ def _training(metrics: Mapping[str, Any]) -> Iterable[str]:
     yield "Everything else is in `metrics.json`."
 
 
+def _figures(metrics: Mapping[str, Any]) -> dict[str, str]:
+    """Those that there are, and their names. What predicts numbers has no accuracy."""
+    of_vectors = {"loss": "mean squared error"} if metrics["accuracy"] is None else {}
+    return {key: word for key, word in (_FIGURES | of_vectors).items() if metrics[key] is not None}
+
+
 def _results(metrics: Mapping[str, Any]) -> list[EvalResult]:
     """For the card's metadata."""
     source = _source(metrics)
     kind = re.sub(r"[^\w.-]+", "-", source)
     results = []
-    for key, word in _FIGURES.items():
-        if metrics[key] is not None:
-            about: dict[str, Any] = {"task_type": "text-generation", "dataset_type": kind, "dataset_name": source}
-            results.append(EvalResult(**about, metric_type=key, metric_name=word, metric_value=metrics[key]))
+    for key, word in _figures(metrics).items():
+        about: dict[str, Any] = {"task_type": "text-generation", "dataset_type": kind, "dataset_name": source}
+        results.append(EvalResult(**about, metric_type=key, metric_name=word, metric_value=metrics[key]))
     return results
 
 

@@ -50,7 +50,10 @@ def summary(metrics: dict) -> str:
     """The figures of a run in a line, and what to hold them against in another."""
     bits, speed = metrics["bits_per_byte"], metrics["tokens_per_second"]
     parts = [f"validation loss {metrics['loss']:.4f}"]
-    parts.append(f"{bits:.4f} bits per byte" if bits is not None else f"accuracy {metrics['accuracy']:.4f}")
+    if bits is not None:
+        parts.append(f"{bits:.4f} bits per byte")
+    elif metrics["accuracy"] is not None:
+        parts.append(f"accuracy {metrics['accuracy']:.4f}")
     parts.append(f"{metrics['steps']} steps")
     if speed is not None:
         parts.append(f"{speed:,.0f} tokens/s")

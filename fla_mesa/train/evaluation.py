@@ -34,15 +34,32 @@ def row_sums(logits: torch.Tensor, labels: torch.Tensor, end_of_text: int | None
     return torch.stack([torch.cat(nats), torch.cat(right).float(), text.sum(1).float()], dim=1), predicted.sum(1)
 
 
+def squared_errors(predictions: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same where numbers are predicted.
+
+    Args:
+        predictions: `[B, T]`.
+        labels: `[B, T]`, each the target of its own position.
+
+    Returns:
+        float32 `[B, 3]`: squared errors, and zeros; int64 `[B]`: numbers predicted.
+    """
+    sums = (predictions.float() - labels.float()).square().sum(1)
+    zeros = torch.zeros_like(sums)
+    return torch.stack([sums, zeros, zeros], dim=1), torch.full_like(sums, labels.shape[1], dtype=torch.long)
+
+
 class ValidationFigures:
     """The `compute_metrics` of the Trainer: loss (nats a token), accuracy, and bits per byte where tokens stand for text.
+
+    Without tokens the loss is the mean squared error, and there is no accuracy.
 
     Bits per byte counts the bits of every predicted token, end-of-text tokens too, and divides by the UTF-8 bytes that
     the predicted tokens of text stand for: exact for bytes; for other tokenizers by the data's mean bytes a token.
     """
 
-    def __init__(self, bytes_per_token: float | None):
-        self.bytes_per_token = bytes_per_token
+    def __init__(self, bytes_per_token: float | None, of_tokens: bool = True):
+        self.bytes_per_token, self.of_tokens = bytes_per_token, of_tokens
         self._totals = torch.zeros(4, dtype=torch.float64)
 
     def __call__(self, rows: EvalPrediction, compute_result: bool = True) -> dict[str, float]:
@@ -53,7 +70,7 @@ class ValidationFigures:
             return {}
         nats, right, text, tokens = self._totals.tolist()
         self._totals.zero_()
-        figures = {"loss": nats / tokens, "accuracy": right / tokens}
+        figures = {"loss": nats / tokens} | ({"accuracy": right / tokens} if self.of_tokens else {})
         if self.bytes_per_token is not None:
             figures["bits_per_byte"] = nats / math.log(2) / (text * self.bytes_per_token)
         return figures

@@ -45,9 +45,10 @@ def collect(
 ) -> dict[str, Any]:
     """Everything that metrics.json holds. `final` are the figures on all validation data, `final_` before each name.
 
-    Losses are in nats a token, `tokens_per_second` is over all processes, without evaluations and checkpoints, and for
-    the steps since the last resume; None if there was none. `yardsticks` are in bits per byte. `solver` has the mean iterations of Mesa
-    layers on the validation data and the share of solves that ended above the tolerance, None where there are none or none is known.
+    Losses are in nats a token; or mean squared errors where there are no tokens, and then neither perplexity nor accuracy.
+    `tokens_per_second` is over all processes, without evaluations and checkpoints, and for the steps since the last resume; None if
+    there was none. `yardsticks` are in bits per byte. `solver` has the mean iterations of Mesa layers on the validation data and the share
+    of solves that ended above the tolerance, None where there are none or none is known.
     """
     curves, arguments = history(trainer), trainer.recipe
     speed = trainer.throughput.tokens_per_second(arguments.world_size)
@@ -56,10 +57,10 @@ def collect(
         "model": settings.model,
         "size": settings.size,
         "loss": final["final_loss"],
-        "perplexity": math.exp(final["final_loss"]),
+        "perplexity": math.exp(final["final_loss"]) if splits.features is None else None,
         "bits_per_byte": final.get("final_bits_per_byte"),
         "yardsticks": yardsticks(splits),
-        "accuracy": final["final_accuracy"],
+        "accuracy": final.get("final_accuracy"),
         "train_loss": curves["train"][-1][1] if curves["train"] else None,
         "tokens_per_second": speed,
         "steps": trainer.state.global_step,

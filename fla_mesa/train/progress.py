@@ -92,8 +92,9 @@ class Progress(TrainerCallback):
             )
         elif "eval_loss" in logs:
             bits = logs.get("eval_bits_per_byte")
-            more = f"accuracy {logs['eval_accuracy']:.4f}" if bits is None else f"{bits:.4f} bits per byte"
-            self._write(f"{where}  validation loss {logs['eval_loss']:.4f}  {more}")
+            more = f"  accuracy {logs['eval_accuracy']:.4f}" if "eval_accuracy" in logs else ""
+            more = more if bits is None else f"  {bits:.4f} bits per byte"
+            self._write(f"{where}  validation loss {logs['eval_loss']:.4f}{more}")
 
     def _warn_of_solver(self, logs, where: str, model) -> None:
         """Once, if too many solves end above their tolerance, with the settings that change it."""

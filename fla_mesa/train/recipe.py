@@ -17,6 +17,7 @@ from fla_mesa.errors import UserError, mistakes_of
 from fla_mesa.json_files import write_json
 from fla_mesa.models import zoo
 from fla_mesa.models.card import write_card
+from fla_mesa.models.regression import RegressionConfig
 from fla_mesa.models.remote_code import write_remote_code
 from fla_mesa.train import overrides, run_folder, sharding, stream
 from fla_mesa.train.interrupt import Interrupted, SignalStop, signals_to
@@ -54,7 +55,9 @@ def make_config(settings: RecipeSettings, splits: Splits | None) -> PreTrainedCo
         # model that knows of padding would not let it. Generation needs to know: `_make_trainer` says it afterwards.
         pad_token_id=None,
     )
-    return overrides.apply(config, settings.config_overrides) if settings.config_overrides else config
+    if settings.config_overrides:
+        config = overrides.apply(config, settings.config_overrides)
+    return RegressionConfig(splits.features, config) if splits is not None and splits.features is not None else config
 
 
 def data_request(settings: RecipeSettings, say: Callable[[str], None]) -> DataRequest:
@@ -216,7 +219,8 @@ def _find_checkpoint(output: Path, arguments: RecipeArguments, stored: dict | No
 def _check_best_metric(arguments: RecipeArguments, splits: Splits) -> None:
     """Raises UserError for a --metric_for_best_model that no evaluation gives; the Trainer would find out at the first."""
     name = arguments.metric_for_best_model
-    figures = ["loss", "accuracy"] + (["bits_per_byte"] if splits.bytes_per_token is not None else [])
+    figures = ["loss", "accuracy"] if splits.features is None else ["loss"]
+    figures += ["bits_per_byte"] if splits.bytes_per_token is not None else []
     if name is not None and name.removeprefix("eval_") not in figures:
         raise UserError(f"metric_for_best_model: allowed are {', '.join(figures)}; got {name!r}")
 
@@ -228,7 +232,7 @@ def _make_trainer(
     model = AutoModelForCausalLM.from_config(make_config(settings, splits))
     pad = splits.special_ids["pad_token_id"]
     model.config.pad_token_id = pad
-    if model.generation_config is not None:
+    if getattr(model, "generation_config", None) is not None:  # a model of vectors generates nothing
         model.generation_config.pad_token_id = pad
     count = parameter_counts(model)["parameters"]
     say(f"model: {settings.model} {settings.size}, {count:,} parameters")

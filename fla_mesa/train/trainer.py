@@ -16,7 +16,7 @@ from fla_mesa.data import Splits
 from fla_mesa.layers.convergence import Solves, counting, has_solver
 from fla_mesa.train import run_folder, stream
 from fla_mesa.train.decay import exempt_parameters
-from fla_mesa.train.evaluation import ValidationFigures, row_sums
+from fla_mesa.train.evaluation import ValidationFigures, row_sums, squared_errors
 from fla_mesa.train.progress import Progress, no_bars
 from fla_mesa.train.settings import RecipeArguments
 from fla_mesa.train.throughput import Throughput
@@ -49,7 +49,7 @@ class RecipeTrainer(Trainer):
             eval_dataset=eval_dataset,  # pyright: ignore[reportArgumentType]
             processing_class=splits.tokenizer,
             data_collator=default_data_collator,
-            compute_metrics=ValidationFigures(splits.bytes_per_token),
+            compute_metrics=ValidationFigures(splits.bytes_per_token, of_tokens=splits.features is None),
             callbacks=[self.throughput],
         )
         for shown_by_transformers in (ProgressCallback, PrinterCallback):
@@ -67,7 +67,7 @@ class RecipeTrainer(Trainer):
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
         """One forward and backward pass; its tokens are counted."""
-        self.throughput.add(inputs["input_ids"].numel())
+        self.throughput.add(inputs["labels"].numel())
         return super().training_step(model, inputs, num_items_in_batch)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
@@ -110,6 +110,8 @@ class RecipeTrainer(Trainer):
         labels = inputs.pop("labels")
         with torch.no_grad(), self.compute_loss_context_manager():
             logits = model(**inputs).logits
+        if labels.is_floating_point():
+            return None, *squared_errors(logits, labels)
         return None, *row_sums(logits, labels, self._end_of_text)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:

@@ -628,11 +628,11 @@ def test_a_real_child(tmp_path):
         (["--data", "mqar", "--seq_len", "32"], "seq_len: does not apply to --data mqar"),
         (
             ["--suite", "glue"],
-            "suite: allowed are text, mqar, mad, regbench, or a synthetic task; unknown synthetic suite 'glue'",
+            "suite: allowed are text, mqar, mad, regbench, regression, or a synthetic task; unknown synthetic suite 'glue'",
         ),
         (
             ["--suite", "mqar:pairs=3"],
-            "suite: allowed are text, mqar, mad, regbench, or a synthetic task; mqar: unknown setting 'pairs'",
+            "suite: allowed are text, mqar, mad, regbench, regression, or a synthetic task; mqar: unknown setting 'pairs'",
         ),
         (["--suite", "mad", "--data", "stdlib"], "suite, data: each says what to learn"),
         (["--models", "mesanet@max_cg=5"], "config_overrides: mesanet has no setting 'max_cg'"),

@@ -148,7 +148,7 @@ def get(spec: str) -> Suite:
     entry = REGISTRY[name]
     fields = {field.name for field in dataclasses.fields(entry.task)} - set(entry.fixed)
     sizes, parameters, seed = dict(zip(SPLITS, entry.sizes, strict=True)), {}, 0
-    given = _parse(name, settings)
+    given = parse_settings(name, settings)
     for key, value in given.items():
         if key in sizes:
             check_int(name, key, value, 1)
@@ -179,13 +179,13 @@ def merge_specs(base: str, over: str) -> str | None:
     base_name, over_name = (spec.partition(":")[0].replace("_", "-") for spec in (base, over))
     if base_name != over_name:
         return None
-    kept = {key: value for key, value in _parse(base_name, base.partition(":")[2]).items() if key not in SPLITS}
-    merged = kept | _parse(over_name, over.partition(":")[2])
+    kept = {key: value for key, value in parse_settings(base_name, base.partition(":")[2]).items() if key not in SPLITS}
+    merged = kept | parse_settings(over_name, over.partition(":")[2])
     settings = ",".join(f"{key}={_text(value)}" for key, value in merged.items())
     return get(f"{over_name}:{settings}").spec
 
 
-def _parse(name: str, settings: str) -> dict[str, Any]:
+def parse_settings(name: str, settings: str) -> dict[str, Any]:
     """'a=1,b=2.5,c=(4, 12),d=all' to a dictionary; a comma inside parentheses does not part settings."""
     parts, depth, current = [], 0, ""
     for character in settings:

@@ -9,13 +9,14 @@ Its name is its name in report.json; it appears in the tables, and finished runs
 
 from __future__ import annotations
 
+import functools
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
-from fla_mesa.eval.measure import quality, speed
+from fla_mesa.eval.measure import quality, speed, squared_error
 from fla_mesa.eval.measure.trained import Trained, Value, device
 from fla_mesa.layers.solver import Solver, mesa_layers
 
@@ -179,6 +180,36 @@ def loss_by_position(run: Trained) -> Value:
         return quality.loss_by_position(run.model, ids, labels, max(1, run.eval_batch // run.extrapolation)).curve
 
 
+# In-context regression: what is measured against the least error that can be expected
+
+
+def _errors(run: Trained) -> squared_error.Errors | None:
+    """On the test split."""
+    if run.regression is None:
+        return None
+    with run.precision():
+        return squared_error.measure(run.model, run.regression, run.eval_batch)
+
+
+@column("error over the optimum", change, better=LESS)
+def error_over_optimum(run: Trained) -> Value:
+    """The squared error that is not the optimum's own, as a share of that."""
+    found = _errors(run)
+    return None if found is None else float(found.excess.mean() / found.optimal.mean())
+
+
+@column("", digits(4))
+def squared_error_by_position(run: Trained) -> Value:
+    found = _errors(run)
+    return None if found is None else found.own.tolist()
+
+
+@column("", digits(4))
+def optimal_error_by_position(run: Trained) -> Value:
+    """Of the closed-form optimum on the same sequences."""
+    return None if run.regression is None else squared_error.optimal(run.regression).tolist()
+
+
 def _first_and_latest(keys: list[str], length: int) -> list[str]:
     return [keys[0], *(key for key in keys[1:] if int(key.partition("-")[2]) >= length // 2)]
 
@@ -199,7 +230,10 @@ def loss_in_ranges(run: Trained) -> Value:
 
 
 def _own_loss(run: Trained, solver: Solver | None = None) -> float:
-    """On a part of the validation data, perhaps with other settings of the solver."""
+    """On a part of the validation data, perhaps with other settings of the solver; of vectors, their squared error on the test data."""
+    if run.regression is not None:
+        with run.precision(), (solver or Solver()).on(run.model):
+            return float(squared_error.measure(run.model, run.regression, run.eval_batch).own.mean())
     ids, labels = run.validation(tokens=min(run.tokens, SOLVED))
     with run.precision(), (solver or Solver()).on(run.model):
         return quality.loss_by_position(run.model, ids, labels, run.eval_batch).mean
@@ -242,12 +276,23 @@ def not_converged(run: Trained) -> Value:
 # Speed and memory: measured anew in every comparison
 
 
+def of_tokens(function: Callable[[Trained], Value]) -> Callable[[Trained], Value]:
+    """A figure of models that read tokens, and of no other."""
+
+    @functools.wraps(function)
+    def figure(run: Trained) -> Value:
+        return function(run) if run.regression is None else None
+
+    return figure
+
+
 @column("training tokens/s", whole, better=MORE, measured=False, over_seeds="median", table="speed")
 def training_tokens_per_second(run: Trained) -> Value:
     return run.metrics.tokens_per_second
 
 
 @column("prefill tokens/s, batch {}", whole, better=MORE, over_seeds="first", table="speed")
+@of_tokens
 def prefill_tokens_per_second(run: Trained) -> Value:
     """Of prompts of the training length."""
     return {str(batch): _prefill_speed(run, batch) for batch in BATCHES}
@@ -261,6 +306,7 @@ def _prefill_speed(run: Trained, batch: int) -> float:
 
 
 @column("decode tokens/s, batch {}", whole, better=MORE, over_seeds="first", table="speed")
+@of_tokens
 def decode_tokens_per_second(run: Trained) -> Value:
     """After a prompt of the training length."""
     return {str(batch): _decoding_speed(run, batch) for batch in BATCHES}
@@ -273,6 +319,7 @@ def _decoding_speed(run: Trained, batch: int) -> float:
 
 
 @column("peak memory of a step", size, better=LESS, over_seeds="first", table="speed", fresh=True)
+@of_tokens
 def training_peak_bytes(run: Trained) -> Value:
     """Of the accelerator, or what the process grew by on a CPU."""
     with run.precision(), speed.peak_memory() as peak:
@@ -282,6 +329,7 @@ def training_peak_bytes(run: Trained) -> Value:
 
 
 @column("state at {}", size, better=LESS, over_seeds="first", table="speed")
+@of_tokens
 def state_bytes(run: Trained) -> Value:
     """What one sequence needs to be continued after so many tokens."""
     lengths = sorted({run.metrics.seq_len, run.extrapolation * run.metrics.seq_len})

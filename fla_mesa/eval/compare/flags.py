@@ -13,15 +13,18 @@ from typing import TypeVar
 import yaml
 from transformers import HfArgumentParser
 
-from fla_mesa.data import synthetic
+from fla_mesa.data import regression, synthetic
 from fla_mesa.errors import UserError
-from fla_mesa.eval.suites import SUITES
+from fla_mesa.eval.suites import SUITES as LEARNT
 from fla_mesa.models import zoo
 from fla_mesa.train import settings as training
 
 Number = TypeVar("Number", int, float)
 
 PRESETS = {path.stem: path for path in sorted((Path(__file__).parent / "presets").glob("*.yaml"))}
+
+# Beside those that `fla-mesa eval` asks for, too, what has no tokens.
+SUITES = {**LEARNT, regression.NAME: [regression.NAME, f"{regression.NAME}:drift=0.02"]}
 
 # Flags of `fla-mesa train` that a comparison sets itself, and what to say instead.
 _TAKEN = {
@@ -127,6 +130,9 @@ def tasks(suite: str) -> list[str]:
     """The sources that a suite is of."""
     if suite in SUITES:
         return SUITES[suite]
+    if suite.partition(":")[0] == regression.NAME:
+        regression.Regression.parse(suite)
+        return [suite]
     try:
         return [synthetic.get(suite).spec]
     except ValueError as error:

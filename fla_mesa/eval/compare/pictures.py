@@ -14,6 +14,7 @@ from fla_mesa.eval.compare.results import ModelResult
 from fla_mesa.eval.measure.trained import Trained
 
 POSITION, LOSS = "position in the context", "loss (nats a token)"
+OPTIMUM = "optimum"
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,12 @@ def pictures(models: Sequence[ModelResult], seq_len: int, baseline: str | None =
             _loss_difference(models, seq_len, baseline),
         ),
         Picture(
+            "error_by_position",
+            "Squared error by position",
+            f"Left: squared error by position, and that of the closed-form {OPTIMUM}, dashed. Right: what is above it, as a share of it.",
+            _error_by_position(models),
+        ),
+        Picture(
             "quality_speed",
             "Quality and speed",
             "Quality against speed in training and in decoding.",
@@ -99,8 +106,12 @@ def pictures(models: Sequence[ModelResult], seq_len: int, baseline: str | None =
 
 
 def judged_by(models: Sequence[ModelResult]) -> tuple[str, str, str]:
-    """What models are judged by, and its column and key: of text bits per byte, of a suite its own score."""
-    for label, name, key in (("validation bits per byte", "bits_per_byte", ""), ("test accuracy", "test", "accuracy")):
+    """What models are judged by, and its column and key: of text bits per byte, of a suite its own score, of regression the optimum."""
+    for label, name, key in (
+        ("validation bits per byte", "bits_per_byte", ""),
+        ("test accuracy", "test", "accuracy"),
+        ("error over the optimum", "error_over_optimum", ""),
+    ):
         if models and all(model.spread(name, key) is not None for model in models):
             return label, name, key
     return "validation accuracy", "accuracy", ""
@@ -142,7 +153,8 @@ def _loss_curves(models: Sequence[ModelResult]) -> list[Panel]:
         latest = [loss for line in lines.values() for loss in line.y[len(line.y) // 3 :]]
         margin = 0.08 * (max(latest) - min(latest)) or 0.1
         limits = (min(latest) - margin, max(latest) + 4 * margin)
-    return [Panel("step", f"validation {LOSS}", lines, limits=limits)]
+    of_vectors = any(model.curve("squared_error_by_position") is not None for model in models)
+    return [Panel("step", "validation squared error" if of_vectors else f"validation {LOSS}", lines, limits=limits)]
 
 
 View = Callable[
@@ -189,6 +201,24 @@ def _loss_difference(models: Sequence[ModelResult], seq_len: int, baseline: str 
         name = f"{what} less {baseline}'s (nats a token)"
         panels.append(Panel(POSITION, name, lines, log=True, mark=seq_len, limits=_within(lines, seq_len)))
     return panels
+
+
+def _error_by_position(models: Sequence[ModelResult]) -> list[Panel]:
+    """Of in-context regression."""
+    curves = {model.label: curve for model in models if (curve := model.curve("squared_error_by_position")) is not None}
+    optimum = next((curve for model in models if (curve := model.curve("optimal_error_by_position")) is not None), None)
+    if not curves or optimum is None:
+        return []
+    at = [float(position) for position in range(1, len(optimum) + 1)]
+    errors = {label: Line(at, curve) for label, curve in {**curves, OPTIMUM: optimum}.items()}
+    above = {
+        label: Line(at, [100 * (own / least - 1) for own, least in zip(curve, optimum, strict=True)])
+        for label, curve in curves.items()
+    }
+    return [
+        Panel(POSITION, "squared error", errors, log=True),
+        Panel(POSITION, f"above the {OPTIMUM} (%)", above, log=True),
+    ]
 
 
 def _within(lines: Mapping[str, Line], seq_len: int) -> tuple[float, float]:

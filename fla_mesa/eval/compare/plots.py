@@ -24,12 +24,17 @@ _STYLE: dict[Any, Any] = {"font.size": 9, "axes.spines.top": False, "axes.spines
 def look(label: str, labels: Sequence[str]) -> dict[str, Any]:
     """Colour and marker by the architecture's place in the zoo, so that they are the same in every comparison; MesaNet stands out.
 
+    What is no model but what they are held against is grey and dashed.
+
     Args:
         label: Of a model, "mesanet" or "mesanet@max_cg_step_training=5".
         labels: Of all models of the picture: those of one architecture differ in their dashes and markers.
     """
     architecture = label.partition("@")[0]
-    place = list(dict.fromkeys([*zoo.names("released"), *zoo.names("matched")])).index(architecture)
+    known = list(dict.fromkeys([*zoo.names("released"), *zoo.names("matched")]))
+    if architecture not in known:
+        return {"color": "#333333", "marker": "o", "linestyle": "--", "linewidth": 1.0, "zorder": 4}
+    place = known.index(architecture)
     turn = [other for other in labels if other.partition("@")[0] == architecture].index(label)
     mesa = architecture == "mesanet"
     return {
@@ -41,7 +46,7 @@ def look(label: str, labels: Sequence[str]) -> dict[str, Any]:
     }
 
 
-NAMES = ("loss_curves", "loss_by_position", "loss_difference", "quality_speed")
+NAMES = ("loss_curves", "loss_by_position", "loss_difference", "error_by_position", "quality_speed")
 
 
 def draw(pictures: Sequence[Picture], folder: Path) -> None:

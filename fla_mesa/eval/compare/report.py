@@ -24,7 +24,10 @@ _PARAMETRIZATIONS = {
 }
 # By kind of column: the heading of its table, and what is said below.
 _TABLES = {
-    "quality": ("Quality", "Losses are in nats a token. Positions from {seq_len} on are beyond the training length."),
+    "quality": (
+        "Quality",
+        "Losses are in nats a token, of regression squared errors. Positions from {seq_len} on are beyond the training length.",
+    ),
     "solver": (
         "Solver",
         "Of models with Mesa layers: how much the validation loss changes where nothing is solved (0 steps) and where everything is solved "

@@ -100,4 +100,6 @@ class _Runner:
 def _figure(metrics: Metrics) -> str:
     """A finished run in a few words."""
     bits = metrics.bits_per_byte
+    if metrics.accuracy is None:
+        return f"squared error {metrics.loss:.4f}"
     return f"{bits:.4f} bits per byte" if bits is not None else f"accuracy {metrics.accuracy:.4f}"

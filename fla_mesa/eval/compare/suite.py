@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from fla_mesa.eval.compare import pictures, plots
-from fla_mesa.eval.compare.columns import LESS, MORE, Spread, digits
+from fla_mesa.eval.compare.columns import COLUMNS, MORE, Spread, digits
 from fla_mesa.eval.compare.report import circumstances
 from fla_mesa.eval.compare.results import Report
 from fla_mesa.eval.compare.tables import Shown, Table
@@ -27,7 +27,7 @@ def write(reports: Sequence[Report], folder: Path) -> str:
     """
     plans = [report.plan for report in reports]
     tasks, sizes = (list(dict.fromkeys(of)) for of in ([p.settings.data for p in plans], [p.size for p in plans]))
-    label, found = "quality", {}
+    label, quality, found = "quality", [], {}
     for report in reports:
         name, *quality = pictures.judged_by(report.finished)
         label = name if report.finished else label
@@ -39,8 +39,9 @@ def write(reports: Sequence[Report], folder: Path) -> str:
         of_tasks = [found[head] for plan, head in each if plan.size == size]
         found["average" if len(sizes) == 1 else f"average, {size}"] = _averages(of_tasks)
     spreads = {head: {model: Spread.of(values) for model, values in of.items()} for head, of in found.items()}
-    better = LESS if "bits" in label else MORE
-    columns = [Shown(head, _of(values), digits(4), better) for head, values in spreads.items()]
+    of_column = COLUMNS.get(quality[0]) if quality else None
+    better, text = (MORE, digits(4)) if of_column is None else (of_column.better, of_column.text)
+    columns = [Shown(head, _of(values), text, better) for head, values in spreads.items()]
     models = reports[0].models
     table = Table.of(models, columns)
     varied = " and ".join(name for name, among in (("task", tasks), ("size", sizes)) if len(among) > 1)

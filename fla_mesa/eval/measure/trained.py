@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from fla_mesa.data import DataRequest, load_data, synthetic
+from fla_mesa.data import DataRequest, load_data, regression, synthetic
 from fla_mesa.eval.measure.quality import Rows
 from fla_mesa.json_files import Unreadable, read_json
 from fla_mesa.models import zoo  # noqa: F401 (registers every family of the zoo with transformers)
@@ -30,7 +30,7 @@ class Metrics:
     """What `fla-mesa train` left in metrics.json, as far as it is used here: see :func:`fla_mesa.train.metrics.collect`."""
 
     loss: float
-    accuracy: float
+    accuracy: float | None
     bits_per_byte: float | None
     tokens_per_second: float | None
     parameters: int
@@ -115,6 +115,12 @@ class Trained:
     def is_text(self) -> bool:
         """Whether it learnt text, of which longer blocks can be cut."""
         return self.metrics.bits_per_byte is not None
+
+    @cached_property
+    def regression(self) -> regression.Regression | None:
+        """The task of vectors that it learnt; None if it reads tokens."""
+        spec = self.metrics.data.get(regression.NAME)
+        return None if spec is None else regression.Regression.parse(spec)
 
     def validation(self, times: int = 1, tokens: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """Blocks of the validation data, evenly spread over it: ids and labels, int64 ``[N, times * T]``.
