@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from fla_mesa.errors import UserError, mistakes_of
-from fla_mesa.models.regression import RegressionModel
+from fla_mesa.models.regression import RegressionConfig
 from fla_mesa.plugins import load_those_of
 
 ADAPTER_FILE = "adapter_config.json"
@@ -37,7 +37,8 @@ def check_checkpoint(path: str) -> None:
     """Raise if a local path is not a checkpoint that transformers can load; names of a hub are left to transformers.
 
     Raises:
-        ValueError: There is no such directory, it lacks its configuration or weights, or no installed package knows its model_type.
+        ValueError: There is no such directory, it lacks its configuration or weights, no installed package knows its model_type, or it
+            reads no tokens.
     """
     if not looks_local(path):
         return
@@ -59,6 +60,10 @@ def check_checkpoint(path: str) -> None:
     except json.JSONDecodeError as error:
         raise UserError(f"{path!r} is no checkpoint: its config.json is not JSON ({error})") from error
     model_type = config.get("model_type") if isinstance(config, dict) else None
+    if model_type == RegressionConfig.model_type:
+        raise UserError(
+            f"checkpoint {path!r} reads vectors in place of tokens: fla-mesa compare measures it, and nothing else can"
+        )
     if model_type not in CONFIG_MAPPING and "auto_map" not in config:
         raise UserError(
             f"checkpoint {path!r} has the unknown model_type {model_type!r}: neither this package ('mesanet') nor flash-linear-attention "
@@ -123,10 +128,6 @@ def load_model(path: str, dtype: Any = "auto") -> PreTrainedModel:
         OSError, ValueError, prefix=f"checkpoint {path!r}: "
     ):  # a hub that cannot be reached, settings out of range
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(path if base is None else base, dtype=dtype)
-    if isinstance(model, RegressionModel):
-        raise UserError(
-            f"checkpoint {path!r} reads vectors in place of tokens: fla-mesa compare measures it, and nothing else can"
-        )
     if base is not None:
         from peft import PeftModel  # pyright: ignore[reportMissingImports] (optional)
 

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from fla_mesa.data.regression import Regression, features
-from fla_mesa.eval.checkpoint import load_model
+from fla_mesa.eval.checkpoint import check_checkpoint
 from fla_mesa.eval.compare import command as compare
 from fla_mesa.eval.compare.pictures import judged_by
 from fla_mesa.eval.measure import squared_error
@@ -118,7 +118,7 @@ def test_training_goes_on_bit_exactly(trained, tmp_path):
 
 def test_what_only_reads_tokens_refuses_its_checkpoint(trained):
     with pytest.raises(ValueError, match="reads vectors in place of tokens: fla-mesa compare measures it"):
-        load_model(str(trained))
+        check_checkpoint(str(trained))
 
 
 def test_compare_reports_the_error_over_the_optimum(tmp_path, here):
