@@ -32,8 +32,6 @@ from fla_mesa.ops.triton.plan import CHUNK
 from fla_mesa.testing import compiled as static
 from fla_mesa.testing.machine_code import cost, inside, iteration, machine_code
 
-STEPS = 2  # that a pass of our loop takes
-
 
 def table(archs: list[int], sizes: list[int]) -> list[str]:
     lines = [
@@ -45,7 +43,7 @@ def table(archs: list[int], sizes: list[int]) -> list[str]:
         for arch in archs:
             jobs = [*static.our_jobs(size, "bfloat16", arch), *static.fla_jobs(size, "bfloat16")]
             for job in jobs:
-                ours = job.name.startswith("solve")
+                ours = job.constants.get("PRECISION") == "fp16"
                 if not ours and not job.name.startswith("fla: CG"):
                     continue
                 for config in static.configurations(job, 90):
@@ -54,13 +52,12 @@ def table(archs: list[int], sizes: list[int]) -> list[str]:
                     compiled, use = static.compile_for(job, arch, config)
                     code, loops = machine_code(compiled.asm["cubin"])
                     a, b = iteration(code, loops, nested=ours)
-                    rows, steps = (job.constants["BR"], STEPS) if ours else (CHUNK, 1)
+                    rows = job.constants["BR"] * config.kwargs["MERGE"] if ours else CHUNK
                     step = cost(code[a : b + 1], config.num_warps, arch)
-                    cycles = [f"{n / (rows * steps):.1f}" for n in (step.instructions, step.shared, step.products)]
                     resident = round(use.occupancy * static.TARGETS[arch].warps_per_sm / config.num_warps)
                     lines.append(
-                        f"| {job.name} | {size} | sm_{arch} | {rows} | {static.describe(config)} | {resident} "
-                        f"| {use.spill_stores} | {' | '.join(cycles)} | {step.barriers / steps:g} |"
+                        f"| {job.name} | {size} | sm_{arch} | {rows} | {static.describe(config)} | {resident} | {use.spill_stores} "
+                        f"| {step.instructions / rows:.1f} | {step.shared / rows:.1f} | {step.products / rows:.1f} | {step.barriers} |"
                     )
                     print(lines[-1], file=sys.stderr, flush=True)
     return lines

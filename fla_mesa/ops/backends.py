@@ -36,10 +36,7 @@ class Backend(Protocol):
     """What the public functions call. Tensors come checked, with the shapes of these functions."""
 
     TOLERANCE: float | None
-    """The relative residual at which it stops where the caller names none; None if it always takes all of its steps.
-
-    A back end may have a ``TOLERANCE_16`` as well: the same over sequences whose inputs have 16 bits.
-    """
+    """The relative residual at which it stops where the caller names none; None if it always takes all of its steps."""
 
     def why_not(self, function: str, tensors: Tensors, *, max_steps: int, tolerance: float | None) -> str | None:
         """What keeps it from running this function ("chunk", "step" or "query") on these arguments by name, in words; None if nothing.
@@ -144,11 +141,6 @@ def choose_backend(
         reasons[candidate] = reason
     refused = "; ".join(f"backend={candidate!r} {reason}" for candidate, reason in reasons.items())
     raise ValueError(f"{refused}. Use backend='pytorch', which takes any device, dtype and size")
-
-
-def default_tolerance(backend: Backend, dtype: torch.dtype) -> float | None:
-    """Where this back end stops on sequences of inputs of this type."""
-    return getattr(backend, "TOLERANCE_16", backend.TOLERANCE) if dtype.itemsize == 2 else backend.TOLERANCE
 
 
 @functools.cache

@@ -7,7 +7,7 @@ from typing import Any, cast
 import torch
 from torch.autograd.function import once_differentiable
 
-from fla_mesa.ops.backends import Backend, choose_backend, default_tolerance
+from fla_mesa.ops.backends import Backend, choose_backend
 from fla_mesa.ops.checks import check_chunk
 from fla_mesa.ops.context_parallel import ContextLike, check_call, states_before
 from fla_mesa.ops.opaque import opaque
@@ -36,8 +36,8 @@ class _ChunkMesaNet(torch.autograd.Function):
                 (len(do) if ctx.options["cu_seqlens"] is None else len(ctx.options["cu_seqlens"]) - 1),
                 *k.shape[2:],
             )
-            dh_kk = dh_kv.new_zeros(N, H, K, K) if dh_kk is None else dh_kk
-            dh_kv = dh_kk.new_zeros(N, H, K, v.shape[-1]) if dh_kv is None else dh_kv
+            dh_kk = x.new_zeros(N, H, K, K) if dh_kk is None else dh_kk
+            dh_kv = x.new_zeros(N, H, K, v.shape[-1]) if dh_kv is None else dh_kv
         with torch.autocast(k.device.type, enabled=False):
             d = ctx.backend.chunk_backward(
                 k, v, g, beta, lamb, h_kk_init, h_kv_init, x, do, dh_kk, dh_kv, **ctx.options
@@ -77,8 +77,7 @@ def chunk_mesa_net(
     The systems are solved by conjugate gradients, those of a tile of positions together; the gradients by implicit
     differentiation, with a second solve. Both solves are invariant to the scale of their right-hand side. Everything inside is
     float32 (float64 for float64 inputs), whatever the dtype of the inputs, also under autocast; on "fla" q, k, the solutions and the
-    gradients of states are float16, and G bfloat16; on "triton", with inputs of 16 bits, the solutions, G and the gradients of states are
-    float16, each row or block over a power of two of its own.
+    gradients of states are float16, and G bfloat16.
 
     The solves start where the paper's does (its algorithm 1), at ``q / diag(H + diag(lamb))``, so that n steps are
     the paper's n where lamb is one number. Where lamb differs from channel to channel, it preconditions: steps differ from the paper's
@@ -103,8 +102,7 @@ def chunk_mesa_net(
         cu_seqlens_cpu: A copy of them on the CPU, which saves a synchronisation on GPUs.
         cg_tolerance: A system stops when ``||r|| <= cg_tolerance ||q||``, both in the norm weighted by ``1 / lamb``. (The paper's epsilon
             is relative to the residual of the start, in the plain norm.) None: what the back end does, which is to stop at 1e-4 or, on
-            "triton" with inputs of 16 bits, at 1e-3 or, on "fla", to take ``max_CG_iteration`` steps always. A number keeps "fla" from
-            being chosen.
+            "fla", to take ``max_CG_iteration`` steps always. A number keeps "fla" from being chosen.
         return_stats: Whether to return a :class:`~fla_mesa.ops.types.SolverStats` of the forward solve as well.
         backend: ``"pytorch"`` (any device); ``"fla"`` (fla's kernels, on GPUs: bfloat16 and float16, K = V from 16 to 128, all
             of its steps); ``"triton"`` (this package's, on GPUs); ``"exact"`` (every system solved densely, in float64, no steps);
@@ -160,7 +158,7 @@ def chunk_mesa_net(
         "cu_seqlens": cu_seqlens,
         "cu_seqlens_cpu": cu_seqlens_cpu,
         "max_steps": max_CG_iteration,
-        "tolerance": default_tolerance(chosen, k.dtype) if cg_tolerance is None else float(cg_tolerance),
+        "tolerance": chosen.TOLERANCE if cg_tolerance is None else float(cg_tolerance),
     }
     o, h_kk, h_kv, *stats = cast(
         "tuple[torch.Tensor, ...]", _ChunkMesaNet.apply(q, k, v, g, beta, lamb, h_kk_init, h_kv_init, chosen, options)

@@ -11,12 +11,12 @@ class SolverStats(NamedTuple):
     """How each position's linear system was solved.
 
     Attributes:
-        iterations: Conjugate-gradient steps spent, int32, ``[B, T, H]`` (``[B, H]`` for a decoding step). On "fla" all are
-            ``max_CG_iteration``.
+        iterations: Conjugate-gradient steps spent, int32, ``[B, T, H]`` (``[B, H]`` for a decoding step). Where the Triton kernels had to
+            solve a position a second time, in float32, those of the second time. On "fla" all are ``max_CG_iteration``.
         residual: Final relative residual ``||q - (H + diag(lamb)) x|| / ||q||``, float32, same shape, in the norm weighted by
-            ``1 / lamb`` (the plain norm where lamb is one number). On "pytorch" it is the one that the solver's recurrence carries, on
-            "triton" one computed anew, before the solution is rounded to 16 bits where it is; 0 where q is zero, NaN where the input was.
-            On "fla", whose kernels do not say, NaN everywhere.
+            ``1 / lamb`` (the plain norm where lamb is one number). It is the one that the solver's recurrence carries (in the Triton
+            kernels' rounds of float16, a recurrence of float32 from round to round); 0 where q is zero, NaN where the input was. On
+            "fla", whose kernels do not say, NaN everywhere.
     """
 
     iterations: torch.Tensor
@@ -27,7 +27,7 @@ class ChunkForward(NamedTuple):
     """Result of a back end's ``chunk_forward``."""
 
     o: torch.Tensor  # [B, T, H, V], dtype of v
-    x: torch.Tensor  # [B, T, H, K], the solution (H_t + diag(lamb))^-1 q_t, or whatever the back end's chunk_backward takes in its place
+    x: torch.Tensor  # [B, T, H, K], the solution (H_t + diag(lamb))^-1 q_t, float32 (float64 for float64 inputs)
     h_kk: torch.Tensor  # [N, H, K, K] after the last position
     h_kv: torch.Tensor  # [N, H, K, V]
     iterations: torch.Tensor  # [B, T, H] int32

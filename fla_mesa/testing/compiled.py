@@ -21,20 +21,14 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from fla_mesa.ops.gpu import Gpu
-from fla_mesa.ops.triton import (
-    TOLERANCE_16,
-    kernels_gradients,
-    kernels_precise,
-    kernels_solve,
-    kernels_states,
-    kernels_step,
-)
-from fla_mesa.ops.triton.launch import row_length, solve_blocks, state_blocks
+from fla_mesa.ops.triton import kernels_backward, kernels_forward, kernels_states, kernels_step
+from fla_mesa.ops.triton.chunks import state_blocks
+from fla_mesa.ops.triton.forward import output_block
 from fla_mesa.ops.triton.plan import (
     CHUNK,
     forward_positions_block,
     gradient_blocks,
-    make_plan,
+    make_stages,
     positions_block,
     power_of_two,
 )
@@ -127,8 +121,10 @@ def configurations(job: Job, arch: int) -> list[triton.Config]:
 
 
 def describe(config: triton.Config) -> str:
-    """Warps and stages."""
-    return f"{config.num_warps}, {config.num_stages}"
+    """Warps, stages and what else a configuration chooses."""
+    merged = ", tiles merged" if config.kwargs.get("MERGE") == 2 else ""
+    limit = f", at most {config.maxnreg} registers" if config.maxnreg else ""
+    return f"{config.num_warps}, {config.num_stages}{merged}{limit}"
 
 
 def compile_for(job: Job, arch: int, config: triton.Config) -> tuple[Any, Usage]:
@@ -149,7 +145,7 @@ def compile_for(job: Job, arch: int, config: triton.Config) -> tuple[Any, Usage]
         constexprs={(jit.arg_names.index(n),): value for n, value in constants.items()},
         attrs=aligned,
     )
-    options = {"num_warps": config.num_warps, "num_stages": config.num_stages}
+    options = {"num_warps": config.num_warps, "num_stages": config.num_stages, "maxnreg": config.maxnreg}
     # Triton calls ptxas itself, with its own choice of version and flags; what that call printed is what counts.
     with (
         knobs.compilation.scope(),
@@ -172,56 +168,54 @@ def compile_for(job: Job, arch: int, config: triton.Config) -> tuple[Any, Usage]
 
 
 def our_jobs(size: int, dtype: str, arch: int) -> Iterator[Job]:
-    """The kernels of this package for K = V = size, as their launchers call them at the default tolerance."""
-    kind, given = kind_of(arch), getattr(torch, dtype)
-    plan = make_plan(size, given, TOLERANCE_16, kind=kind)
-    kept, FINE = "*fp16" if plan.HALF else "*fp32", plan.FINE
-    types = dict.fromkeys(["q", "k", "v", "o", "do", "dk", "dv", "dq"], TYPES[dtype])
-    types |= dict.fromkeys(["x", "y", "h_kv", "dh_kk", "dh_kv"], kept)
-    floats = ["g", "beta", "lamb", "h_kk", "h_kk_init", "h_kv_init", "h_kk_final", "h_kv_final", "h_kk_new", "h_kv_new"]
-    floats += [
-        "dx",
-        "r",
-        "da",
-        "da_rows",
-        "dbeta",
-        "dlamb",
-        "inner",
-        "dh_kk_final",
-        "dh_kv_final",
-        "dh_kk_init",
-        "dh_kv_init",
-    ]
-    floats += ["residual", "scratch", "root", "h_kv_scale", "dh_kk_scale", "dh_kv_scale"]
-    types |= dict.fromkeys(floats, "*fp32") | {"iterations": "*i32"}
+    """The kernels of this package for K = V = size, as their launchers call them."""
+    stages = make_stages(size, kind=kind_of(arch))
+    given, f32, i32 = TYPES[dtype], "*fp32", "*i32"
+    inputs = {"q": given, "k": given, "v": given, "o": given, "do": given, "dk": given, "dv": given, "dq": given}
+    floats = ["g", "beta", "lamb", "h_kk", "h_kv", "h_kk_init", "h_kv_init", "h_kk_final", "h_kv_final", "h_kk_new"]
+    floats += ["h_kv_new", "x", "y", "dx", "da", "da_rows", "dbeta", "dlamb", "dh_kk", "dh_kv", "inner"]
+    floats += ["dh_kk_final", "dh_kv_final", "dh_kk_init", "dh_kv_init", "residual", "before", "scratch", "r"]
+    types = inputs | dict.fromkeys(floats, f32) | {"iterations": i32, "todo": i32, "left": i32}
     types |= {"T": "i32", "n_chunks": "i32", "size": "i32", "max_steps": "i32", "tolerance": "fp32"}
     sizes = {"H": HEADS, "K": size, "V": size, "cu_seqlens": None, "chunk_indices": None, "chunk_offsets": None}
-    sizes |= {"IS_VARLEN": False, "X": row_length(size, plan), "BT": CHUNK}
-    if not plan.HALF:
-        sizes |= {"root": None, "h_kv_scale": None, "dh_kk_scale": None, "dh_kv_scale": None}
-    blocks = sizes | state_blocks(size, size) | {"HAS_INIT": True, "HAS_DH_KK": True, "HAS_DH_KV": True}
-    solve, back = blocks | solve_blocks(size, size, plan), "bf16x3" if plan.HALF else FINE
-    forward, backward = (
-        (kernels_solve.solve_output_kernel, kernels_solve.solve_backward_kernel)
-        if plan.HALF
-        else (kernels_precise.precise_output_kernel, kernels_precise.precise_backward_kernel)
+    sizes |= {"IS_VARLEN": False}
+    solves = []
+    for stage, plan in enumerate(stages):
+        last = plan is stages[-1]
+        solve = sizes | plan._asdict() | {"AGAIN": stage > 0, "NEXT": 0 if last else stages[stage + 1].BR}
+        solves.append(solve | ({} if stage else {"todo": None, "before": None}))
+    FINE = stages[0].FINE
+    states = (
+        sizes
+        | state_blocks(size, size)
+        | {
+            "BT": CHUNK,
+            "BP": forward_positions_block(kind_of(arch), getattr(torch, dtype)),
+            "PRECISION": FINE,
+            "HAS_INIT": True,
+        }
     )
-    states = blocks | {"BP": forward_positions_block(kind, given), "PRECISION": FINE}
     yield Job("chunk states", kernels_states.states_kernel, types, states)
-    yield Job("solve + output", forward, types, solve)
-    yield Job("solve, backward", backward, types, solve)
-    states = blocks | {"BP": positions_block(kind), "PRECISION": back}
-    yield Job("chunk states, backward", kernels_states.states_backward_kernel, types, states)
-    gradients = blocks | gradient_blocks(size, size, given, FINE)
-    yield Job("keys and values, backward", kernels_gradients.keys_values_backward_kernel, types, gradients)
+    for solve in solves:
+        rest = " of the rest" if solve["AGAIN"] else ""
+        forward = solve | {"BV": output_block(size, solve["AGAIN"])} | ({"r": None} if solve["RESIDENT"] else {})
+        yield Job(f"solve + output{rest}", kernels_forward.solve_output_kernel, types, forward)
+        backward = solve | {"BE": min(solve["BK"], 64)}
+        yield Job(f"solve{rest}, backward", kernels_backward.solve_backward_kernel, types, backward)
+    yield Job(
+        "chunk states, backward", kernels_states.states_backward_kernel, types,
+        states | {"BP": positions_block(kind_of(arch)), "HAS_DH_KK": True, "HAS_DH_KV": True},
+    )  # fmt: skip
+    yield Job(
+        "keys and values, backward", kernels_backward.keys_values_backward_kernel, types,
+        sizes
+        | {"BT": CHUNK}
+        | gradient_blocks(size, size, getattr(torch, dtype), FINE)
+        | ({"dq": None} if dtype == "float32" else {}),
+    )  # fmt: skip
     resident = power_of_two(size) <= 128
     step = sizes | {"BK": power_of_two(size), "BV": min(power_of_two(size), 64), "BD": 32, "RESIDENT": resident}
-    yield Job(
-        "decoding step",
-        kernels_step.step_kernel,
-        types | {"h_kv": "*fp32"},
-        step | ({"scratch": None} if resident else {}),
-    )
+    yield Job("decoding step", kernels_step.step_kernel, types, step | ({"scratch": None} if resident else {}))
 
 
 def fla_jobs(size: int, dtype: str) -> Iterator[Job]:

@@ -10,8 +10,8 @@ from fla_mesa import interpreter
 from fla_mesa.ops import chunk_mesa_net, mesa_net_decoding_one_step, triton
 from fla_mesa.ops.backends import choose_backend
 from fla_mesa.ops.gpu import Gpu
-from fla_mesa.ops.triton import kernels_solve, launch
-from fla_mesa.ops.triton.plan import make_plan
+from fla_mesa.ops.triton import backward, forward, kernels_backward, kernels_forward, kernels_rounds
+from fla_mesa.ops.triton.plan import make_plan, make_stages
 from fla_mesa.testing.cases import (
     INPUTS,
     OUTPUTS,
@@ -33,7 +33,6 @@ SMALL_HERE = {name: case if case.lengths else dataclasses.replace(case, H=1) for
 
 
 op = functools.partial(chunk_mesa_net, backend="triton", max_CG_iteration=64)
-by_pytorch = functools.partial(chunk_mesa_net, backend="pytorch", max_CG_iteration=64)
 
 
 @pytest.mark.parametrize("name", SHORT)
@@ -49,13 +48,12 @@ def test_shapes(name):
     assert max(worst.values()) <= 5e-6, worst
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_scaling_the_upstream_gradient_scales_the_gradients(dtype):
+def test_scaling_the_upstream_gradient_scales_the_gradients():
     # By powers of two, so that the scaling itself does not round.
     case = Case(T=70, H=1, K=16, V=16)
-    one = run(op, case, dtype)
+    one = run(op, case)
     for exponent in (-90, 90):
-        scaled = run(op, case, dtype, scale=2.0**exponent)
+        scaled = run(op, case, scale=2.0**exponent)
         for name in one:
             assert relative_error(scaled[name], one[name]) < 1e-6, name
 
@@ -67,36 +65,14 @@ def test_large_heads(K, V):
     assert max(worst.values()) <= 5e-6, worst
 
 
-def at_most_twice(case, dtype, **options):
-    """The errors of the PyTorch back end on the same inputs, at the same tolerance."""
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_sixteen_bits_cost_at_most_twice_the_error_of_the_pytorch_back_end(dtype):
+    case = Case(T=90, H=1, K=32, V=32)
     want = truth(case, dtype)
-    with interpreter.rounded_dots():
-        ours = errors(run(op, case, dtype, **options), want)
-    theirs = errors(run(by_pytorch, case, dtype, **options), want)
+    ours = errors(run(op, case, dtype), want)
+    theirs = errors(run(functools.partial(chunk_mesa_net, backend="pytorch", max_CG_iteration=64), case, dtype), want)
     for name in want:
         assert ours[name] <= 2 * theirs[name] + 1e-6, (name, ours[name], theirs[name])
-
-
-@pytest.mark.parametrize("name", SHORT)
-@pytest.mark.parametrize("scale", [1.0, 2.0**-40])
-def test_sixteen_bits_cost_at_most_twice_the_error_of_the_pytorch_back_end(name, scale):
-    at_most_twice(SHORT[name], torch.bfloat16, cg_tolerance=1e-3, scale=scale)
-
-
-@pytest.mark.parametrize("tolerance", [1e-3, 1e-5])
-def test_float16_inputs_and_small_tolerances_of_16_bits_likewise(tolerance):
-    at_most_twice(Case(T=90, H=1, K=32, V=32), torch.float16, cg_tolerance=tolerance)
-
-
-@pytest.mark.parametrize("name", [name for name in SMALL_HERE if name != "one position"])
-def test_shapes_of_sixteen_bits(name):
-    at_most_twice(SMALL_HERE[name], torch.bfloat16, cg_tolerance=1e-3)
-
-
-@pytest.mark.parametrize(("K", "V"), [(128, 128), (128, 200), (16, 128)])
-def test_blocks_of_states_of_sixteen_bits(K, V):
-    """Several to a state, each over a power of two of its own."""
-    at_most_twice(Case(T=70, H=1, K=K, V=V), torch.bfloat16, cg_tolerance=1e-3)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -118,142 +94,153 @@ def test_the_l2_norm_is_that_of_the_pytorch_back_end(dtype):
 
 @pytest.mark.parametrize("PRECISION", ["bf16x3", "tf32"])
 def test_refinement_mends_products_in_low_precision(PRECISION):
-    """Products rounded as tensor cores round them: the residual is reached all the same."""
+    """Products rounded as tensor cores round them: the residual is reached all the same, and not without refinement."""
     case = Case(T=40, H=1, K=64, V=16, mean=1.0, gates=(1.0, 1.0))
     x = {name: value.detach() for name, value in draw(case).items()}
-    plan = make_plan(64, torch.float32, 1e-6)._replace(PRECISION=PRECISION)
+    want = truth(case)["o"]
+    worst = {}
     with interpreter.rounded_dots():
-        out = triton.chunk_forward(
-            *x.values(), cu_seqlens=None, cu_seqlens_cpu=None, max_steps=100, tolerance=1e-6, plan=plan
-        )
-    assert relative_error(out.o, truth(case)["o"]) < 1.5e-6 and out.residual.max() <= 1e-6
+        for REFINE in (True, False):
+            out = triton.chunk_forward(
+                *x.values(), cu_seqlens=None, cu_seqlens_cpu=None, max_steps=100, tolerance=1e-6,
+                stages=(make_plan(64, PRECISION=PRECISION, REFINE=REFINE),),
+            )  # fmt: skip
+            worst[REFINE] = relative_error(out.o, want)
+            assert (out.residual.max() <= 1e-6) == REFINE
+    assert worst[True] < min(1.5e-6, worst[False])
 
 
-OPTIONS = {"cu_seqlens": None, "cu_seqlens_cpu": None, "max_steps": 100, "tolerance": 1e-3}
-
-
-def drawn(case, dtype=torch.bfloat16):
-    return {name: value.detach() for name, value in draw(case, dtype).items()}
+OPTIONS = {"cu_seqlens": None, "cu_seqlens_cpu": None, "max_steps": 100, "tolerance": 1e-4}
 
 
 @pytest.mark.parametrize("capability", [(8, 0), (9, 0)])
-def test_a_round_of_float16_is_enough_for_most_tiles(capability, monkeypatch):
-    """In as many steps as the float32 iteration but three, of which two are for ending well below the tolerance."""
-    case = Case(T=128, H=1, K=64, V=16, mean=0.35)
-    x = drawn(case)
-    rounds, apply_halves = [], kernels_solve.apply_halves
-    monkeypatch.setattr(kernels_solve, "apply_halves", lambda *a: rounds.append(0) or apply_halves(*a))
-    half, precise = (make_plan(64, torch.bfloat16, t, kind=Gpu("nvidia", capability)) for t in (1e-3, 1e-6))
-    assert half.HALF and not precise.HALF
+@pytest.mark.parametrize("tolerance", [1e-4, 1e-6])
+def test_rounds_of_float16_leave_nothing_to_the_float32_iteration(capability, tolerance, monkeypatch):
+    """In as many steps but two, in one round for each factor of 256 and one more, after the start; errors are what the residuals say."""
+    case = Case(T=64, H=1, K=64, V=16, mean=0.35, spread=1.0)
+    x = {name: value.detach() for name, value in draw(case).items()}
+    rounds, apply_halves = [], kernels_rounds.apply_halves
+    monkeypatch.setattr(kernels_rounds, "apply_halves", lambda *a: rounds.append(0) or apply_halves(*a))
+    options = OPTIONS | {"tolerance": tolerance}
+    first, precise = make_stages(64, kind=Gpu("nvidia", capability))
     with interpreter.rounded_dots():
-        want = triton.chunk_forward(*x.values(), plan=precise, **OPTIONS)
-        out = triton.chunk_forward(*x.values(), plan=half, **OPTIONS)
-    tiles = case.T // half.BR
-    assert tiles <= len(rounds) <= 2 * tiles
-    assert out.residual.max() <= 1e-3
-    assert (out.iterations - want.iterations).max() <= 3
-    assert relative_error(out.o, truth(case, torch.bfloat16)["o"]) < 2.2e-3
+        want = triton.chunk_forward(*x.values(), stages=(precise,), **options)
+        out = triton.chunk_forward(*x.values(), stages=(first,), **options)
+    assert len(rounds) <= (64 // first.BR) * (1 + (2 if tolerance == 1e-4 else 3))
+    assert out.residual.max() <= tolerance
+    assert (out.iterations - want.iterations).max() <= 2
+    error, usual = (relative_error(y.o, truth(case)["o"]) / y.residual.square().mean().sqrt() for y in (out, want))
+    assert error <= 1.2 * usual
 
 
-def test_no_step_is_the_paper_s_start():
-    case = Case(T=70, H=1, K=32, V=16, spread=1.0)
-    x = drawn(case)
-    with interpreter.rounded_dots():
-        o, *_, stats = chunk_mesa_net(**x, max_CG_iteration=0, cg_tolerance=1e-3, return_stats=True, backend="triton")
-    want = chunk_mesa_net(**x, max_CG_iteration=0, return_stats=True, backend="pytorch")
-    assert relative_error(o, want[0]) < 4e-3 and stats.iterations.max() == 0
-    torch.testing.assert_close(stats.residual, want[3].residual, rtol=2e-2, atol=2e-3)
-
-
-@pytest.mark.parametrize("large", ["state", "keys"])
-def test_what_float16_cannot_solve_is_said(large):
-    """States indefinite when rounded to 11 bits, keys of hundreds: finite, and no row below the tolerance is wrong."""
+@pytest.mark.parametrize("large", ["state", "keys", "beta"])
+def test_what_float16_cannot_solve_the_float32_iteration_does(large):
+    """States indefinite when rounded to 11 bits, weights beyond 65,504: to the bit as without rounds, and only there."""
     case, at = Case(T=70, H=1, K=32, V=16, gates=(1.0, 1.0)), 20
-    x = drawn(case)
+    x = {name: value.detach() for name, value in draw(case).items()}
     x["lamb"] = torch.full_like(x["lamb"], 0.25)
-    clean = {name: value.clone() for name, value in x.items()}
     if large == "state":
         at = 0
-        x["h_kk_init"] = 4e3 * (x["k"][:, 0, :, :, None] * x["k"][:, 0, :, None, :]).float()
-    else:
+        x["h_kk_init"] = 4e3 * x["k"][:, 0, :, :, None] * x["k"][:, 0, :, None, :]
+    elif large == "keys":
         x["k"][:, at:40] *= 300
+    else:
+        x["beta"][:, at:40] = 1e5
+    first, precise = make_stages(case.K)
     with interpreter.rounded_dots():
-        out = triton.chunk_forward(*x.values(), **OPTIONS)
-        untouched = triton.chunk_forward(*clean.values(), **OPTIONS)
-    assert torch.isfinite(out.o).all() and torch.isfinite(out.residual).all()
-    assert torch.equal(out.o[:, :at], untouched.o[:, :at])
-    want = run_truth({name: value.double() for name, value in x.items()}, None)[0]
-    error = (out.o.double() - want).norm(dim=-1) / want.norm(dim=-1)
-    assert (out.residual > 1e-3).any() and (error[out.residual <= 1e-3] < 2e-2).all()
+        rounds = triton.chunk_forward(*x.values(), stages=(first,), **OPTIONS)
+        iteration = triton.chunk_forward(*x.values(), stages=(precise,), **OPTIONS)
+        both = triton.chunk_forward(*x.values(), **OPTIONS)
+    left = ~(rounds.residual <= 1e-4)
+    assert left[:, at:].any() and not left[:, :at].any()
+    for name in ("o", "x", "iterations", "residual"):
+        a, b, c = (getattr(out, name) for out in (both, rounds, iteration))
+        assert torch.equal(a[left], c[left]) and torch.equal(a[~left], b[~left]), name
 
 
 def test_the_residual_is_the_true_one_where_a_key_repeats():
     """Against H_t in float64, one key for hundreds of positions: what a residual of rounded states would hide."""
     case = Case(T=64, H=1, K=64, V=16, gates=(0.99, 0.99))
-    x = drawn(case)
+    x = {name: value.detach() for name, value in draw(case).items()}
     x["k"] = x["k"][:, :1].expand_as(x["k"]).contiguous()
     x["lamb"] = torch.full_like(x["lamb"], 0.25)
-    x["h_kk_init"] = 100 * (x["k"][:, 0, :, :, None] * x["k"][:, 0, :, None, :]).float()
+    x["h_kk_init"] = 100 * x["k"][:, 0, :, :, None] * x["k"][:, 0, :, None, :]
     with interpreter.rounded_dots():
-        out = triton.chunk_forward(*x.values(), **OPTIONS)
+        out = triton.chunk_forward(*x.values(), stages=make_stages(case.K)[:1], **OPTIONS)
     q, k, beta, gate = (x[n][:, :, 0].double() for n in ("q", "k", "beta", "g"))
     H, lamb = x["h_kk_init"][0, 0].double(), x["lamb"][0].double()
-    solutions = out.x[0, :, 0, : case.K].double() * 2.0 ** out.x[0, :, 0, case.K :][:, :1].double()
     for t in range(case.T):
         H = gate[0, t].exp() * H + beta[0, t] * k[0, t, :, None] * k[0, t]
-        y = solutions[t]
+        y = out.x[0, t, 0].double()
         true = (q[0, t] - H @ y - lamb * y).norm() / q[0, t].norm()
-        # The solution is rounded to 16 bits after the residual is computed.
-        rounding = 2.0**-12 * (H.abs() @ y.abs() + lamb * y.abs()).norm() / q[0, t].norm()
-        assert true <= 1.1 * float(out.residual[0, t, 0]) + rounding, t
+        assert true <= 1.1 * max(float(out.residual[0, t, 0]), 1e-4), t
+
+
+def test_gradients_of_rows_that_float16_cannot_solve():
+    """Both stages have rows in the same chunks, and their parts of the gradient of lamb add up."""
+    case = Case(T=70, H=1, K=32, V=16, gates=(0.97, 0.97))
+    x = {name: value.detach() for name, value in draw(case).items()}
+    x["lamb"] = torch.full_like(x["lamb"], 0.25)
+    x["h_kk_init"] = 1e3 * x["k"][:, 0, :, :, None] * x["k"][:, 0, :, None, :]
+    with interpreter.rounded_dots():
+        rounds = triton.chunk_forward(*x.values(), stages=make_stages(case.K)[:1], **OPTIONS)
+        left = ~(rounds.residual <= 1e-4)
+        assert left[:, :64].any() and not left[:, :64].all()
+        leaves = {name: value.clone().requires_grad_() for name, value in x.items()}
+        exact = {name: value.double().requires_grad_() for name, value in x.items()}
+        *got, stats = op(**leaves, output_final_state=True, return_stats=True)
+        want = run_truth(exact, None)
+        weights = [torch.randn_like(w) for w in want]
+        gradients = torch.autograd.grad(got, list(leaves.values()), [w.float() for w in weights])
+    assert stats.residual.max() <= 1e-4
+    for a, b in zip(got, want, strict=True):
+        assert relative_error(a, b) < 1e-3
+    for name, a, b in zip(leaves, gradients, torch.autograd.grad(want, list(exact.values()), weights), strict=True):
+        assert relative_error(a, b) < 1e-3, name
 
 
 class Thrice:
-    """A kernel as autotuning launches it: again and again on the same memory."""
+    """A kernel as autotuning launches it: again and again on the same memory, but for what it sets to zero."""
 
     def __init__(self, kernel):
         self.kernel = kernel
 
     def __getitem__(self, grid):
-        def launched(**arguments):
+        def launch(**arguments):
             for _ in range(3):
+                arguments["left"].zero_()
                 self.kernel[grid](**arguments)
 
-        return launched
+        return launch
 
 
 def test_kernels_that_run_again_give_the_same(monkeypatch):
-    """With rows that take several rounds, which read what the rounds before have written."""
+    """With rows that the second stage solves, and some that it leaves as well."""
     case = Case(T=70, H=2, K=32, V=16, gates=(0.97, 0.97))
-    x = drawn(case)
+    x = {name: value.detach() for name, value in draw(case).items()}
     x["lamb"] = torch.full_like(x["lamb"], 0.25)
-    x["h_kk_init"] = 3e2 * (x["k"][:, 0, :, :, None] * x["k"][:, 0, :, None, :]).float()
+    x["h_kk_init"] = 2e3 * x["k"][:, 0, :, :, None] * x["k"][:, 0, :, None, :]
     do, dh_kk, dh_kv = (w.float() for w in upstream(case))
-    rounds, apply_halves = [], kernels_solve.apply_halves
 
     def both_ways():
         out = triton.chunk_forward(*x.values(), **OPTIONS)
-        gradients = triton.chunk_backward(*list(x.values())[1:], out.x, do.bfloat16(), dh_kk, dh_kv, **OPTIONS)
-        return out._replace(x=out.x[..., : case.K + 1]), gradients
+        return out, triton.chunk_backward(*list(x.values())[1:], out.x, do, dh_kk, dh_kv, **OPTIONS)
 
     with interpreter.rounded_dots():
-        with monkeypatch.context() as patch:
-            patch.setattr(kernels_solve, "apply_halves", lambda *a: rounds.append(0) or apply_halves(*a))
-            once = both_ways()
-        assert len(rounds) > 2 * 2 * 2  # two chunks of two heads, both ways
-        for name in ("solve_output_kernel", "solve_backward_kernel"):
-            monkeypatch.setattr(launch, name, Thrice(getattr(kernels_solve, name)))
+        once = both_ways()
+        assert (once[0].residual > 1e-4).any()
+        monkeypatch.setattr(forward, "solve_output_kernel", Thrice(kernels_forward.solve_output_kernel))
+        monkeypatch.setattr(backward, "solve_backward_kernel", Thrice(kernels_backward.solve_backward_kernel))
         again = both_ways()
     for part, want in zip(again, once, strict=True):
         for name, a, b in zip(want._fields, part, want, strict=True):
             assert torch.equal(a, b), name
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_no_row_depends_on_what_later_ones_need(dtype):
-    """Some of a tile solve in more steps and rounds than others: to the bit, their neighbours do not notice."""
+def test_no_row_depends_on_what_later_ones_need():
+    """Some of a tile solve in more steps and in higher precision than others: to the bit, their neighbours do not notice."""
     case = Case(T=60, H=1, K=64, V=16, mean=0.35, spread=1.0)
-    x = drawn(case, dtype)
+    x = {name: value.detach() for name, value in draw(case).items()}
     out = triton.chunk_forward(*x.values(), **OPTIONS)
     x["k"][:, 45:] *= 30
     x["v"][:, 45:] += 1
@@ -266,7 +253,8 @@ def test_blocks_as_on_a_gpu():
     """The interpreter reads larger blocks than a GPU does; here it reads the same."""
     case = Case(T=100, H=1, K=64, V=32)
     x = {name: value.detach() for name, value in draw(case).items()}
-    options = OPTIONS | {"tolerance": 1e-6, "plan": make_plan(64, torch.float32, 1e-6)._replace(BS=16)}
+    stages = tuple(plan._replace(BS=16, BD=16) for plan in make_stages(64))
+    options = OPTIONS | {"tolerance": 1e-6, "stages": stages}
     out = triton.chunk_forward(*x.values(), **options)
     want = truth(case)
     assert relative_error(out.o, want["o"]) < 5e-6
@@ -274,6 +262,39 @@ def test_blocks_as_on_a_gpu():
     got = triton.chunk_backward(*list(x.values())[1:], out.x, do, dh_kk, dh_kv, **options)
     for name, gradient in zip(INPUTS, got, strict=True):
         assert relative_error(gradient, want[f"d{name}"]) < 5e-6, name
+
+
+def merged(kernel):
+    """The autotuner under a kernel's decorators, choosing among merged tiles alone."""
+    while not hasattr(kernel, "configs"):
+        kernel = kernel.fn
+    return kernel, [config for config in kernel.configs if config.kwargs["MERGE"] == 2]
+
+
+def test_merged_tiles_and_what_autotuning_left(monkeypatch):
+    """At K = 128 autotuning may solve two tiles as one: the same results, whatever it wrote where it tried them apart."""
+    case = Case(T=100, H=1, K=128, V=16)
+    x = {name: value.detach() for name, value in draw(case).items()}
+    do, dh_kk, dh_kv = (w.float() for w in upstream(case))
+    apart = triton.chunk_forward(*x.values(), **OPTIONS)
+    apart_gradients = triton.chunk_backward(*list(x.values())[1:], apart.x, do, dh_kk, dh_kv, **OPTIONS)
+    for kernel in (kernels_forward.solve_output_kernel, kernels_backward.solve_backward_kernel):
+        tuner, configs = merged(kernel)
+        prune = tuner.early_config_prune
+        monkeypatch.setattr(
+            tuner,
+            "early_config_prune",
+            lambda c, n, prune=prune, configs=configs, **a: prune(c, n, **a) if (n | a)["AGAIN"] else configs[:1],
+        )
+        tuner.cache.clear()
+    new_zeros = torch.Tensor.new_zeros
+    monkeypatch.setattr(torch.Tensor, "new_zeros", lambda *a, **o: new_zeros(*a, **o) + 7)
+    one_stage = OPTIONS | {"stages": make_stages(128)[:1]}
+    together = triton.chunk_forward(*x.values(), **one_stage)
+    gradients = triton.chunk_backward(*list(x.values())[1:], together.x, do, dh_kk, dh_kv, **one_stage)
+    assert relative_error(together.o, apart.o) < 1e-4
+    for name, a, b in zip(INPUTS, gradients, apart_gradients, strict=True):
+        assert relative_error(a, b) < 2e-4, name
 
 
 def test_the_same_bits_twice():
@@ -292,7 +313,11 @@ def test_statistics():
     assert stats.iterations.shape == stats.residual.shape == (2, 70, 2)
     assert (stats.residual <= 1e-4).all()
     assert (stats.iterations[:, 10] == 0).all() and (o[:, 10] == 0).all()
-    assert (stats.iterations - want.iterations).abs().max() <= 1
+    # Starting anew costs up to two steps; without it rounding moves a row by one at most.
+    more = stats.iterations - want.iterations
+    assert more.min() >= -1 and more.max() <= 2
+    precise = triton.chunk_forward(*x.values(), stages=(make_plan(16),), **OPTIONS)
+    assert (precise.iterations - want.iterations).abs().max() <= 1
     assert op(**{**x}, max_CG_iteration=2, return_stats=True)[3].iterations.max() == 2
 
 
@@ -305,11 +330,10 @@ def test_a_gate_of_zero_forgets_everything():
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", ["q", "k", "v", "g", "beta"])
-def test_nan_touches_only_what_depends_on_it(name, dtype):
+def test_nan_touches_only_what_depends_on_it(name):
     case, at = Case(T=100, H=2, K=16, V=16, lengths=(10, 75, 15)), 40
-    x = drawn(case, dtype)
+    x = {n: v.detach() for n, v in draw(case).items()}
     clean = op(**x, output_final_state=True, cu_seqlens=case.cu_seqlens)
     bad = x[name].clone()
     bad[(0, at, 1) if bad.ndim == 3 else (0, at, 1, 5)] = torch.nan

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import triton
 
 from fla_mesa.ops import gpu
 from fla_mesa.ops.triton import plan
@@ -19,22 +20,19 @@ from fla_mesa.testing.compiled import TARGETS, compile_for, configurations, fla_
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 SOLVES = ["solve + output", "solve, backward"]
+REST = ["solve + output of the rest", "solve of the rest, backward"]
 OTHERS = ["chunk states", "chunk states, backward", "keys and values, backward", "decoding step"]
 # Bytes of registers that a default configuration may spill, stores and loads each; anywhere but in a loop.
 SPILLS = {80: 64, 90: 64}
 SPILLS_ELSEWHERE = 128
-# Heads of 128 in tiles of 64 rows and four warps are too much for sm_90's registers, in loops as well; on sm_80 outside of them.
-MORE = {
-    ("solve + output", 64, 90): 96,
-    ("solve + output", 128, 90): 1300,
-    ("solve, backward", 128, 90): 1800,
-    ("chunk states, backward", 128, 90): 96,
-    ("solve + output", 128, 80): 192,
-}
-# sm_89 has sm_86's plan; kernels of larger heads depend little on the GPU.
+# With triton 3.6, which loads 72 bytes there; none of them in an innermost loop, which is checked all the same.
+MORE_WITH_3_6 = ("solve + output", 64, 90)
+# sm_89 has sm_86's plan; kernels of rows that are left and of larger heads depend little on the GPU.
 DEFAULTS = [
     *((name, size, arch) for arch in (80, 90) for size in (64, 128) for name in (*SOLVES, *OTHERS)),
+    *((name, 64, arch) for arch in (80, 90) for name in REST),
     *((name, 64, arch) for arch in (86, 100, 120) for name in (*SOLVES, *OTHERS)),
+    ("keys and values, backward", 64, 89),
     *((name, 128, 120) for name in (SOLVES[1], "keys and values, backward")),
 ]
 
@@ -57,7 +55,7 @@ def compile_default(job, arch: int):
 
 def spills_in_loops(code: list[str], loops: list[tuple[int, int]]) -> list[str]:
     """Instructions of the machine code that store or load spilled registers each time that an innermost loop goes round."""
-    # What a round of the solve does once, around its steps, may.
+    # What a round of the solve does once, around its steps, may: at K = 64 on sm_90 it loads 44 bytes a thread.
     innermost = [(a, b) for a, b in loops if not any((c, d) != (a, b) and a <= c and d <= b for c, d in loops)]
     return [x for a, b in innermost for x in code[a : b + 1] if x.startswith(("LDL", "STL"))]
 
@@ -69,13 +67,12 @@ def step_of(code, loops, nested: bool):
 
 
 def test_every_kernel_is_listed():
-    assert set(jobs_for(64, 90)) == {*SOLVES, *OTHERS}
+    assert set(jobs_for(64, 90)) == {*SOLVES, *REST, *OTHERS}
 
 
 @pytest.mark.parametrize(("name", "size", "arch"), DEFAULTS)
 def test_the_default_configuration(name, size, arch):
-    """Compiles, fits, and but for those named spills nothing in a loop and little outside: which registers live across a loop is up to
-    the compiler's version.
+    """Compiles, fits, spills nothing in a loop and little outside: which registers live across a loop is up to the compiler's version.
 
     And a step of the solve at K = 64 on sm_90, of which this op takes a third, costs less than one of fla's.
     """
@@ -85,16 +82,19 @@ def test_the_default_configuration(name, size, arch):
     compared = name in SOLVES and size == 64 and arch == 90
     if compared or usage.spill_stores or usage.spill_loads:
         code, loops = machine_code.machine_code(compiled.asm["cubin"])
-        assert (size, arch) == (128, 90) or not spills_in_loops(code, loops), usage
+        assert not spills_in_loops(code, loops), usage
     if compared:
         theirs = next(
             job for job in fla_jobs(64, "bfloat16") if "CG" in job.name and ("back" in job.name) == ("back" in name)
         )
-        ours = step_of(code, loops, nested=True)  # of two steps
+        ours = step_of(code, loops, nested=True)
         cost = step_of(*machine_code.machine_code(compile_default(theirs, 90)[0].asm["cubin"]), nested=False)
-        assert ours.instructions < 2 * cost.instructions and ours.shared < 2 * cost.shared
-        assert ours.products < 2 * cost.products
-    limit = MORE.get((name, size, arch), SPILLS.get(arch, SPILLS_ELSEWHERE))
+        assert ours.instructions < cost.instructions and ours.shared < cost.shared and ours.products < cost.products
+    limit = SPILLS.get(arch, SPILLS_ELSEWHERE)
+    if triton.__version__.startswith("3.6.") and (name, size, arch) == MORE_WITH_3_6:
+        pytest.skip(
+            f"triton 3.6 loads {usage.spill_loads} bytes of spilled registers outside of loops; {limit} are allowed"
+        )
     assert usage.spill_stores <= limit and usage.spill_loads <= limit, usage
 
 
@@ -132,10 +132,11 @@ def test_configurations_that_a_compiler_is_known_to_get_wrong_are_not_tried(
 ):
     monkeypatch.setattr(plan, "treatment", lambda kind: gpu._treatment(kind, triton))
     place = {"k": SimpleNamespace(device=gpu.Gpu("nvidia", capability))}
+    solve = {"PRECISION": "fp16", "BK": 64, "AGAIN": False}
     found = [
         *plan.trusted(plan.STATE_CONFIGS, place),
         *plan.gradient_configs(plan.GRADIENT_CONFIGS, place, BR=64),
-        *plan.solve_configs(plan.SOLVE_CONFIGS, place, BR=64, BK=64),
+        *plan.solve_configs(plan.SOLVE_CONFIGS, place, **solve),
     ]
     assert max(c.num_stages for c in found) == stages and max(c.num_warps for c in found) == warps
     assert plan.gradient_configs(plan.GRADIENT_CONFIGS, place, BR=16)[0].num_stages == 1

@@ -8,7 +8,7 @@ import triton.language as tl
 from fla.ops.utils.op import exp2
 from fla.utils import autotune_cache_kwargs
 
-from fla_mesa.ops.triton.kernels_tile import dot, load_rows, scrub, store_block
+from fla_mesa.ops.triton.kernels_tile import dot, scrub
 from fla_mesa.ops.triton.plan import STATE_CONFIGS, trusted
 
 
@@ -32,49 +32,24 @@ def locate_block(cu_seqlens, chunk_offsets, T, H: tl.constexpr, BT: tl.constexpr
 
 
 @triton.jit
-def place(scale, i_state, i_k, i_c, K: tl.constexpr, N: tl.constexpr, BK: tl.constexpr, BC: tl.constexpr):
-    """Where the scale of a block [BK, BC] of a state [K, N] is, one for each; None where they have none."""
-    if scale is not None:
-        return scale + (i_state * tl.cdiv(K, BK) + i_k) * tl.cdiv(N, BC) + i_c
-    else:
-        return None
-
-
-@triton.jit
-def weights(root, i_h, o_k, o_c, K: tl.constexpr):
-    """The products of the roots of rows and columns; 1 without roots."""
-    if root is not None:
-        b_k = tl.load(root + i_h * K + o_k, mask=o_k < K, other=1.0)
-        return b_k[:, None] * tl.load(root + i_h * K + o_c, mask=o_c < K, other=1.0)[None, :]
-    else:
-        return 1.0
-
-
-@triton.jit
 def accumulate(
-    k, c, g, beta, root, s, s_scale, s_init, s_final, i_k, i_c, i_nh, i_h, bos, T, n_chunks, i_s,
+    k, c, g, beta, s, s_init, s_final, i_k, i_c, i_nh, i_h, bos, T, n_chunks, i_s,
     H: tl.constexpr, K: tl.constexpr, N: tl.constexpr, BT: tl.constexpr, BK: tl.constexpr, BC: tl.constexpr, BP: tl.constexpr,
     PRECISION: tl.constexpr, HAS_INIT: tl.constexpr,
 ):  # fmt: skip
-    """S' = exp(a_C) S + (K * exp(a_C - a) beta)'C for one block [BK, BC] of S [K, N], all chunks of a sequence in turn; c [., H * N].
-
-    With a root, what is stored is the block over the roots of its row and of its column; as it is at the end.
-    """
+    """S' = exp(a_C) S + (K * exp(a_C - a) beta)'C for one block [BK, BC] of S [K, N], all chunks of a sequence in turn; c [., H * N]."""
     o_k = i_k * BK + tl.arange(0, BK)
     o_c = i_c * BC + tl.arange(0, BC)
     m_k, m_c = o_k < K, o_c < N
     o_kc, m_kc = o_k[:, None] * N + o_c[None, :], m_k[:, None] & m_c[None, :]
     b_s = tl.zeros([BK, BC], dtype=tl.float32)
-    b_root = weights(root, i_h, o_k, o_c, K)
     if HAS_INIT:
         b_s += tl.load(s_init + i_nh * K * N + o_kc, mask=m_kc, other=0.0).to(tl.float32)
 
     for i_t in range(0, n_chunks):
         i_row = (bos + i_t * BT) * H + i_h
         n_left = T - i_t * BT
-        i_state = (i_s + i_t) * H + i_h
-        p_scale = place(s_scale, i_state, i_k, i_c, K, N, BK, BC)
-        store_block(s + i_state * K * N + o_kc, p_scale, b_s / b_root, m_kc)
+        tl.store(s + ((i_s + i_t) * H + i_h) * K * N + o_kc, b_s, mask=m_kc)
 
         b_last = tl.load(g + i_row + (tl.minimum(n_left, BT) - 1) * H).to(tl.float32)
         b_s *= exp2(b_last)
@@ -107,7 +82,7 @@ def accumulate(
 )
 @triton.jit(do_not_specialize=["T", "size"])
 def states_kernel(
-    k, v, g, beta, root, h_kk, h_kv, h_kv_scale, h_kk_init, h_kv_init, h_kk_final, h_kv_final, cu_seqlens, chunk_offsets, T, size,
+    k, v, g, beta, h_kk, h_kv, h_kk_init, h_kv_init, h_kk_final, h_kv_final, cu_seqlens, chunk_offsets, T, size,
     H: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BT: tl.constexpr, BK: tl.constexpr, BC: tl.constexpr,
     BP: tl.constexpr, N_K: tl.constexpr, N_CK: tl.constexpr, N_CV: tl.constexpr, PRECISION: tl.constexpr, HAS_INIT: tl.constexpr,
     IS_VARLEN: tl.constexpr,
@@ -117,53 +92,49 @@ def states_kernel(
         cu_seqlens, chunk_offsets, T, H, BT, N_K, N_CK + N_CV, IS_VARLEN
     )
     if i_c < N_CK:
-        accumulate(k, k, g, beta, root, h_kk, None, h_kk_init, h_kk_final, i_k, i_c, i_nh, i_h, bos, T, n_chunks, i_s,
+        accumulate(k, k, g, beta, h_kk, h_kk_init, h_kk_final, i_k, i_c, i_nh, i_h, bos, T, n_chunks, i_s,
                    H, K, K, BT, BK, BC, BP, PRECISION, HAS_INIT)  # fmt: skip
     else:
-        accumulate(k, v, g, beta, None, h_kv, h_kv_scale, h_kv_init, h_kv_final, i_k, i_c - N_CK, i_nh, i_h, bos, T, n_chunks, i_s,
+        accumulate(k, v, g, beta, h_kv, h_kv_init, h_kv_final, i_k, i_c - N_CK, i_nh, i_h, bos, T, n_chunks, i_s,
                    H, K, V, BT, BK, BC, BP, PRECISION, HAS_INIT)  # fmt: skip
 
 
 @triton.jit
 def accumulate_back(
-    a, c, sign, g, root, s, s_scale, s_final, ds, ds_scale, ds_final, ds_init, inner, i_k, i_c, i_part, i_nh, i_h, bos, T, n_chunks, i_s,
-    H: tl.constexpr, K: tl.constexpr, N: tl.constexpr, X: tl.constexpr, C: tl.constexpr, BT: tl.constexpr, BK: tl.constexpr,
-    BC: tl.constexpr, BP: tl.constexpr, N_PARTS: tl.constexpr, PRECISION: tl.constexpr, HAS_FINAL: tl.constexpr, HAS_INIT: tl.constexpr,
+    a, c, sign, g, s, s_final, ds, ds_final, ds_init, inner, i_k, i_c, i_part, i_nh, i_h, bos, T, n_chunks, i_s,
+    H: tl.constexpr, K: tl.constexpr, N: tl.constexpr, BT: tl.constexpr, BK: tl.constexpr, BC: tl.constexpr, BP: tl.constexpr,
+    N_PARTS: tl.constexpr, PRECISION: tl.constexpr, HAS_FINAL: tl.constexpr, HAS_INIT: tl.constexpr,
 ):  # fmt: skip
-    """dS <- exp(a_C) dS + sign (A * exp(a))'C for one block [BK, BC] of dS [K, N], from the last chunk to the first.
-
-    Rows of A [., H, X] and of C [., H, C] are as `load_rows` takes them.
-    """
+    """dS <- exp(a_C) dS + sign (A * exp(a))'C for one block [BK, BC] of dS [K, N], from the last chunk to the first."""
     o_k = i_k * BK + tl.arange(0, BK)
     o_c = i_c * BC + tl.arange(0, BC)
     m_k, m_c = o_k < K, o_c < N
     o_kc, m_kc = o_k[:, None] * N + o_c[None, :], m_k[:, None] & m_c[None, :]
     b_ds = tl.zeros([BK, BC], dtype=tl.float32)
-    b_root = weights(root, i_h, o_k, o_c, K)
     if HAS_FINAL:
         b_ds += tl.load(ds_final + i_nh * K * N + o_kc, mask=m_kc, other=0.0).to(tl.float32)
+    # The state after a chunk is the one stored before the next, or the final one.
+    p_after = s_final + i_nh * K * N
 
     for i_back in range(0, n_chunks):
         i_t = n_chunks - 1 - i_back
         i_row = (bos + i_t * BT) * H + i_h
         n_left = T - i_t * BT
         i_state = (i_s + i_t) * H + i_h
-        store_block(ds + i_state * K * N + o_kc, place(ds_scale, i_state, i_k, i_c, K, N, BK, BC), b_ds, m_kc)
-        if i_back == 0:  # the state after a chunk is the one stored before the next, or the final one
-            b_s = tl.load(s_final + i_nh * K * N + o_kc, mask=m_kc, other=0.0)
-        else:
-            b_s = tl.load(s + (i_state + H) * K * N + o_kc, mask=m_kc, other=0.0).to(tl.float32) * b_root
-            if s_scale is not None:
-                b_s *= tl.load(place(s_scale, i_state + H, i_k, i_c, K, N, BK, BC))
+        tl.store(ds + i_state * K * N + o_kc, b_ds, mask=m_kc)
+        b_s = tl.load(p_after + o_kc, mask=m_kc, other=0.0)
         tl.store(inner + i_state * N_PARTS + i_part, tl.sum(b_ds * b_s))
+        p_after = s + i_state * K * N
 
         b_ds *= exp2(tl.load(g + i_row + (tl.minimum(n_left, BT) - 1) * H).to(tl.float32))
         for i_p in range(0, BT, BP):
             o_t = i_p + tl.arange(0, BP)
             m_t = o_t < n_left
             b_decay = sign * exp2(tl.load(g + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32))
-            b_a = load_rows(a + i_row * X, o_t, o_k, n_left, H, K, X) * b_decay[:, None]
-            b_c = load_rows(c + i_row * C, o_t, o_c, n_left, H, N, C)
+            p_a = a + i_row * K + o_t[:, None] * (H * K) + o_k[None, :]
+            b_a = tl.load(p_a, mask=m_t[:, None] & m_k[None, :], other=0.0) * b_decay[:, None]
+            p_c = c + i_row * N + o_t[:, None] * (H * N) + o_c[None, :]
+            b_c = tl.load(p_c, mask=m_t[:, None] & m_c[None, :], other=0.0)
             b_ds = dot(tl.trans(b_a), b_c, b_ds, PRECISION)
 
     if HAS_INIT:
@@ -186,9 +157,9 @@ def accumulate_back(
 )
 @triton.jit(do_not_specialize=["T", "size"])
 def states_backward_kernel(
-    x, y, do, g, root, h_kk, h_kv, h_kv_scale, h_kk_final, h_kv_final, dh_kk_final, dh_kv_final,
-    dh_kk, dh_kk_scale, dh_kv, dh_kv_scale, dh_kk_init, dh_kv_init, inner, cu_seqlens, chunk_offsets, T, size,
-    H: tl.constexpr, K: tl.constexpr, V: tl.constexpr, X: tl.constexpr, BT: tl.constexpr, BK: tl.constexpr, BC: tl.constexpr,
+    x, y, do, g, h_kk, h_kv, h_kk_final, h_kv_final, dh_kk_final, dh_kv_final,
+    dh_kk, dh_kv, dh_kk_init, dh_kv_init, inner, cu_seqlens, chunk_offsets, T, size,
+    H: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BT: tl.constexpr, BK: tl.constexpr, BC: tl.constexpr,
     BP: tl.constexpr, N_K: tl.constexpr, N_CK: tl.constexpr, N_CV: tl.constexpr, PRECISION: tl.constexpr,
     HAS_DH_KK: tl.constexpr, HAS_DH_KV: tl.constexpr, HAS_INIT: tl.constexpr, IS_VARLEN: tl.constexpr,
 ):  # fmt: skip
@@ -205,12 +176,8 @@ def states_backward_kernel(
     N_PARTS: tl.constexpr = N_K * (N_CK + N_CV)
     i_part = i_k * (N_CK + N_CV) + i_c
     if i_c < N_CK:
-        accumulate_back(
-            y, x, -1.0, g, root, h_kk, None, h_kk_final, dh_kk, dh_kk_scale, dh_kk_final, dh_kk_init, inner, i_k, i_c, i_part, i_nh, i_h,
-            bos, T, n_chunks, i_s, H, K, K, X, X, BT, BK, BC, BP, N_PARTS, PRECISION, HAS_DH_KK, HAS_INIT,
-        )  # fmt: skip
+        accumulate_back(y, x, -1.0, g, h_kk, h_kk_final, dh_kk, dh_kk_final, dh_kk_init, inner, i_k, i_c, i_part, i_nh, i_h,
+                        bos, T, n_chunks, i_s, H, K, K, BT, BK, BC, BP, N_PARTS, PRECISION, HAS_DH_KK, HAS_INIT)  # fmt: skip
     else:
-        accumulate_back(
-            x, do, 1.0, g, None, h_kv, h_kv_scale, h_kv_final, dh_kv, dh_kv_scale, dh_kv_final, dh_kv_init, inner, i_k, i_c - N_CK, i_part,
-            i_nh, i_h, bos, T, n_chunks, i_s, H, K, V, X, V, BT, BK, BC, BP, N_PARTS, PRECISION, HAS_DH_KV, HAS_INIT,
-        )  # fmt: skip
+        accumulate_back(x, do, 1.0, g, h_kv, h_kv_final, dh_kv, dh_kv_final, dh_kv_init, inner, i_k, i_c - N_CK, i_part, i_nh, i_h,
+                        bos, T, n_chunks, i_s, H, K, V, BT, BK, BC, BP, N_PARTS, PRECISION, HAS_DH_KV, HAS_INIT)  # fmt: skip

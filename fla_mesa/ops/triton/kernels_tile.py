@@ -1,7 +1,7 @@
 # pyright: reportOperatorIssue=false, reportArgumentType=false, reportCallIssue=false, reportAttributeAccessIssue=false
 # pyright: reportGeneralTypeIssues=false, reportIndexIssue=false, reportOptionalSubscript=false, reportReturnType=false
 # (device code: types mean something else to Triton)
-"""What the kernels share, as Triton device functions: where a tile lies, products in chosen precisions, 16-bit storage, decays.
+"""What the kernels share, as Triton device functions: where a tile lies, products in chosen precisions, attention over a chunk.
 
 Names: `b_` a block in registers, `p_` pointers, `i_` an index, `o_` offsets, `m_` a mask. Sizes: BT positions a chunk, BR rows
 (positions) a tile, BK >= K a power of two, BS and BD the blocks in which keys and the contracted dimension are read.
@@ -20,30 +20,22 @@ def scrub(b_a):
 
 @triton.jit
 def dot(b_a, b_b, b_acc, PRECISION: tl.constexpr):
-    """acc + a b. Two operands of the same 16-bit type multiply exactly; anything else as float32 in PRECISION.
-
-    "bf16x3" takes each operand in two bfloat16 parts, 16 bits of it. A bfloat16 operand is one part; beside one, "tf32x3" becomes three
-    bfloat16 parts of the other, all of its 24 bits at half of the cost.
-    """
+    """acc + a b. Two operands of the same 16-bit type multiply exactly; anything else as float32 in PRECISION."""
     if b_a.dtype == b_b.dtype and b_a.dtype != tl.float32:
         return tl.dot(b_a, b_b, b_acc)
-    elif PRECISION == "bf16x3":
-        b_a_high, b_a_low = split(b_a)
-        b_b_high, b_b_low = split(b_b)
-        if b_a.dtype != tl.bfloat16:
-            b_acc = tl.dot(b_a_low.to(tl.bfloat16), b_b_high, b_acc)
-        if b_b.dtype != tl.bfloat16:
-            b_acc = tl.dot(b_a_high, b_b_low.to(tl.bfloat16), b_acc)
-        return tl.dot(b_a_high, b_b_high, b_acc)
+    elif PRECISION == "bf16x3" or PRECISION == "bf16":
+        b_high, b_low = split(b_b, PRECISION)
+        return dot_split(b_a, b_high, b_low, b_acc, PRECISION, b_b.dtype != tl.bfloat16)
     elif PRECISION == "tf32x3" and b_a.dtype == tl.float32 and b_b.dtype == tl.bfloat16:
-        b_high, b_rest = split(b_a)
-        b_middle, b_rest = split(b_rest)
+        # Three parts of 8 bits hold all of a float32, and the other operand is one: better, and half the cost.
+        b_high, b_rest = split_once(b_a)
+        b_middle, b_rest = split_once(b_rest)
         b_acc = tl.dot(b_rest.to(tl.bfloat16), b_b, b_acc)
         b_acc = tl.dot(b_middle, b_b, b_acc)
         return tl.dot(b_high, b_b, b_acc)
     elif PRECISION == "tf32x3" and b_a.dtype == tl.bfloat16 and b_b.dtype == tl.float32:
-        b_high, b_rest = split(b_b)
-        b_middle, b_rest = split(b_rest)
+        b_high, b_rest = split_once(b_b)
+        b_middle, b_rest = split_once(b_rest)
         b_acc = tl.dot(b_a, b_rest.to(tl.bfloat16), b_acc)
         b_acc = tl.dot(b_a, b_middle, b_acc)
         return tl.dot(b_a, b_high, b_acc)
@@ -52,62 +44,36 @@ def dot(b_a, b_b, b_acc, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def split(b_a):
+def split_once(b_a):
     """The bfloat16 next to a block, and what it leaves in float32."""
     b_high = b_a.to(tl.bfloat16)
     return b_high, b_a.to(tl.float32) - b_high.to(tl.float32)
 
 
 @triton.jit
-def exponent(b_largest):
-    """e with 2^e <= largest < 2^(e + 1), int32; at least -126, of zero as well, and at most 126."""
-    return tl.minimum(tl.maximum((b_largest.to(tl.int32, bitcast=True) >> 23) - 127, -126), 126)
-
-
-@triton.jit
-def power(b_e):
-    """2^e, exactly."""
-    return ((b_e + 127) << 23).to(tl.float32, bitcast=True)
-
-
-@triton.jit
-def scale_rows(b_a):
-    """Rows with largest entry between 1 and 2, and the power of two to multiply them by to have them back [., 1]."""
-    b_e = exponent(tl.max(tl.abs(b_a), axis=1, keep_dims=True))
-    return b_a * power(-b_e), power(b_e)
-
-
-@triton.jit
-def load_rows(x, o_t, o_k, T, H: tl.constexpr, K: tl.constexpr, X: tl.constexpr):
-    """Rows of x [., H, X] in float32. X = K: as they are. X > K: they are float16, of numbers over 2^e, with e in column K."""
-    m_t = o_t < T
-    b_x = tl.load(x + o_t[:, None] * (H * X) + o_k[None, :], mask=m_t[:, None] & (o_k < K)[None, :], other=0.0)
-    if X > K:
-        b_e = tl.load(x + o_t[:, None] * (H * X) + K, mask=m_t[:, None], other=0.0)
-        return b_x.to(tl.float32) * power(b_e.to(tl.int32))
+def split(b_b, PRECISION: tl.constexpr):
+    """A right operand, which may stay in shared memory for several products, as (high, low) parts where PRECISION splits it."""
+    if PRECISION == "bf16x3" or PRECISION == "bf16":
+        b_high, b_low = split_once(b_b)
+        return b_high, b_low.to(tl.bfloat16)
     else:
-        return b_x
+        return b_b.to(tl.float32), b_b.to(tl.float32)
 
 
 @triton.jit
-def store_rows(x, b_x, o_t, o_k, T, H: tl.constexpr, K: tl.constexpr, X: tl.constexpr):
-    """What `load_rows` reads, of float16; returns the rows as they are stored, and what to multiply them by [., 1]."""
-    m_t = o_t < T
-    b_e = exponent(tl.max(tl.abs(b_x), axis=1, keep_dims=True))
-    b_x = (b_x * power(-b_e)).to(tl.float16)
-    tl.store(x + o_t[:, None] * (H * X) + o_k[None, :], b_x, mask=m_t[:, None] & (o_k < K)[None, :])
-    tl.store(x + o_t[:, None] * (H * X) + K, b_e.to(tl.float16), mask=m_t[:, None])
-    return b_x, power(b_e)
-
-
-@triton.jit
-def store_block(p_a, p_scale, b_a, m_a):
-    """A block of a state: float32, or float16 over a power of two where there is a place for that."""
-    if p_scale is not None:
-        b_e = exponent(tl.max(tl.abs(scrub(b_a))))
-        tl.store(p_scale, power(b_e))
-        b_a *= power(-b_e)
-    tl.store(p_a, b_a.to(p_a.dtype.element_ty), mask=m_a)
+def dot_split(b_a, b_high, b_low, b_acc, PRECISION: tl.constexpr, LOW: tl.constexpr):
+    """acc + a (high + low); without LOW the low part is known to be zero. Of a bfloat16 `a`, so is that one's."""
+    if PRECISION == "bf16x3":
+        b_a_high, b_a_low = split_once(b_a)
+        if b_a.dtype != tl.bfloat16:
+            b_acc = tl.dot(b_a_low.to(tl.bfloat16), b_high, b_acc)
+        if LOW:
+            b_acc = tl.dot(b_a_high, b_low, b_acc)
+        return tl.dot(b_a_high, b_high, b_acc)
+    elif PRECISION == "bf16":
+        return tl.dot(b_a.to(tl.bfloat16), b_high, b_acc)
+    else:
+        return tl.dot(b_a.to(tl.float32), b_high, b_acc, input_precision=PRECISION)
 
 
 @triton.jit
@@ -139,6 +105,54 @@ def locate(i_p, cu_seqlens, chunk_indices, T, n_chunks, H: tl.constexpr, BT: tl.
 
 
 @triton.jit
+def attend(
+    a, lda, b, ldb, c, ldc, w, w_d, w_n,  # pointers of this chunk and head, and their strides
+    g, beta, o_t, o_n, T, N, i_zero,
+    H: tl.constexpr, D: tl.constexpr, BT: tl.constexpr, BR: tl.constexpr, BN: tl.constexpr, BS: tl.constexpr,
+    BD: tl.constexpr, PRECISION: tl.constexpr, MARK: tl.constexpr,
+):  # fmt: skip
+    """exp2(a_t) W'a_t + sum_{s<=t} M_ts (a_t'b_s) c_s  [BR, BN]: reads everything block by block from memory.
+
+    One linear attention for the rows o_t of a chunk of T positions and the columns o_n: W [D, N] is the state before the
+    chunk, b [., D] what is compared with a [., D], c [., N] what is summed. With MARK a NaN or infinity in c makes its own
+    column NaN from its row on; otherwise the caller has made beta NaN there.
+    """
+    m_t = o_t < T
+    m_n = o_n < N
+    b_gt = tl.load(g + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+    b_acc = tl.zeros([BR, BN], dtype=tl.float32)
+    for i_d in range(i_zero, D, BD):
+        o_d = i_d + tl.arange(0, BD)
+        m_d = o_d < D
+        b_a = tl.load(a + o_t[:, None] * lda + o_d[None, :], mask=m_t[:, None] & m_d[None, :], other=0.0)
+        b_w = tl.load(w + o_d[:, None] * w_d + o_n[None, :] * w_n, mask=m_d[:, None] & m_n[None, :], other=0.0)
+        b_acc = dot(b_a, b_w, b_acc, PRECISION)
+    b_acc *= exp2(b_gt)[:, None]
+    # No key after the tile's last row counts: half of the work in the first tile of two.
+    for i_s in range(i_zero, tl.minimum(tl.max(o_t) + 1, T), BS):
+        o_s = i_s + tl.arange(0, BS)
+        m_s = o_s < T
+        b_s = tl.zeros([BR, BS], dtype=tl.float32)
+        b_c = tl.load(c + o_s[:, None] * ldc + o_n[None, :], mask=m_s[:, None] & m_n[None, :], other=0.0)
+        if MARK:
+            m_finite = tl.abs(b_c.to(tl.float32)) < float("inf")
+            if tl.sum(tl.where(m_finite, 0, 1)) > 0:
+                b_touched = tl.where(o_t[:, None] >= o_s[None, :], 1.0, 0.0).to(tl.float16)
+                b_touched = tl.dot(b_touched, tl.where(m_finite, 0.0, 1.0).to(tl.float16))
+                b_acc += tl.where(b_touched > 0.0, float("nan"), 0.0)
+        b_c = scrub(b_c)
+        for i_d in range(i_zero, D, BD):
+            o_d = i_d + tl.arange(0, BD)
+            m_d = o_d < D
+            b_a = tl.load(a + o_t[:, None] * lda + o_d[None, :], mask=m_t[:, None] & m_d[None, :], other=0.0)
+            b_b = tl.load(b + o_s[:, None] * ldb + o_d[None, :], mask=m_s[:, None] & m_d[None, :], other=0.0)
+            b_s = dot(b_a, tl.trans(scrub(b_b)), b_s, PRECISION)
+        b_m = decay_mask(g, beta, b_gt, o_t, o_s, T, H)
+        b_acc = dot(b_s * b_m, b_c, b_acc, PRECISION)
+    return b_acc
+
+
+@triton.jit
 def decay_mask(g, beta, b_gt, o_t, o_s, T, H: tl.constexpr):
     """M_ts = exp2(a_t - a_s) beta_s for s <= t, else 0  [BR, BS]."""
     m_s = o_s < T
@@ -149,11 +163,31 @@ def decay_mask(g, beta, b_gt, o_t, o_s, T, H: tl.constexpr):
 
 
 @triton.jit
-def poison(p_o, b_v, o_t, o_s, m_o):
-    """Make each column of an output NaN from the first row on at which its column of v [BS, .] holds a NaN or infinity."""
-    m_finite = tl.abs(b_v.to(tl.float32)) < float("inf")
-    if tl.sum(tl.where(m_finite, 0, 1)) > 0:
-        b_touched = tl.where(o_t[:, None] >= o_s[None, :], 1.0, 0.0).to(tl.float16)
-        b_touched = tl.dot(b_touched, tl.where(m_finite, 0.0, 1.0).to(tl.float16))
-        tl.debug_barrier()
-        tl.store(p_o, tl.full(b_touched.shape, float("nan"), p_o.dtype.element_ty), mask=m_o & (b_touched > 0.0))
+def diagonal(
+    k, w, g, beta, o_t, o_k, T,  # pointers of this chunk and head
+    H: tl.constexpr, K: tl.constexpr, BT: tl.constexpr, BR: tl.constexpr, BK: tl.constexpr, BS: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """diag(H_t) for the rows o_t  [BR, BK]: exp2(a_t) diag(W) + sum_{s<=t} M_ts k_s * k_s , W the state before the chunk."""
+    m_k = o_k < K
+    b_gt = tl.load(g + o_t * H, mask=o_t < T, other=0.0).to(tl.float32)
+    b_acc = exp2(b_gt)[:, None] * tl.load(w + o_k * (K + 1), mask=m_k, other=0.0)[None, :]
+    for i_s in range(0, tl.minimum(tl.max(o_t) + 1, T), BS):
+        o_s = i_s + tl.arange(0, BS)
+        b_k = tl.load(k + o_s[:, None] * (H * K) + o_k[None, :], mask=(o_s < T)[:, None] & m_k[None, :], other=0.0)
+        b_k = scrub(b_k).to(tl.float32)
+        b_acc = dot(decay_mask(g, beta, b_gt, o_t, o_s, T, H), b_k * b_k, b_acc, PRECISION)
+    return b_acc
+
+
+@triton.jit
+def inverse(b_a):
+    """1 / a where a is a normal number above zero, 1 elsewhere: there is nothing to scale there."""
+    return 1.0 / tl.where(b_a > 1.2e-38, b_a, 1.0)
+
+
+@triton.jit
+def scale_rows(b_b):
+    """Rows with largest entry 1, and what to multiply them by to have them back [BR, 1]."""
+    b_inverse = inverse(tl.max(tl.abs(b_b), axis=1, keep_dims=True))
+    return b_b * b_inverse, 1.0 / b_inverse

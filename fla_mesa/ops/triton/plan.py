@@ -12,46 +12,69 @@ from fla_mesa.ops import gpu
 from fla_mesa.ops.gpu import HOPPER, Gpu, Treatment, interpreted, treatment
 
 CHUNK = 64  # positions between stored states
-STATE_BLOCK = 64  # rows and columns of a state that a program has
 MAX_HEAD_SIZE = 256
-STATE_128 = 125 * gpu.KIB  # shared memory that the state of 128 channels and a chunk of keys take, in halves
-# The least tolerance for which 16 bits of x are enough.
-LEAST_TOLERANCE = 2.0**-11
+STATE_128 = 112 * gpu.KIB  # shared memory that the state of 128 channels and a chunk of keys take
+# Registers a thread with which three programs of four warps fit a multiprocessor, not two.
+THREE_PROGRAMS = 168
+SOLVE_CONFIGS = [
+    triton.Config({"MERGE": m}, num_warps=w, num_stages=s) for s in (1, 2) for m, w in ((1, 8), (1, 4), (2, 4))
+] + [triton.Config({"MERGE": 1}, num_warps=4, num_stages=1, maxnreg=THREE_PROGRAMS)]
+GRADIENT_CONFIGS = [triton.Config({}, num_warps=w, num_stages=s) for w, s in ((4, 1), (8, 1), (8, 2))] + [
+    triton.Config({}, num_warps=4, num_stages=1, maxnreg=THREE_PROGRAMS)
+]
 STATE_CONFIGS = [triton.Config({}, num_warps=w, num_stages=s) for w, s in ((4, 1), (4, 2), (8, 1), (8, 2))]
-SOLVE_CONFIGS = [triton.Config({}, num_warps=w, num_stages=s) for w in (4, 8) for s in (1, 2)]
-PRECISE_CONFIGS = [triton.Config({}, num_warps=8, num_stages=s) for s in (1, 2)]
-GRADIENT_CONFIGS = [triton.Config({}, num_warps=w, num_stages=s) for w, s in ((4, 1), (8, 1), (8, 2))]
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 class Plan(NamedTuple):
-    """How a call is computed: in which form x, y, G and the gradients of states are kept, and the solve's tiles and precisions.
+    """Tile shapes and precisions of one stage of the solve, by name as the kernels take them.
 
     Attributes:
-        HALF: They are float16, each row or block over a power of two of its own, and the solve is that of `kernels_solve`. Otherwise they
-            are float32, the solve that of `kernels_precise`.
+        BT: Positions a chunk.
         BR: Positions a tile: rows that are solved together.
-        BS: Keys, and rows of a state, that the float32 solve reads at a time.
-        PRECISION: Of the products in the float32 iteration: "bf16x3", "tf32x3" or "ieee".
+        BK: Key size, rounded up to a power of two.
+        BS: Keys read at a time where they are not resident.
+        BD: Rows of a state read at a time where it is not resident.
+        RESIDENT: Keep the state and the chunk's keys in shared memory through the iteration.
+        REFINE: Compute the residual anew in FINE, and go on where it is too large.
+        PRECISION: Of the products in the iteration: "fp16" for rounds of float16, of which RESIDENT and REFINE have nothing to say;
+            "bf16x3", "bf16", "tf32", "tf32x3" or "ieee" for the float32 iteration (notes in ``ops/NOTES.md``).
         FINE: Of every other product with a float32 operand: "tf32x3" or "ieee".
     """
 
-    HALF: bool
+    BT: int
     BR: int
+    BK: int
     BS: int
-    PRECISION: str = "bf16x3"
-    FINE: str = "tf32x3"
+    BD: int
+    RESIDENT: bool
+    REFINE: bool
+    PRECISION: str
+    FINE: str
 
 
-def make_plan(K: int, dtype: torch.dtype, tolerance: float, *, kind: Gpu = HOPPER) -> Plan:
-    """The plan for key size K, inputs of this type and this tolerance on a GPU of this kind."""
+def make_plan(
+    K: int, *, kind: Gpu = HOPPER, PRECISION: str = "bf16x3", REFINE: bool = True, FINE: str = "tf32x3"
+) -> Plan:
+    """The plan of the float32 iteration for key size K on a GPU of this kind."""
     BK, gets = power_of_two(K), treatment(kind)
-    fits = BK <= 64 or (BK <= 128 and gets.shared >= STATE_128)
-    if dtype != torch.float32 and tolerance >= LEAST_TOLERANCE and fits:
-        # A matrix instruction of sm_90 takes 64 rows; sm_80 would keep the operands of as many in registers.
-        return Plan(HALF=True, BR=64 if gets.wide else 32, BS=0)
-    # Rows that fit the registers without spilling. The interpreter's time goes by the number of operations, not by their size.
-    return Plan(HALF=False, BR=32 if BK <= 64 else 16, BS=64 if interpreted() else 16)
+    RESIDENT = (128 if gets.shared >= STATE_128 else 64) >= BK
+    # Rows that fit the registers without spilling (table in benchmarks/results/kernels_static_*.md).
+    BR = 32 if RESIDENT and BK <= 64 else 16
+    # The interpreter's time goes by the number of operations, not by their size.
+    BLOCK = 64 if interpreted() else 32 if BR == 32 and gets.wide else 16
+    return Plan(CHUNK, BR, BK, BLOCK, BLOCK, RESIDENT, REFINE, PRECISION, FINE)
+
+
+def make_stages(K: int, *, kind: Gpu = HOPPER) -> tuple[Plan, ...]:
+    """The default plans: rounds of float16 where state and keys fit shared memory, then the float32 iteration for the rows left."""
+    precise = make_plan(K, kind=kind)
+    if not precise.RESIDENT:
+        return (precise,)
+    # A matrix instruction of sm_90 takes 64 rows; sm_80 would keep the operands of as many in registers.
+    BR = 64 if precise.BK <= 64 and treatment(kind).wide else 32
+    BLOCK = 64 if interpreted() else 32
+    return precise._replace(BR=BR, BS=BLOCK, BD=BLOCK, RESIDENT=False, PRECISION="fp16"), precise
 
 
 def kind_of(device: torch.device | Gpu) -> Gpu:
@@ -71,16 +94,27 @@ def trusted(configs: list[triton.Config], named_args: dict, **constants) -> list
 
 
 def solve_configs(configs: list[triton.Config], named_args: dict, **constants) -> list[triton.Config]:
-    """What autotuning may choose for the solve in float16: rows belong to a warp, so that sums over them stay within it."""
-    sizes = named_args | constants
-    warps = 8 if sizes["BR"] == 32 and sizes["BK"] > 64 else 4
-    return [c for c in trusted(configs, named_args, **constants) if c.num_warps == warps]
+    """What autotuning may choose for a stage of the solve, the first being one that does not spill.
 
+    Some of the others spill registers, though not in the iteration, and may be faster: time decides. MERGE = 2 solves two tiles as one
+    and halves what the iteration reads (K = 128); fewer registers leave room for a third program (K <= 64).
+    """
+    plan = named_args | constants
+    gets = _gets(plan)
 
-def precise_configs(configs: list[triton.Config], named_args: dict, **constants) -> list[triton.Config]:
-    """What autotuning may choose for the solve in float32, whose products have 16 or 32 rows."""
-    most_stages = _gets(named_args | constants).most_stages
-    return [c for c in configs if c.num_stages <= most_stages]
+    def fits(config: triton.Config) -> bool:
+        if plan["PRECISION"] == "fp16":
+            small = plan["BK"] <= 64
+            if config.maxnreg and not small:
+                return False
+            if config.kwargs["MERGE"] == 2:
+                return not small and config.num_warps == 4
+            return config.num_warps == (4 if small else 8)
+        return not config.maxnreg and config.kwargs["MERGE"] == 1 and (config.num_warps == 8 or plan["BK"] <= 64)
+
+    fitting = [c for c in configs if c.num_stages <= gets.most_stages and fits(c)]
+    # Of a second stage there is next to nothing to time.
+    return fitting[:1] if plan["AGAIN"] else fitting
 
 
 def forward_positions_block(kind: Gpu, dtype: torch.dtype) -> int:
@@ -111,7 +145,8 @@ def gradient_configs(configs: list[triton.Config], named_args: dict, **constants
     """What autotuning may choose for the gradients of keys and values, the first being one that does not spill."""
     if (named_args | constants)["BR"] == CHUNK:
         return trusted(configs, named_args, **constants)
-    return [c for c in precise_configs(configs, named_args, **constants) if c.num_warps == 8]
+    most_stages = _gets(named_args | constants).most_stages
+    return [c for c in configs if c.num_warps == 8 and c.num_stages <= most_stages]
 
 
 def size_class(programs: int) -> int:

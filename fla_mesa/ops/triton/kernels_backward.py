@@ -1,0 +1,253 @@
+# pyright: reportOperatorIssue=false, reportArgumentType=false, reportCallIssue=false, reportAttributeAccessIssue=false
+# pyright: reportGeneralTypeIssues=false, reportIndexIssue=false, reportOptionalSubscript=false, reportReturnType=false
+# (device code: types mean something else to Triton)
+"""Backward kernels: the second solve with what feeds it, and the gradients of keys, values and gates.
+
+With dx_t = G_t do_t and y_t = (H_t + diag(lamb))^-1 dx_t, every gradient but those of q (which is y) and lamb (which is
+- sum_t x_t * y_t) is that of   sum_t do_t.(G_t'x_t) - y_t.(H_t x_t)   with x and y held fixed.
+"""
+
+import triton
+import triton.language as tl
+from fla.ops.utils.op import exp2
+from fla.utils import autotune_cache_kwargs
+
+from fla_mesa.ops.triton.kernels_solve import list_left, rows_left, solve_tile
+from fla_mesa.ops.triton.kernels_tile import attend, dot, locate
+from fla_mesa.ops.triton.plan import GRADIENT_CONFIGS, SOLVE_CONFIGS, gradient_configs, solve_configs
+
+
+@triton.jit
+def solve_backward_tile(
+    i_p,
+    k, v, g, beta, lamb, h_kk, h_kv, x, do, dx, y, da_rows, dlamb, residual, r, before, left, cu_seqlens, chunk_indices,
+    T, n_chunks, max_steps, tolerance,
+    H: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BT: tl.constexpr, BR: tl.constexpr, BK: tl.constexpr,
+    BS: tl.constexpr, BD: tl.constexpr, BE: tl.constexpr,
+    RESIDENT: tl.constexpr, REFINE: tl.constexpr, PRECISION: tl.constexpr, FINE: tl.constexpr, NEXT: tl.constexpr,
+    AGAIN: tl.constexpr, MERGE: tl.constexpr, IS_VARLEN: tl.constexpr,
+):  # fmt: skip
+    """dx_t = G_t do_t and the solve for y_t of one tile; its part of dlamb; and what the decay of each row receives,
+
+    x_t.(G_t do_t) - x_t.(H_t y_t) = x_t.(lamb * y_t + r_t) ,    r_t the residual of the solve.
+    """
+    ROWS: tl.constexpr = BR * MERGE
+    i_r, i_s, i_h, first, T = locate(i_p, cu_seqlens, chunk_indices, T, n_chunks, H, BT, BT // ROWS, IS_VARLEN)
+    o_t = i_r * ROWS + tl.arange(0, ROWS)
+    o_k = tl.arange(0, BK)
+    i_row = first * H + i_h
+    if AGAIN:
+        o_t = rows_left(o_t, before + i_row, T, tolerance, H, BT)
+    b_dx = attend(do + i_row * V, H * V, v + i_row * V, H * V, k + i_row * K, H * K, h_kv + (i_s * H + i_h) * K * V, 1, V,
+                  g + i_row, beta + i_row, o_t, o_k, T, K, 0, H, V, BT, ROWS, BK, BS, BD, FINE, False)  # fmt: skip
+    tl.store(dx + i_row * K + o_t[:, None] * (H * K) + o_k[None, :], b_dx, mask=(o_t < T)[:, None] & (o_k < K)[None, :])
+    tl.debug_barrier()
+    _, b_relative, i_zero = solve_tile(
+        dx, y, r, k, h_kk + (i_s * H + i_h) * K * K, g, beta, lamb + i_h * K, i_row, o_t, T, max_steps, tolerance,
+        H, K, BT, ROWS, BK, BS, BD, RESIDENT, REFINE, PRECISION, FINE,
+    )  # fmt: skip
+
+    i_row += i_zero
+    o_t += i_zero
+    m_t = o_t < T
+    if NEXT > 0:
+        list_left(left, i_p, m_t & ((b_relative <= tolerance) == 0), ROWS, NEXT)
+    tl.store(residual + i_row + o_t * H, b_relative, mask=m_t)
+    # Rows that a later stage solves again are summed there.
+    m_done = (b_relative <= tolerance) if PRECISION == "fp16" else m_t
+    i_tile = i_s * (BT // BR) + i_r * MERGE
+    b_da = tl.zeros([ROWS], dtype=tl.float32)
+    tl.debug_barrier()
+    for i_k in range(i_zero, K, BE):
+        o_e = i_k + tl.arange(0, BE)
+        m_e = o_e < K
+        o_te = i_row * K + o_t[:, None] * (H * K) + o_e[None, :]
+        m_te = m_t[:, None] & m_e[None, :]
+        b_x = tl.load(x + o_te, mask=m_te, other=0.0)
+        b_y = tl.load(y + o_te, mask=m_te, other=0.0)
+        b_lamb = tl.load(lamb + i_h * K + o_e, mask=m_e, other=0.0).to(tl.float32)
+        b_da += tl.sum(b_x * (b_lamb[None, :] * b_y + tl.load(r + o_te, mask=m_te, other=0.0)), axis=1)
+        b_dlamb = -tl.sum(tl.where(m_done[:, None], b_x * b_y, 0.0), axis=0)
+        tl.store(dlamb + (i_tile * H + i_h) * K + o_e, b_dlamb, mask=m_e)
+        # The places of the tiles merged into this one hold what autotuning wrote when it tried them apart.
+        for i_m in tl.static_range(1, MERGE):
+            tl.store(dlamb + ((i_tile + i_m) * H + i_h) * K + o_e, tl.zeros([BE], dtype=tl.float32), mask=m_e)
+    tl.store(da_rows + i_row + o_t * H, b_da, mask=m_t)
+
+
+@triton.heuristics({"IS_VARLEN": lambda args: args["cu_seqlens"] is not None})
+@triton.autotune(
+    configs=SOLVE_CONFIGS,
+    key=["H", "K", "V", "BT", "BR", "RESIDENT", "REFINE", "PRECISION", "FINE", "AGAIN", "size"],
+    prune_configs_by={"early_config_prune": solve_configs},
+    reset_to_zero=["left"],
+    **autotune_cache_kwargs,
+)
+@triton.jit(do_not_specialize=["T", "n_chunks", "size", "max_steps"])
+def solve_backward_kernel(
+    k, v, g, beta, lamb, h_kk, h_kv, x, do, dx, y, da_rows, dlamb, residual, r, todo, before, left, cu_seqlens, chunk_indices,
+    T, n_chunks, size, max_steps, tolerance,
+    H: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BT: tl.constexpr, BR: tl.constexpr, BK: tl.constexpr,
+    BS: tl.constexpr, BD: tl.constexpr, BE: tl.constexpr,
+    RESIDENT: tl.constexpr, REFINE: tl.constexpr, PRECISION: tl.constexpr, FINE: tl.constexpr, NEXT: tl.constexpr,
+    AGAIN: tl.constexpr, MERGE: tl.constexpr, IS_VARLEN: tl.constexpr,
+):  # fmt: skip
+    """As the forward kernel: a tile a program, or those listed in `todo`."""
+    if AGAIN:
+        for i in range(tl.program_id(0), tl.load(todo), tl.num_programs(0)):
+            solve_backward_tile(
+                tl.load(todo + 1 + i), k, v, g, beta, lamb, h_kk, h_kv, x, do, dx, y, da_rows, dlamb, residual, r, before, left,
+                cu_seqlens, chunk_indices, T, n_chunks, max_steps, tolerance, H, K, V, BT, BR, BK, BS, BD, BE,
+                RESIDENT, REFINE, PRECISION, FINE, NEXT, AGAIN, MERGE, IS_VARLEN,
+            )  # fmt: skip
+    else:
+        solve_backward_tile(
+            tl.program_id(0), k, v, g, beta, lamb, h_kk, h_kv, x, do, dx, y, da_rows, dlamb, residual, r, before, left,
+            cu_seqlens, chunk_indices, T, n_chunks, max_steps, tolerance, H, K, V, BT, BR, BK, BS, BD, BE,
+            RESIDENT, REFINE, PRECISION, FINE, NEXT, AGAIN, MERGE, IS_VARLEN,
+        )  # fmt: skip
+
+
+@triton.heuristics({"IS_VARLEN": lambda args: args["cu_seqlens"] is not None})
+@triton.autotune(
+    configs=GRADIENT_CONFIGS,
+    key=["H", "K", "V", "BT", "BR", "PRECISION", "size"],
+    prune_configs_by={"early_config_prune": gradient_configs},
+    **autotune_cache_kwargs,
+)
+@triton.jit(do_not_specialize=["T", "n_chunks", "size"])
+def keys_values_backward_kernel(
+    k, v, g, beta, x, y, do, dh_kk, dh_kv, inner, da_rows, dq, dk, dv, dbeta, da, cu_seqlens, chunk_indices,
+    T, n_chunks, size,
+    H: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BT: tl.constexpr, BR: tl.constexpr, BD: tl.constexpr,
+    BN: tl.constexpr, PRECISION: tl.constexpr, IS_VARLEN: tl.constexpr,
+):  # fmt: skip
+    """dk, dv, dbeta and what the decay receives, for BR keys s of a chunk and all its rows t >= s. With dH, dG after the chunk,
+
+    D_st  = exp(a_t - a_s) ,   U = D * (K X') ,   W = D * (V dO' - K Y') ,   e_s = exp(a_C - a_s)
+    dk    = beta (W X - U Y + e (V dG' + K (dH + dH')))
+    dv    = beta (U dO + e K dG)
+    dbeta = sum_t U * (V dO' - K Y') + e sum_k K * (V dG' + K dH)
+    """
+    i_r, i_s, i_h, first, T = locate(
+        tl.program_id(0), cu_seqlens, chunk_indices, T, n_chunks, H, BT, BT // BR, IS_VARLEN
+    )
+    o_s = i_r * BR + tl.arange(0, BR)
+    o_t = tl.arange(0, BT)
+    m_s, m_t = o_s < T, o_t < T
+    i_row = first * H + i_h
+    k += i_row * K
+    v += i_row * V
+    x += i_row * K
+    y += i_row * K
+    do += i_row * V
+    dk += i_row * K
+    if dq is not None:
+        dq += i_row * K
+    dv += i_row * V
+    g += i_row
+    beta += i_row
+    dh_kk += (i_s * H + i_h) * K * K
+    dh_kv += (i_s * H + i_h) * K * V
+    o_sk, o_tk = o_s[:, None] * (H * K), o_t[:, None] * (H * K)
+    o_sv, o_tv = o_s[:, None] * (H * V), o_t[:, None] * (H * V)
+
+    b_kx = tl.zeros([BR, BT], dtype=tl.float32)
+    b_w = tl.zeros([BR, BT], dtype=tl.float32)
+    for i_d in range(0, K, BD):
+        o_d = i_d + tl.arange(0, BD)
+        m_d = (o_d < K)[None, :]
+        b_k = tl.load(k + o_sk + o_d[None, :], mask=m_s[:, None] & m_d, other=0.0)
+        b_x = tl.load(x + o_tk + o_d[None, :], mask=m_t[:, None] & m_d, other=0.0)
+        b_kx = dot(b_k, tl.trans(b_x), b_kx, PRECISION)
+        b_y = tl.load(y + o_tk + o_d[None, :], mask=m_t[:, None] & m_d, other=0.0)
+        b_w = dot(b_k, tl.trans(-b_y), b_w, PRECISION)
+    for i_d in range(0, V, BD):
+        o_d = i_d + tl.arange(0, BD)
+        m_d = (o_d < V)[None, :]
+        b_v = tl.load(v + o_sv + o_d[None, :], mask=m_s[:, None] & m_d, other=0.0)
+        b_do = tl.load(do + o_tv + o_d[None, :], mask=m_t[:, None] & m_d, other=0.0)
+        b_w = dot(b_v, tl.trans(b_do), b_w, PRECISION)
+
+    b_gs = tl.load(g + o_s[:, None] * H, mask=m_s[:, None], other=0.0).to(tl.float32)
+    b_gt = tl.load(g + o_t[None, :] * H, mask=m_t[None, :], other=0.0).to(tl.float32)
+    m_causal = (o_t[None, :] >= o_s[:, None]) & m_t[None, :] & m_s[:, None]
+    b_d = tl.where(m_causal, exp2(tl.minimum(b_gt - b_gs, 0.0)), 0.0)
+    b_u = b_kx * b_d
+    b_dbeta = tl.sum(b_u * b_w, axis=1, keep_dims=True)
+    b_w *= b_d
+    b_end = tl.where(m_s[:, None], exp2(tl.load(g + (T - 1) * H).to(tl.float32) - b_gs), 0.0)
+
+    # Rows are counted from a zero that the compiler cannot foresee: it would keep addresses and masks across the loops, and spill.
+    i_zero = 0
+    for i_n in range(0, K, BN):
+        i_zero = tl.multiple_of(tl.minimum(i_n + T, 0), 128)
+        o_sn = i_r * BR + tl.arange(0, BR) + i_zero
+        o_tn = tl.arange(0, BT) + i_zero
+        m_sn, m_tn = o_sn < T, o_tn < T
+        o_skn, o_tkn = o_sn[:, None] * (H * K), o_tn[:, None] * (H * K)
+        o_svn, o_tvn = o_sn[:, None] * (H * V), o_tn[:, None] * (H * V)
+        o_n = i_n + tl.arange(0, BN)
+        m_n = o_n < K
+        b_dk = tl.zeros([BR, BN], dtype=tl.float32)
+        for i_d in range(0, V, BD):
+            o_d = i_d + tl.arange(0, BD)
+            m_d = o_d < V
+            b_v = tl.load(v + o_svn + o_d[None, :], mask=m_sn[:, None] & m_d[None, :], other=0.0)
+            b_dg = tl.load(dh_kv + o_n[:, None] * V + o_d[None, :], mask=m_n[:, None] & m_d[None, :], other=0.0)
+            b_dk = dot(b_v, tl.trans(b_dg), b_dk, PRECISION)
+        b_kn = tl.load(k + o_skn + o_n[None, :], mask=m_sn[:, None] & m_n[None, :], other=0.0).to(tl.float32)
+        b_dbeta += b_end * tl.sum(0.5 * b_kn * b_dk, axis=1, keep_dims=True)
+        for i_d in range(0, K, BD):
+            o_d = i_d + tl.arange(0, BD)
+            m_d = o_d < K
+            b_k = tl.load(k + o_skn + o_d[None, :], mask=m_sn[:, None] & m_d[None, :], other=0.0)
+            b_dh = tl.load(dh_kk + o_n[:, None] * K + o_d[None, :], mask=m_n[:, None] & m_d[None, :], other=0.0)
+            b_dh = tl.trans(b_dh)
+            b_dh += tl.load(dh_kk + o_d[:, None] * K + o_n[None, :], mask=m_d[:, None] & m_n[None, :], other=0.0)
+            b_dk = dot(b_k, b_dh, b_dk, PRECISION)
+        # k'(dH + dH')k is twice k'dH k: with what came before, half of each sum.
+        b_kn = tl.load(k + o_skn + o_n[None, :], mask=m_sn[:, None] & m_n[None, :], other=0.0).to(tl.float32)
+        b_dbeta += b_end * tl.sum(0.5 * b_kn * b_dk, axis=1, keep_dims=True)
+        b_dk *= b_end
+        b_x = tl.load(x + o_tkn + o_n[None, :], mask=m_tn[:, None] & m_n[None, :], other=0.0)
+        b_dk = dot(b_w, b_x, b_dk, PRECISION)
+        b_y = tl.load(y + o_tkn + o_n[None, :], mask=m_tn[:, None] & m_n[None, :], other=0.0)
+        if dq is not None:  # where one program has all rows
+            tl.store(dq + o_tkn + o_n[None, :], b_y.to(dq.dtype.element_ty), mask=m_tn[:, None] & m_n[None, :])
+        b_dk = dot(-b_u, b_y, b_dk, PRECISION)
+        b_beta = tl.load(beta + o_sn[:, None] * H, mask=m_sn[:, None], other=0.0).to(tl.float32)
+        b_dk *= b_beta
+        tl.store(dk + o_skn + o_n[None, :], b_dk.to(dk.dtype.element_ty), mask=m_sn[:, None] & m_n[None, :])
+
+    for i_n in range(0, V, BN):
+        i_zero = tl.multiple_of(tl.minimum(i_n + T, 0), 128)
+        o_sn = i_r * BR + tl.arange(0, BR) + i_zero
+        o_tn = tl.arange(0, BT) + i_zero
+        m_sn, m_tn = o_sn < T, o_tn < T
+        o_skn, o_tkn = o_sn[:, None] * (H * K), o_tn[:, None] * (H * K)
+        o_svn, o_tvn = o_sn[:, None] * (H * V), o_tn[:, None] * (H * V)
+        o_n = i_n + tl.arange(0, BN)
+        m_n = (o_n < V)[None, :]
+        b_dv = tl.zeros([BR, BN], dtype=tl.float32)
+        for i_d in range(0, K, BD):
+            o_d = i_d + tl.arange(0, BD)
+            m_d = o_d < K
+            b_k = tl.load(k + o_skn + o_d[None, :], mask=m_sn[:, None] & m_d[None, :], other=0.0)
+            b_dg = tl.load(dh_kv + o_d[:, None] * V + o_n[None, :], mask=m_d[:, None] & m_n, other=0.0)
+            b_dv = dot(b_k, b_dg, b_dv, PRECISION)
+        b_do = tl.load(do + o_tvn + o_n[None, :], mask=m_tn[:, None] & m_n, other=0.0)
+        b_dv = dot(b_u, b_do, b_dv * b_end, PRECISION)
+        b_beta = tl.load(beta + o_sn[:, None] * H, mask=m_sn[:, None], other=0.0).to(tl.float32)
+        b_dv *= b_beta
+        tl.store(dv + o_svn + o_n[None, :], b_dv.to(dv.dtype.element_ty), mask=m_sn[:, None] & m_n)
+
+    # The decay: a key's weight falls with -a_s; the whole state's, after the chunk's last position.
+    o_s = (i_r * BR + tl.arange(0, BR) + i_zero)[:, None]
+    m_s = o_s < T
+    b_beta = tl.load(beta + o_s * H, mask=m_s, other=0.0).to(tl.float32)
+    b_inner = tl.load(inner + i_s * H + i_h + i_zero)
+    b_da = tl.load(da_rows + (i_row + i_zero) + o_s * H, mask=m_s, other=0.0)
+    b_da += tl.where(o_s == T - 1, b_inner, 0.0) - b_beta * b_dbeta
+    tl.store(da + i_row + o_s * H, b_da, mask=m_s)
+    tl.store(dbeta + i_row + o_s * H, b_dbeta, mask=m_s)
