@@ -113,7 +113,7 @@ def test_a_comparison_from_training_to_pictures_and_its_going_on(text, tmp_path,
 
     markdown = (tmp_path / "a" / "report.md").read_text()
     assert "Matched parametrization" in markdown and "diverged" in markdown and "| mesanet" in markdown
-    assert "the same 256 tokens" in markdown and " ± " in markdown
+    assert "the same 256 tokens" in markdown and " ± " in markdown and "Losses are in nats a token." in markdown
     for name in ("loss_curves.png", "loss_by_position.png", "quality_speed.png"):
         assert f"({name})" in markdown
         assert imread(tmp_path / "a" / name).std() > 0.05  # something is drawn

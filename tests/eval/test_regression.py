@@ -140,7 +140,12 @@ def test_compare_reports_the_error_over_the_optimum(tmp_path, here):
     assert mesanet["optimal_error_by_position"] == pytest.approx(least.mean(0))
     assert mesanet["loss_without_steps"] is not None and mesanet["decode_tokens_per_second"] is None
     text = (tmp_path / "report.md").read_text()
-    assert "error over the optimum" in text and "error_by_position.png" in text and "accuracy" not in text
+    assert (
+        "Losses are squared errors." in text
+        and "error over the optimum" in text
+        and "error_by_position.png" in text
+        and "accuracy" not in text
+    )
     assert (tmp_path / "error_by_position.png").read_bytes().startswith(b"\x89PNG")
     assert judged_by([])[0] == "validation accuracy"
 

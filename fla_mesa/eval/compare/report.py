@@ -26,7 +26,7 @@ _PARAMETRIZATIONS = {
 _TABLES = {
     "quality": (
         "Quality",
-        "Losses are in nats a token, of regression squared errors. Positions from {seq_len} on are beyond the training length.",
+        "Losses are {losses}. Positions from {seq_len} on are beyond the training length.",
     ),
     "solver": (
         "Solver",
@@ -125,7 +125,9 @@ def sections(report: Report, pictures: Sequence[Picture]) -> list[Section]:
     found = [Section(f"{several} at size {plan.size}", [_PARAMETRIZATIONS[plan.parametrization], *done])]
     for kind, (head, said) in _TABLES.items():
         if columns := shown_columns(report, kind):
-            after = [*report.yardsticks, said.format(**report.run)] if kind == "quality" else [said]
+            after = (
+                [*report.yardsticks, said.format(losses=report.losses, **report.run)] if kind == "quality" else [said]
+            )
             found.append(Section(head, [Table.of(table_rows(report, kind), columns), *after]))
         if kind == "quality" and (differs := differences(report)) is not None:
             found.append(Section(f"Differences from {plan.baseline}", [differs, _INTERVAL]))

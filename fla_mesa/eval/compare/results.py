@@ -154,6 +154,12 @@ class Report:
         return next((model for model in self.finished if model.label == self.plan.baseline), None)
 
     @property
+    def losses(self) -> str:
+        """What they are."""
+        of_vectors = any(model.curve("squared_error_by_position") is not None for model in self.models)
+        return "squared errors" if of_vectors else "in nats a token"
+
+    @property
     def yardsticks(self) -> list[str]:
         known = self.run.get("yardsticks")
         return [f"For scale, bits per byte on the same text: {scale(known)}."] if known else []
