@@ -4,8 +4,6 @@ import json
 import re
 import subprocess
 
-import pytest
-
 from tests.pages import Page, Runner
 from tests.project import ROOT
 
@@ -47,6 +45,17 @@ def test_the_demos_table_is_that_of_the_results():
     assert rows(TEXT, "model") == rows((RESULTS / "demo_2026-11-27.md").read_text(), "model")
 
 
+def test_the_comparisons_table_is_that_of_the_results():
+    report = json.loads((RESULTS / "text_2026-11-27" / "report.json").read_text())
+    spans = ("1-15", "256-511", "1024-2047")
+    figures = [
+        [m["model"], m["bits_per_byte"]["mean"], *(m["loss_in_ranges"][span]["mean"] for span in spans)]
+        for m in report["models"]
+    ]
+    written = [[model, *(f"{figure:.3f}" for figure in values)] for model, *values in figures]
+    assert rows(TEXT[TEXT.index("## Is it worth it?") :], "model") == written
+
+
 SWEEP = json.loads((RESULTS / "sweep_mqar_2026-11-27" / "sweep.json").read_text())["results"]
 
 
@@ -60,13 +69,16 @@ def figures(length: int, setting: str) -> dict[str, str]:
     }
 
 
-@pytest.mark.parametrize("path", ["README.md", "docs/inspecting.md"])
-def test_the_solvers_table_is_that_of_the_results(path):
-    text = (ROOT / path).read_text()
+def test_the_recall_is_that_of_the_results():
+    for setting in ("0 steps", "5 steps", "exact"):
+        for length in (64, 512):
+            assert figures(length, setting)["recall"] in TEXT
+
+
+def test_the_solvers_table_is_that_of_the_results():
+    text = (ROOT / "docs" / "inspecting.md").read_text()
     header = [cell.strip() for cell in re.search(r"^\| solver (.*)\|$", text, re.MULTILINE)[1].split("|")[1:]]
     for setting, *cells in rows(text, "solver"):
         for name, cell in zip(header, cells, strict=True):
             figure, length = re.fullmatch(r"(\w+) at (\d+)", name).groups()
-            assert cell == figures(int(length), setting.removesuffix(" (default)"))[figure], (
-                f"{path}: {setting}, {name}"
-            )
+            assert cell == figures(int(length), setting.removesuffix(" (default)"))[figure], f"{setting}, {name}"
