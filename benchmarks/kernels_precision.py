@@ -2,7 +2,7 @@
 
     TRITON_INTERPRET=1 python benchmarks/kernels_precision.py [--dtype float32|bfloat16] [--size 64] [--mean 1] [--least_gate 1]
 
-Prints the table of fla_mesa/ops/NOTES.md. "float16 rounds" is what the kernels do, the others the float32 iteration alone in the precision
+Prints the table of docs/kernels.md. "float16 rounds" is what the kernels do, the others the float32 iteration alone in the precision
 named. Products of a tile, forward, are those of the iteration and, after the plus sign, of new residuals. Cost is theirs for one position,
 in thousands of multiply-adds of 16 bits (one of tf32 counts twice) at chunks of 64 keys; "ieee" does not run on tensor cores.
 """
@@ -29,7 +29,7 @@ from fla_mesa.testing.cases import INPUTS, Case, draw, relative_error, truth, up
 
 # Passes over tensor cores per product, and what one counts.
 PASSES = {"bf16": (1, 1), "tf32": (1, 2), "bf16x3": (3, 1), "tf32x3": (3, 2)}
-# PRECISION, and FINE where refined. FINE "bf16x3" is not what the kernels are tested with (NOTES.md says why).
+# PRECISION, and FINE where refined. FINE "bf16x3" is not what the kernels are tested with (docs/kernels.md says why).
 CHOICES = [
     ("fp16", "halves"), ("ieee", None), ("tf32", None), ("tf32", "tf32x3"), ("tf32x3", None), ("bf16x3", None),
     ("bf16x3", "tf32x3"), ("bf16x3", "bf16x3"), ("bf16", "tf32x3"),

@@ -17,7 +17,6 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
             name = f"results/{path.relative_to(RESULTS).as_posix()}"
             shown = InclusionLevel.INCLUDED if path == RESULTS / "README.md" else InclusionLevel.NOT_IN_NAV
             files.append(File.generated(config, name, abs_src_path=str(path), inclusion=shown))
-    files.append(File.generated(config, "kernels.md", abs_src_path=str(ROOT / "fla_mesa" / "ops" / "NOTES.md")))
     return files
 
 

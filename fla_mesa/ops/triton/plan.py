@@ -38,7 +38,7 @@ class Plan(NamedTuple):
         RESIDENT: Keep the state and the chunk's keys in shared memory through the iteration.
         REFINE: Compute the residual anew in FINE, and go on where it is too large.
         PRECISION: Of the products in the iteration: "fp16" for rounds of float16, of which RESIDENT and REFINE have nothing to say;
-            "bf16x3", "bf16", "tf32", "tf32x3" or "ieee" for the float32 iteration (notes in ``ops/NOTES.md``).
+            "bf16x3", "bf16", "tf32", "tf32x3" or "ieee" for the float32 iteration (notes in ``docs/kernels.md``).
         FINE: Of every other product with a float32 operand: "tf32x3" or "ieee".
     """
 
