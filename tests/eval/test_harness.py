@@ -182,7 +182,7 @@ def test_a_folder_of_checkpoints_names_them(llama_checkpoint, capsys):
     ("arguments", "message"),
     [
         (["--suite", "synthetic", "ls", "tasks"], "--checkpoint and --suite belong to run, not to ls"),
-        ([], "no tasks: pass --tasks NAME,... or --suite paper-zeroshot|paper-recall|paper-fewshot|paper-needles|synthetic"),
+        ([], "no tasks: pass --tasks NAME,... or --suite paper-zeroshot|paper-recall|paper-fewshot|paper-needles|text|mqar|mad|"),
         (["--tasks", "regbench", "--include_path", "/nowhere"], "--include_path: there is no /nowhere"),
         (["--tasks", "regbench", "--model_args", "pretrained=a", "--checkpoint", "b"], "not both"),
         (["--tasks", "regbench", "--model_args", "pretrained=LLAMA,cg_tolerence=1"], "Did you mean 'cg_tolerance'?"),

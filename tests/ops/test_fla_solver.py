@@ -7,11 +7,19 @@ import pytest
 import torch
 
 from fla_mesa import plugins
-from fla_mesa.ops import chunk_mesa_net
+from fla_mesa.ops import backends, chunk_mesa_net
 from fla_mesa.testing.cases import Case, errors, run, truth
 
-plugins.load([str(Path(__file__).parents[2] / "benchmarks" / "fla_solver.py")])
+PLUGIN = Path(__file__).parents[2] / "benchmarks" / "fla_solver.py"
 CASE = Case(T=128, H=1, K=32, V=32, initial=False)  # of benchmarks/results/fla_gradients_2026-11-27.md
+
+
+@pytest.fixture(autouse=True)
+def plugin(monkeypatch):
+    """For these tests only: others count the back ends."""
+    monkeypatch.setattr(plugins, "_loaded", {})
+    monkeypatch.setattr(backends, "BACKENDS", dict(backends.BACKENDS))
+    plugins.load([str(PLUGIN)])
 
 
 @pytest.mark.parametrize(
