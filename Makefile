@@ -18,7 +18,7 @@ NUMERICAL := tests/ops tests/cpu tests/models tests/train/test_recall.py tests/t
 # The Triton that the CUDA build of the torch in constraints.txt asks for, where `make test` beside a CPU build takes the newest.
 TRITON_OF_TORCH := $(VENV)/triton-of-torch
 
-.PHONY: demo test test-oldest test-newest test-rounding test-triton integrations coverage lint docs dist checkpoints clean
+.PHONY: demo test test-oldest test-newest test-rounding test-triton test-docs integrations coverage lint docs dist checkpoints clean
 
 demo: $(VENV)/demo
 	$(BIN)/fla-mesa demo --output_dir runs/demo
@@ -45,6 +45,10 @@ test-triton: $(VENV)/test $(TRITON_OF_TORCH)
 # The models under other trainers. `make test` skips these tests where the trainers are not installed.
 integrations: $(VENV)/integrations
 	$(QUIET) $(BIN)/python -m pytest tests/integrations
+
+# What the pages of docs/ tell the reader to type, and the notebook. `make test` skips these where mkdocs is not installed.
+test-docs: $(VENV)/test $(VENV)/docs
+	$(QUIET) $(BIN)/python -m pytest -n auto tests/test_docs.py tests/test_notebook.py
 
 # How much of the package the tests run through, in this process and in those that they start. The floor is the last figure that CI
 # measured, rounded down: it may only rise.

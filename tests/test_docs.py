@@ -17,6 +17,7 @@ from tests.project import ROOT
 
 DOCS = ROOT / "docs"
 PAGES = [Page(path) for path in sorted(DOCS.glob("*.md"))]
+NOT_HERE = pytest.mark.skipif(find_spec("mkdocs") is None, reason="needs the extra `docs`: make test-docs")
 # What cannot run here, and why.
 NOT_RUN = {"flame.md": "flame's own commands, in its environment: tests/train/test_flame.py does what they do"}
 
@@ -30,6 +31,7 @@ def runner(tmp_path_factory):
         yield Runner(tmp_path_factory.mktemp("docs"), PAGES)
 
 
+@NOT_HERE
 @pytest.mark.parametrize(
     "page", [page for page in PAGES if page.commands or page.python or page.files], ids=lambda page: page.path.name
 )
@@ -94,20 +96,20 @@ def site(folder, *flags) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
-    if find_spec("mkdocs") is None or find_spec("material") is None:
-        pytest.skip("needs the extra `docs`: make docs")
     folder = tmp_path_factory.mktemp("site")
     done = site(folder)
     assert done.returncode == 0, done.stderr
     return folder
 
 
+@NOT_HERE
 def test_the_site_builds_without_a_warning(built):
     page = (built / "api" / "index.html").read_text()
     assert 'id="fla_mesa.ops.chunk.chunk_mesa_net"' in page and ":func:" not in page and ":class:" not in page
     assert (built / "results" / "sweep_mqar_2026-11-27" / "sweep" / "index.html").exists()
 
 
+@NOT_HERE
 def test_a_dead_link_is_an_error(built, tmp_path):
     """One to a page, and one to a heading."""
     config = yaml.safe_load((ROOT / "mkdocs.yml").read_text())

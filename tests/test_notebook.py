@@ -6,7 +6,7 @@ import pytest
 
 from tests.project import ROOT
 
-pytest.importorskip("nbclient")
+pytest.importorskip("nbclient", reason="needs the extra `docs`: make test-docs")
 DOCS = runpy.run_path(str(ROOT / "docs" / "run_notebook.py"))
 
 
