@@ -7,6 +7,7 @@ generation would read the last token alone.
 from __future__ import annotations
 
 import functools
+import inspect
 from typing import Any
 
 from fla.models.utils import FLAGenerationMixin
@@ -19,10 +20,11 @@ def install() -> None:
     plain: Any = vars(GenerationMixin)["prepare_inputs_for_generation"]
     if hasattr(original, "renames_cache"):
         return
+    renamed = "cache" in inspect.signature(plain).parameters
 
     @functools.wraps(original)
     def prepare_inputs_for_generation(self: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        if "cache" not in kwargs:
+        if "past_key_values" in kwargs or not (renamed or "cache" in kwargs):
             return original(self, *args, **kwargs)
         # fla's own only translates older versions' arguments, and hands the cache on by the name that is going.
         inputs = plain(self, *args, **kwargs)

@@ -1,6 +1,7 @@
 """The model family: parity with the op's recurrence, caches, padding, packing, generation, checkpoints, configuration."""
 
 import copy
+import warnings
 
 import pytest
 import torch
@@ -346,3 +347,14 @@ def test_the_back_end_is_a_setting_of_the_model():
     torch.testing.assert_close(near, exact, rtol=1e-2, atol=1e-2)
     with pytest.raises(ValueError, match=r"backend must be 'pytorch' or .* or None; got 'cuda'"):
         MesaNetConfig(**TINY, backend="cuda")
+
+
+def test_generation_hands_the_cache_on_without_a_word():
+    """transformers 5.24 and later warn of the name by which fla's own code hands it on."""
+    model = MesaNetForCausalLM(MesaNetConfig(**TINY))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FutureWarning)
+        made = model.eval().generate(
+            torch.ones(1, 3, dtype=torch.long), max_new_tokens=3, do_sample=False, eos_token_id=None
+        )
+    assert made.shape == (1, 6)
