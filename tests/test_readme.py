@@ -48,11 +48,17 @@ def test_the_demos_table_is_that_of_the_results():
 def test_the_comparisons_table_is_that_of_the_results():
     report = json.loads((RESULTS / "text_2026-11-27" / "report.json").read_text())
     spans = ("1-15", "256-511", "1024-2047")
-    figures = [
-        [m["model"], m["bits_per_byte"]["mean"], *(m["loss_in_ranges"][span]["mean"] for span in spans)]
-        for m in report["models"]
-    ]
-    written = [[model, *(f"{figure:.3f}" for figure in values)] for model, *values in figures]
+    written = []
+    for m in report["models"]:
+        bits, less = m["bits_per_byte"], (m["difference"] or {}).get("bits per byte")
+        written.append(
+            [
+                m["model"],
+                f"{bits['mean']:.3f} ± {bits['std']:.3f}",
+                f"{less['mean']:+.3f} ± {less['half']:.3f}" if less else "",
+                *(f"{m['loss_in_ranges'][span]['mean']:.3f}" for span in spans),
+            ]
+        )
     assert rows(TEXT[TEXT.index("## Is it worth it?") :], "model") == written
 
 
