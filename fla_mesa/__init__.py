@@ -14,7 +14,7 @@ __all__ = ["__version__", "cpu", "models", "replace_fla_op"]
 
 
 def _is_the_command() -> bool:
-    """Whether this process was started as ``fla-mesa`` or ``python -m fla_mesa``, which need not wait for torch and fla to show a help.
+    """Whether this process runs ``fla-mesa`` or ``python -m fla_mesa``, whose help must not wait for torch and fla.
 
     A process that it starts to compute in is another, told apart by its own command line, ``sys.orig_argv``.
     """

@@ -1,4 +1,4 @@
-"""The command `fla-mesa`: finds the subcommand, imports only what it needs, and passes the rest of the line on."""
+"""The command `fla-mesa`: looks up the subcommand, imports only that, and passes it the remaining arguments."""
 
 import argparse
 import importlib
@@ -10,13 +10,16 @@ from fla_mesa.plugins import FLAG, HELP
 COMMANDS = {
     "train": ("fla_mesa.train.command", "train a model on text or on a synthetic task"),
     "eval": ("fla_mesa.eval.harness.command", "run lm-evaluation-harness on checkpoints"),
-    "sweep": ("fla_mesa.eval.sweep.command", "what each step of the solver buys a MesaNet checkpoint"),
-    "inspect": ("fla_mesa.eval.inspect.command", "what the Mesa layers of a checkpoint hold and solve"),
-    "compare": ("fla_mesa.eval.compare.command", "train several models alike and compare them in a table and pictures"),
-    "export": ("fla_mesa.train.export", "put a checkpoint of several processes together in a folder"),
-    "doctor": ("fla_mesa.doctor.command", "whether the op is right on this machine, and which of its back ends to use"),
-    "configs": ("fla_mesa.models.config_files", "write architectures as JSON files, for flame and other trainers"),
-    "demo": ("fla_mesa.eval.compare.demo", "compare six tiny models in minutes, and let MesaNet write"),
+    "sweep": ("fla_mesa.eval.sweep.command", "measure quality and speed of a MesaNet checkpoint by solver steps"),
+    "inspect": (
+        "fla_mesa.eval.inspect.command",
+        "report gates, conditioning and solver steps of a checkpoint's Mesa layers",
+    ),
+    "compare": ("fla_mesa.eval.compare.command", "train several models the same way and compare them"),
+    "export": ("fla_mesa.train.export", "merge a checkpoint written by several processes into one folder"),
+    "doctor": ("fla_mesa.doctor.command", "check the op on this machine and recommend a back end"),
+    "configs": ("fla_mesa.models.config_files", "write architectures as JSON files for flame and other trainers"),
+    "demo": ("fla_mesa.eval.compare.demo", "compare six tiny models in ten minutes and print a sample from MesaNet"),
 }
 
 
@@ -26,12 +29,12 @@ def _parser() -> argparse.ArgumentParser:
         description="MesaNet for the flash-linear-attention ecosystem.",
         epilog="commands:\n"
         + "\n".join(f"  {name:<9} {purpose}" for name, (_, purpose) in COMMANDS.items())
-        + f"\n\nevery command takes\n  {FLAG} MODULE  {HELP}\n\n`fla-mesa COMMAND --help` shows its other flags.",
+        + f"\n\nflag of every command:\n  {FLAG} MODULE  {HELP}\n\nRun `fla-mesa COMMAND --help` for a command's other flags.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="store_true", help="print the version and exit")
-    parser.add_argument("command", nargs="?", choices=COMMANDS, metavar="COMMAND", help="one of those below")
+    parser.add_argument("command", nargs="?", choices=COMMANDS, metavar="COMMAND", help="one of the commands below")
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     return parser
 

@@ -1,4 +1,4 @@
-"""What every subcommand of ``fla-mesa`` begins and ends with: plug-ins, and a word on mistakes.
+"""What every subcommand of ``fla-mesa`` shares: loading plug-ins and reporting user errors.
 
     @command("train")
     def main(argv): ...
@@ -21,7 +21,7 @@ Main = Callable[[list[str]], int]
 
 
 def command(name: str) -> Callable[[Main], Main]:
-    """Decorator of a subcommand's ``main(argv) -> exit code``.
+    """Decorator for a subcommand's ``main(argv) -> exit code``.
 
     Args:
         name: The subcommand of ``fla-mesa``.
@@ -50,9 +50,9 @@ def command(name: str) -> Callable[[Main], Main]:
 
 
 def _verdict(error: Exception) -> tuple[int | None, str]:
-    """The exit code for a mistake and what to print, or None for a bug."""
+    """The exit code for a user's mistake and the line to print; None for a bug."""
     if is_disk_full(error):
-        return DISK_FULL, f"{error}; make room, and start it again"
+        return DISK_FULL, f"{error}; free some space and start again"
     if isinstance(error, UserError):
         return MISTAKE, str(error)
     if isinstance(error, OSError) and error.filename is not None:  # it names the file

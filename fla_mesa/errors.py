@@ -1,4 +1,4 @@
-"""What a user can mend, told apart from a bug; fla_mesa.commands ends a command by it."""
+"""Errors that a user can fix, as opposed to bugs; fla_mesa.commands turns them into exit codes."""
 
 from __future__ import annotations
 
@@ -17,13 +17,16 @@ class UserError(ValueError):
 
 @contextmanager
 def mistakes_of(*kinds: type[Exception], prefix: str = "") -> Iterator[None]:
-    """Errors of these kinds that are raised inside become :class:`UserError`.
+    """Turns errors of these kinds raised inside the block into :class:`UserError`.
 
     For a call into another package that does nothing but check or open what the user named. Around more than that it hides bugs.
 
     Args:
         kinds: Types of exceptions.
         prefix: What goes before their messages, such as the name of a flag and a colon.
+
+    Raises:
+        UserError: An error of these kinds was raised.
     """
     try:
         yield
@@ -34,7 +37,7 @@ def mistakes_of(*kinds: type[Exception], prefix: str = "") -> Iterator[None]:
 
 
 def is_disk_full(error: BaseException | None) -> bool:
-    """Whether an error, or one that it came from, is that of a full disk; libraries that write files wrap it in their own."""
+    """Whether an error, or one of its causes, is a full disk; libraries that write files wrap it in their own errors."""
     while error is not None:
         if getattr(error, "errno", None) == errno.ENOSPC or os.strerror(errno.ENOSPC) in str(error):
             return True

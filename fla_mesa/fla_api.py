@@ -1,4 +1,4 @@
-"""What this package uses of flash-linear-attention, and the versions of it that were tried.
+"""The parts of flash-linear-attention that this package uses, and the versions that were tested.
 
 fla's pieces move between releases, its private ones without notice. Each is listed here once, so that a new fla fails by name in
 tests/test_fla_api.py rather than somewhere inside a model; the same test finds what the package uses and this file does not list.
@@ -181,7 +181,11 @@ USED: dict[str, str | None] = {
 
 
 def require_supported_fla() -> None:
-    """Raises ImportError unless flash-linear-attention is installed in a version of the range that this package is for."""
+    """Checks that a supported version of flash-linear-attention is installed.
+
+    Raises:
+        ImportError: It is not.
+    """
     needed = f"fla_mesa needs flash-linear-attention >= {OLDEST}, < {BELOW}"
     try:
         with warnings.catch_warnings():
@@ -192,7 +196,7 @@ def require_supported_fla() -> None:
         raise ImportError(f"{needed}, which cannot be imported ({error}). Install it with: {HOW_TO_INSTALL}") from error
     found = getattr(fla, "__version__", "of unknown version")
     if not _numbers(OLDEST) <= _numbers(found) < _numbers(BELOW):
-        raise ImportError(f"{needed}, but {found} is installed. Install another with: {HOW_TO_INSTALL}")
+        raise ImportError(f"{needed}, but {found} is installed. Install a supported version with: {HOW_TO_INSTALL}")
 
 
 def _numbers(version: str) -> tuple[int, ...]:

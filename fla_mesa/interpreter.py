@@ -1,4 +1,4 @@
-"""What Triton's interpreter lacks to run the kernels of this package and of fla on a machine without a GPU.
+"""Extends Triton's interpreter so that it can run this package's and fla's kernels without a GPU.
 
 With TRITON_INTERPRET=1 in the environment, `import fla_mesa` calls `install()`, and the Triton back end `mend_loops()`; kernels of fla
 that are called directly want that as well, once the modules that they are in are imported. Measured with triton 3.6 to 3.9; the
@@ -32,7 +32,7 @@ from triton.backends.driver import DriverBase
 
 
 class StubDriver(DriverBase):
-    """A driver of a device that is not there: autotuning finds every configuration equal and picks the first."""
+    """Driver of a non-existent device: autotuning finds all configurations equal and picks the first."""
 
     def __init__(self) -> None:
         """The parent's constructor would look for a GPU; there is nothing to set up."""
@@ -70,7 +70,7 @@ class StubDriver(DriverBase):
 
 
 class LoopIndex(int):
-    """A loop index that answers `.to(dtype)` as a compiled kernel's does."""
+    """A loop index with `.to(dtype)`, as in compiled kernels."""
 
     def to(self, *_: Any, **__: Any) -> "LoopIndex":
         return self
@@ -82,7 +82,7 @@ def loop_range(*bounds: Any) -> Iterator[LoopIndex]:
 
 
 def mend_loops(*prefixes: str) -> None:
-    """Give each imported module under `prefixes` (default: fla's ops and modules) a `range` whose index has `.to`."""
+    """Gives each imported module under `prefixes` (default: fla's ops and modules) a `range` whose index has `.to`."""
     for name, module in list(sys.modules.items()):
         if name.startswith(prefixes or ("fla.ops", "fla.modules")) and "range" not in vars(module):
             module.range = loop_range  # type: ignore[attr-defined]
@@ -98,7 +98,7 @@ def round_mantissa(x: np.ndarray, bits: int) -> np.ndarray:
 
 
 def split_matmul(a: np.ndarray, b: np.ndarray, bits: int, parts: int) -> np.ndarray:
-    """a @ b with float32 operands cut into `parts` pieces of `bits` mantissa bits, less the negligible products."""
+    """a @ b with float32 operands split into `parts` pieces of `bits` mantissa bits, without the negligible products."""
 
     def pieces(x: np.ndarray) -> list[np.ndarray]:
         out = []
@@ -118,7 +118,7 @@ _rounds_operands = False
 
 @contextlib.contextmanager
 def rounded_dots() -> Iterator[None]:
-    """Within this block `tl.dot` of float32 operands honours `input_precision` instead of computing in float32."""
+    """Makes `tl.dot` of float32 operands respect `input_precision` inside the block, instead of computing in float32."""
     global _rounds_operands
     before, _rounds_operands = _rounds_operands, True
     try:
@@ -162,7 +162,7 @@ _patch_lang = interpreter._patch_lang
 
 
 def patch_lang(fn: Any) -> Any:
-    """Every call of a device function searches `triton.language` for what to replace, though its kernel has done so."""
+    """Skips the search of `triton.language` in device functions, which their kernel has already done."""
     langs = [value for value in fn.__globals__.values() if value is tl or value is tl.core]
     if any(tl.core.is_builtin(lang.load) for lang in langs):
         return _patch_lang(fn)
@@ -170,7 +170,11 @@ def patch_lang(fn: Any) -> Any:
 
 
 def install() -> None:
-    """Mend the interpreter, and set the stub driver where there is no GPU. Needs TRITON_INTERPRET=1. Calling it again does nothing."""
+    """Mend the interpreter, and set the stub driver if there is no GPU. Calling it again does nothing.
+
+    Raises:
+        RuntimeError: TRITON_INTERPRET=1 is not set.
+    """
     if not knobs.runtime.interpret:
         raise RuntimeError("set TRITON_INTERPRET=1 before triton is imported")
     if interpreter._patch_lang is patch_lang:

@@ -1,4 +1,4 @@
-"""JSON files: written whole or not at all, read as what they must be, with errors that name the file."""
+"""JSON files: written completely or not at all, and read with errors that name the file."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from fla_mesa.errors import UserError
 
 
 class Unreadable(UserError):
-    """A file is there, but is no JSON object of this program. The message names it and says why."""
+    """The file exists but is not a JSON object of this program. The message names it and says why."""
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Replace `path` by `content`, whole or not at all.
+    """Replaces `path` with `content`, completely or not at all.
 
     Raises:
         ValueError: JSON cannot hold it; NaN, for example.
@@ -45,7 +45,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_json_if_there(path: Path) -> dict[str, Any] | None:
-    """As :func:`read_json`; None if there is no file."""
+    """As :func:`read_json`; None if the file does not exist."""
     try:
         return read_json(path)
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""Tables in Markdown, aligned so that they can be read in a terminal as well."""
+"""Markdown tables, aligned so that they are readable in a terminal too."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ EMPTY = "–"  # what stands where there is no value
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]], *, left: int = 1) -> str:
-    """A table without a newline at its end.
+    """A table without a trailing newline.
 
     Args:
         head: Heading of each column.

@@ -1,4 +1,4 @@
-"""Plug-ins: modules of the user that register architectures, rules, sources, tasks or back ends under a name.
+"""Plug-ins: user modules that register architectures, rules, sources, tasks or back ends by name.
 
     fla-mesa train --plugin my_models.py --model linear_attn
     fla-mesa compare --plugin my_package.models --models mesanet,linear_attn
@@ -27,7 +27,7 @@ from fla_mesa.errors import UserError
 
 FLAG = "--plugin"
 GROUP = "fla_mesa.plugins"
-HELP = "a module, by name or as a .py file, that registers more architectures, sources, ...; may be given again"
+HELP = "a module name or .py file that registers more architectures, sources, ...; may be repeated"
 # What a file is called among the loaded modules: its name alone might be that of another module.
 _PREFIX = "fla_mesa_plugin_"
 
@@ -36,7 +36,7 @@ _entry_points_loaded = False
 
 
 def take(argv: list[str]) -> tuple[list[str], list[str]]:
-    """The plug-ins that a command line names, and the rest of the line.
+    """Separates the plug-ins on a command line from the rest of it.
 
     Raises:
         UserError: The flag comes without a name.
@@ -46,7 +46,7 @@ def take(argv: list[str]) -> tuple[list[str], list[str]]:
         if word == FLAG:
             name = next(words, "")
             if not name or name.startswith("--"):
-                raise UserError(f"plugin: expected {HELP.partition(',')[0]}, by name or as a .py file; got nothing")
+                raise UserError("plugin: expected a module name or .py file; got nothing")
             names.append(name)
         elif word.startswith(f"{FLAG}="):
             names.append(word.partition("=")[2])
@@ -75,17 +75,17 @@ def load(names: Iterable[str]) -> None:
 
 
 def loaded() -> tuple[str, ...]:
-    """The plug-ins of this process as `load` takes them, wherever it is called; those of entry points are not among them."""
+    """This process's plug-ins, as `load` takes them, with absolute paths; without those of entry points."""
     return tuple(_loaded)
 
 
 def flags() -> list[str]:
-    """The part of a command line that has another process load the same."""
+    """Command-line flags that make another process load the same plug-ins."""
     return [word for name in _loaded for word in (FLAG, name)]
 
 
 def load_those_of(folder: str | Path) -> None:
-    """Imports the plug-ins that a run was trained with, if `folder` holds a run or is one of its checkpoints.
+    """Imports the plug-ins that a run was trained with, if `folder` is a run or one of its checkpoints.
 
     One that this process has by the same name, wherever it lies, is not imported again.
 
@@ -105,13 +105,13 @@ def load_those_of(folder: str | Path) -> None:
             load(missing)
         except UserError as error:
             raise UserError(
-                f"{place} was trained with {' '.join(missing)}: {error}; say where it is now by {FLAG}"
+                f"{place} was trained with {' '.join(missing)}: {error}; pass its new location with {FLAG}"
             ) from None
         return
 
 
 def recreating(module: str) -> list[str]:
-    """Lines of Python after which a module of this name can be imported; none unless it is a plug-in given as a file."""
+    """Lines of Python that make a module of this name importable; empty unless it is a plug-in given as a file."""
     for name, loaded_module in _loaded.items():
         if loaded_module.__name__ == module and module.startswith(_PREFIX):
             return ["from fla_mesa import plugins", f"plugins.load([{name!r}])"]
@@ -152,7 +152,7 @@ def _import_file(path: Path) -> ModuleType:
     name = _PREFIX + path.stem
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
-        raise UserError(f"plugin: {path} is no file of Python (.py)")
+        raise UserError(f"plugin: {path} is not a Python file (.py)")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses and pickles look their module up
     try:

@@ -1,4 +1,4 @@
-"""What figures were made with: versions, machine, commit."""
+"""What results were made with: versions, machine, commit."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fla_mesa.version import __version__
 
 
 def versions() -> dict[str, str | None]:
-    """Versions of what the figures depend on; None for what is not installed."""
+    """Versions of the packages that affect results; None if not installed."""
     found: dict[str, str | None] = {"python": platform.python_version(), "fla_mesa": __version__}
     for name in ("torch", "transformers", "accelerate", "flash-linear-attention", "triton"):
         try:
@@ -25,7 +25,7 @@ def versions() -> dict[str, str | None]:
 
 
 def device_name(device: torch.device) -> str:
-    """A GPU's name, or the processor's with the number of threads."""
+    """Name of the GPU, or of the processor with the number of threads."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     if device.type == "cpu":
@@ -34,7 +34,7 @@ def device_name(device: torch.device) -> str:
 
 
 def _processor() -> str:
-    """The name that Linux gives it, or else what Python knows."""
+    """The processor's name according to Linux, or else to Python."""
     try:
         names = re.findall(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     except OSError:
@@ -43,7 +43,7 @@ def _processor() -> str:
 
 
 def commit() -> str | None:
-    """The commit of the checkout that this package runs from, ``-dirty`` behind it where files differ from it; None outside of one."""
+    """Commit of the checkout that this package runs from, with ``-dirty`` if files differ from it; None outside a checkout."""
     here = Path(__file__)
 
     def git(*arguments: str) -> str:

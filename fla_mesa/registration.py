@@ -1,4 +1,4 @@
-"""Imported for its effect, that of ``import fla_mesa``: stand-ins where there is no accelerator, and models known to transformers."""
+"""Imported for its side effects, those of ``import fla_mesa``: stand-ins without an accelerator, models registered with transformers."""
 
 import os
 

@@ -25,7 +25,7 @@ def raising(error):
         (
             OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)),
             DISK_FULL,
-            f"fla-mesa try: [Errno {errno.ENOSPC}] {os.strerror(errno.ENOSPC)}; make room, and start it again\n",
+            f"fla-mesa try: [Errno {errno.ENOSPC}] {os.strerror(errno.ENOSPC)}; free some space and start again\n",
         ),
         (KeyboardInterrupt(), STOPPED, "\nfla-mesa try: stopped\n"),
     ],

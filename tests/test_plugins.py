@@ -148,7 +148,7 @@ def test_everything_can_be_added_by_a_file(plugin, tmp_path):
     plugin.rename(plugin.with_name("moved.py"))
     try:
         with pytest.raises(
-            AssertionError, match=r"was trained with .*there is no file .*; say where it is now by --plugin"
+            AssertionError, match=r"was trained with .*there is no file .*; pass its new location with --plugin"
         ):
             run_on_ranks(read, 1, tmp_path, tmp_path, connect=False)
     finally:
@@ -168,7 +168,7 @@ def _none_loaded(monkeypatch):
     [
         (["--plugin", "no_such_module.at_all"], "plugin: there is no module 'no_such_module.at_all'"),
         (["--plugin=nowhere/mine.py"], "nowhere/mine.py"),
-        (["--plugin"], "plugin: expected a module, by name or as a .py file; got nothing"),
+        (["--plugin"], "plugin: expected a module name or .py file; got nothing"),
         (["--plugin", "--models"], "plugin: expected a module"),
     ],
 )
@@ -213,7 +213,7 @@ def test_names_that_are_taken():
         register_source("mqar"),
         synthetic.register("mqar", sizes=(1, 1, 1)),
     ):
-        with pytest.raises(ValueError, match=r"name: '.*' is a.* already"):
+        with pytest.raises(ValueError, match=r"name: '.*' is already a"):
             add(lambda *args: None)
-    with pytest.raises(ValueError, match=r"name: 'exact' is a back end already, fla_mesa\.ops\.exact; got mine"):
+    with pytest.raises(ValueError, match=r"name: 'exact' is already a back end, fla_mesa\.ops\.exact; got mine"):
         register_backend("exact", "mine")

@@ -38,7 +38,7 @@ def accelerator_available() -> bool:
 
 
 def enable() -> None:
-    """Let CPU tensors take the stand-ins from now on, in every fla model, new or existing.
+    """Replace fla's Triton kernels by PyTorch on CPU tensors, in every fla model, new or existing.
 
     The C library keeps the memory of freed tensors for the next ones from then on (`fla_mesa.cpu.allocator`). Calling
     it again does nothing.
@@ -73,7 +73,7 @@ def enable() -> None:
 
 
 def disable() -> None:
-    """Undo `enable()`: fla's functions, methods and modules are again what they were.
+    """Undo `enable()` and restore fla's functions, methods and modules.
 
     Those that were loaded since are among them. (The C
     library goes on keeping freed memory, which changes no result.) Where there is nothing to undo it does nothing.
@@ -82,5 +82,5 @@ def disable() -> None:
 
 
 def is_enabled() -> bool:
-    """Whether the stand-ins are in place: between `enable()` and `disable()`."""
+    """Whether the stand-ins are in place."""
     return is_installed()

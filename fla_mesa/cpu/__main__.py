@@ -1,4 +1,4 @@
-"""`python -m fla_mesa.cpu`: which functions of fla are replaced by which stand-in on CPU tensors."""
+"""`python -m fla_mesa.cpu` lists fla's functions and their stand-ins on CPU tensors."""
 
 from fla_mesa import cpu
 from fla_mesa.cpu.registry import pairs

@@ -1,4 +1,4 @@
-"""Elementwise activations and gated linear units of fla.modules.activations, which GatedMLP and the layers' gates use.
+"""Elementwise activations and gated linear units of fla.modules.activations.
 
 Every tensor argument of one call has one shape, `[..., D]`; outputs have the dtype of their input.
 """

@@ -1,4 +1,4 @@
-"""Large temporaries are used again instead of being given back to the system and faulted in anew in the next operation.
+"""Keep freed memory for the next large temporary instead of returning it to the system and faulting it in again.
 
 glibc maps every block of more than some 100 kB on its own and unmaps it when it is freed. A training step on a CPU frees and allocates
 tensors of megabytes hundreds of times, and each time the system hands out zeroed pages one fault at a time: a quarter of the Mesa op's
@@ -18,7 +18,7 @@ _LARGEST_BLOCK, _LARGEST_REST = 2**30, 2**30
 
 
 def keep_freed_memory() -> bool:
-    """Tells glibc to keep the memory of freed tensors for the next ones; whether it did.
+    """Tells glibc to keep freed memory for later tensors; returns whether it did.
 
     Does nothing with another C library, or where the environment has settings of its own (``MALLOC_..._``, ``GLIBC_TUNABLES``).
     """

@@ -1,4 +1,4 @@
-"""Softmax attention under flash-attn's names and conventions, by scaled_dot_product_attention.
+"""Softmax attention with flash-attn's names and conventions, using scaled_dot_product_attention.
 
 Shapes: q `[B, Tq, H, D]`, k `[B, Tk, Hk, D]`, v `[B, Tk, Hk, Dv]` with Hk dividing H (grouped queries); variable length:
 `[sum of T, H, D]` and cumulative lengths `[N + 1]`. The last query is aligned with the last key: query i sees keys up to
@@ -22,7 +22,7 @@ Tensor = torch.Tensor
 
 
 def _mask(Tq: int, Tk: int, causal: bool, window: tuple[int, int], device: torch.device) -> Tensor | None:
-    """-> `[Tq, Tk]`, true where the query sees the key; None where it sees all"""
+    """-> `[Tq, Tk]`, true where the query sees the key; None if it sees all"""
     left, right = window
     if causal:
         right = 0
@@ -38,7 +38,7 @@ def _mask(Tq: int, Tk: int, causal: bool, window: tuple[int, int], device: torch
 
 
 def _capped(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float | None, softcap: float) -> Tensor:
-    """Scores are bounded by softcap * tanh(score / softcap) before the softmax, which no fused operator offers."""
+    """Attention with scores softcap * tanh(score / softcap), which no fused operator offers."""
     k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
     scores = up(q @ k.mT) * (q.shape[-1] ** -0.5 if scale is None else scale)
     scores = softcap * torch.tanh(scores / softcap)
@@ -117,7 +117,10 @@ def flash_attn_varlen_func(
     """As in flash-attn, on CPU tensors of any float dtype -> `[sum of Tq, H, Dv]`. Always deterministic.
 
     The maxima are not needed: the lengths are read from `cu_seqlens_q` and `cu_seqlens_k`.
-    """
+
+    Raises:
+        NotImplementedError: An argument is not supported on a CPU.
+    """  # noqa: DOC501 (`unsupported` makes that error)
     _check(q, alibi_slopes, return_attn_probs)
     if block_table is not None:
         raise unsupported("block_table", block_table.shape, "None: no paged key-value cache")
@@ -143,7 +146,7 @@ def _check(q: Tensor, alibi_slopes: Tensor | None, return_attn_probs: bool) -> N
 
 @replacement("flash_attn.flash_attn_func, flash_attn.flash_attn_varlen_func in fla.layers")
 def _stand_in_for_flash_attn() -> None:
-    """fla's layers hold flash-attn's functions by name, or None where the package is missing."""
+    """fla's layers hold flash-attn's functions by name, or None if the package is missing."""
     for name, module in list(sys.modules.items()):
         if name.startswith("fla.layers.") and hasattr(module, "flash_attn_func"):
             for ours in (flash_attn_func, flash_attn_varlen_func):

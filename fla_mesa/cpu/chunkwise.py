@@ -1,4 +1,4 @@
-"""The two building blocks of every recurrence here with a matrix state, in closed form forward and backward.
+"""The two building blocks of every matrix-state recurrence, with closed-form forward and backward passes.
 
 Shapes: M chunks (see packing) of C tokens, H heads, keys of K and values of V channels, N sequences.
 G is the sum of the log gates over the chunk up to and including a token: `[M, H, C]`, or `[M, H, C, K]` with gates by channel,

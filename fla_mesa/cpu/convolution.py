@@ -45,7 +45,7 @@ class _Buffer:
         self.first, self.count = 0, self.rows.shape[1] - width + 1
 
     def windows(self, i: int) -> slice:
-        """Rows that meet weight i, one for each window."""
+        """Rows that meet weight i, one per window."""
         return slice(self.first + i, self.first + i + self.count)
 
     def pick(self, windows: Tensor) -> Tensor:

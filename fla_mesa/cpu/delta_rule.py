@@ -1,4 +1,4 @@
-"""fla's entry points for the delta rule: plain, gated by head, and gated by key channel (kda)."""
+"""fla's entry points for the delta rule: plain, gated per head, and gated per key channel (kda)."""
 
 from __future__ import annotations
 
@@ -34,9 +34,12 @@ def delta_rule(
     l2norm: bool = False,
     cu_seqlens: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """As `matrix_recurrence`, for q and k of fewer heads than v.
+    """`matrix_recurrence` for the delta rule, with fewer heads in q and k than in v.
 
     q and k are `[B, T, H, K]`, v, beta and the gates `[B, T, HV, ...]`, with H dividing HV; q and k are normalised first if `l2norm`.
+
+    Raises:
+        ValueError: q and k differ in shape, or H does not divide HV.
     """
     H, HV = k.shape[2], v.shape[2]
     if q.shape != k.shape:
@@ -197,6 +200,11 @@ def fused_recurrent_gated_delta_rule(
     cu_seqlens: Tensor | None = None,
     **kwargs: Any,
 ):
+    """As fla's; q, k `[B, T, H, K]`, v `[B, T, HV, V]`.
+
+    Raises:
+        ValueError: An argument of the gate is missing.
+    """
     state_v_first = take_options("fused_recurrent_gated_delta_rule", kwargs, state_v_first)
     if use_gate_in_kernel:
         if g is None:
@@ -245,7 +253,12 @@ def chunk_kda(
     max_num_seqs: int | None = None,
     **kwargs: Any,
 ):
-    """`disable_recompute` trades memory for time in fla's backward pass; nothing is recomputed here."""
+    """`disable_recompute` trades memory for time in fla's backward pass; nothing is recomputed here.
+
+    Raises:
+        ValueError: A gate argument is missing or out of range.
+        NotImplementedError: An argument is not supported on a CPU.
+    """  # noqa: DOC501 (`unsupported` makes that error)
     state_v_first = take_options("chunk_kda", kwargs, state_v_first, ("A_log", "dt_bias"))
     for name, value in (("cp_context", cp_context), ("max_num_seqs", max_num_seqs)):
         if value is not None:

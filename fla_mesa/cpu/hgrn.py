@@ -1,4 +1,4 @@
-"""The elementwise recurrence of fla.ops.hgrn, which is also that of RG-LRU (Hawk).
+"""The elementwise recurrence of fla.ops.hgrn, also used by RG-LRU (Hawk).
 
 h_t = exp(g_t) * h_{t-1} + x_t          x, g, h `[B, T, D]`, states `[N, D]`
 """
@@ -18,7 +18,7 @@ Tensor = torch.Tensor
 
 
 class _Recurrence(torch.autograd.Function):
-    """a, x `[T, B, D]` -> h_t = a_t h_{t-1} + x_t with h_{-1} = 0. One call a token: autograd would keep and walk T nodes."""
+    """a, x `[T, B, D]` -> h_t = a_t h_{t-1} + x_t with h_{-1} = 0. One autograd node, where a loop would keep T."""
 
     @staticmethod
     def forward(ctx: Any, a: Tensor, x: Tensor) -> Tensor:

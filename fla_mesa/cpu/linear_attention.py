@@ -1,4 +1,4 @@
-"""fla's entry points for linear attention: gla, simple_gla, and what is built on them (retention, linear_attn)."""
+"""fla's entry points for linear attention: gla, simple_gla, and those built on them (retention, linear_attn)."""
 
 from __future__ import annotations
 
@@ -36,9 +36,13 @@ def state_out(state: Tensor, wanted: bool, v_first: bool) -> Tensor | None:
 def take_options(
     function: str, kwargs: dict[str, Any], state_v_first: bool = False, allowed: tuple[str, ...] = ()
 ) -> bool:
-    """Check fla's `**kwargs` -> state_v_first.
+    """Checks fla's `**kwargs` and returns state_v_first.
 
     `chunk_size` changes no result and is not needed here, the old name of `state_v_first` still works, anything else is an error.
+
+    Raises:
+        TypeError: A keyword is unknown.
+        ValueError: Both names of `state_v_first` are given.
     """
     if "transpose_state_layout" in kwargs:
         if state_v_first:
@@ -96,7 +100,7 @@ def fused_recurrent_gla(
 
 
 def _gate(q: Tensor, g: Tensor | None, g_gamma: Tensor | None) -> Tensor | None:
-    """Per-token gate g `[B, T, H]` and constant gate g_gamma `[H]` in one."""
+    """The sum of the per-token gate g `[B, T, H]` and the constant gate g_gamma `[H]`."""
     if g_gamma is None:
         return g
     return g_gamma.expand(q.shape[:3]) if g is None else g + g_gamma
@@ -172,7 +176,11 @@ def parallel_simple_gla(
     cu_seqlens: Tensor | None = None,
     cu_seqlens_cpu: Tensor | None = None,
 ):
-    """-> o, and where `output_attentions` the scores `[B, H, T, T]`"""
+    """Returns o, and the scores `[B, H, T, T]` if `output_attentions`.
+
+    Raises:
+        ValueError: `output_attentions` is set for packed sequences.
+    """
     if not output_attentions:
         return matrix_recurrence(q, k, v, g=g, scale=scale, cu_seqlens=cu_seqlens)[0], None
     if cu_seqlens is not None:

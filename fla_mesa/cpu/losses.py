@@ -1,4 +1,4 @@
-"""Cross entropy on logits, and fused with the output projection.
+"""Cross-entropy on logits, and fused with the output projection.
 
     z = softcap * tanh(scale * logits / softcap)        (without a soft cap: z = scale * logits)
     loss = lse - (1 - s) z_target - s mean(z) + lse_square_scale * lse^2,    lse = logsumexp(z),  s = label smoothing
@@ -33,7 +33,7 @@ def _transformed(logits: Tensor, scale: float, softcap: float | None) -> Tensor:
 
 
 def _counted(target: Tensor, ignore_index: int) -> slice | Tensor:
-    """An index of the rows that count: all of them without a copy, or their numbers."""
+    """Index of the rows that count: all of them without a copy, or their numbers."""
     counted = target != ignore_index
     return slice(None) if bool(counted.all()) else counted.nonzero()[:, 0]
 
@@ -113,7 +113,7 @@ def fused_linear_cross_entropy_fwd(
     accumulate_grad_in_fp32: bool = True,
     process_group: Any = None,
 ):
-    """fla's function, given the rows of x `[N, D]` that count; its penalty on the largest logit is on all rows, and needs them all."""
+    """fla's function, on the rows of x `[N, D]` that count; its penalty on the largest logit needs all rows."""
     rows = slice(None) if use_l2warp else _counted(target, ignore_index)
     some = not isinstance(rows, slice) and len(rows) > 0
     loss, dx, dw, db = _FUSED(
@@ -137,7 +137,7 @@ def fused_linear_cross_entropy_fwd(
 
 @stand_in(linear_cross_entropy.fused_linear_cross_entropy_bwd)
 def fused_linear_cross_entropy_bwd(do: Tensor, dx: Tensor, dw: Tensor, db: Tensor | None):
-    """The forward pass has computed the gradients already; `do` is the scalar gradient of the loss."""
+    """The forward pass has already computed the gradients; `do` is the scalar gradient of the loss."""
     if do.item() == 1:
         return dx, dw, db
     return tuple(None if d is None else (d * do).to(d.dtype) for d in (dx, dw, db))
@@ -151,7 +151,7 @@ def logsumexp_fwd(x, scale: float | None = None, softcapping: float | None = Non
 
 @stand_in_method(cross_entropy.FusedCrossEntropyLoss, "forward")
 def forward(self: cross_entropy.FusedCrossEntropyLoss, input: Tensor, target: Tensor):
-    """fla's method, but for its assertion that the tensors are on a GPU."""
+    """fla's method without its assertion that the tensors are on a GPU."""
     cross_entropy_loss: Any = cross_entropy.cross_entropy_loss
     loss, z_loss = cross_entropy_loss(
         input,

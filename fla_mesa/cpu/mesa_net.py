@@ -1,4 +1,4 @@
-"""fla's own mesa_net op, by this package's: one definition of the recurrence and of its solver.
+"""fla's own mesa_net op, computed by this package's op.
 
 fla runs a fixed number of conjugate-gradient steps, at most `max_CG_iteration` of which are of use. Here a system stops when
 its residual is at the level of float32, so what differs is rounding.

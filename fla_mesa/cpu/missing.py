@@ -1,4 +1,4 @@
-"""Says what is missing when fla launches a Triton kernel that has no stand-in, where Triton has no driver."""
+"""Names the missing function when fla launches a Triton kernel without a stand-in on a machine without a driver."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FAMILIES = (
 
 @registry.also_install
 def name_missing_entry_points() -> None:
-    """What Triton says where it finds no driver, in words that name fla's function and what is covered.
+    """Makes Triton's error about a missing driver name fla's function and what is covered.
 
     Triton asks `_create_driver` for a driver at the first kernel launch, and it raises where there is none. Only that
     error, and only when fla stands behind it, becomes one that names fla's function and what is covered.
@@ -54,7 +54,7 @@ def _message(entry_point: str) -> str:
     functions = sorted({name[-1] for name in covered if name[:2] == ["fla", "ops"]})
     modules = sorted({name[2] for name in covered if name[:2] == ["fla", "modules"]})
     return (
-        f"{entry_point} launches a Triton kernel, which needs a GPU: there is none here, and fla_mesa.cpu has no stand-in "
-        f"for it. Covered model families: {FAMILIES}. Covered in fla.ops: {', '.join(functions)}. "
+        f"{entry_point} launches a Triton kernel, which needs a GPU, and fla_mesa.cpu has no PyTorch version "
+        f"of it. Covered model families: {FAMILIES}. Covered in fla.ops: {', '.join(functions)}. "
         f"Covered in fla.modules: {', '.join(modules)}."
     )

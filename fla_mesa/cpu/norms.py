@@ -1,4 +1,4 @@
-"""RMS, layer and group normalisation, gated or not, and the L2 norm.
+"""RMS, layer and group normalization, gated or not, and the L2 norm.
 
 The forward and backward passes that all of fla.modules.norm is built on.
 
@@ -23,7 +23,7 @@ Tensor = torch.Tensor
 
 
 def _normalise(x: Tensor, residual: Tensor | None, residual_dtype: torch.dtype | None, eps: float, is_rms_norm: bool):
-    """-> x^, mean, rstd, what goes on in the residual stream (x itself where that is the same)"""
+    """-> x^, mean, rstd, what continues in the residual stream (x itself if that is the same)"""
     h = up(x) if residual is None else up(x) + up(residual)
     stream = x
     if residual is not None or (residual_dtype is not None and residual_dtype != x.dtype):

@@ -1,4 +1,4 @@
-"""From tokens to chunks and back, alike for equal-length batches and for packed sequences of any lengths.
+"""Converts tokens to chunks and back, for equal-length batches and packed sequences alike.
 
 Tokens: `[B, T, ...]`, or packed `[1, T, ...]` with cumulative lengths `cu_seqlens` `[N + 1]`; N = B where nothing is packed.
 Chunks: `[M, H, C, ...]`, M in all, C tokens each, the last of each sequence filled up with zeros. They are ordered by their
@@ -20,12 +20,12 @@ Tensor = torch.Tensor
 
 
 class Chunks:
-    """The layout of one call. `counts` holds the number of chunks of each step of a recurrence, which add up to M."""
+    """The layout of one call. `counts` holds the number of chunks of each step of a recurrence; they add up to M."""
 
     def __init__(
         self, x: Tensor, chunk_size: int | None, cu_seqlens: Tensor | None, initial_state: Tensor | None = None
     ):
-        """x: any of the call's `[B, T, ...]` tensors; chunk_size None: one chunk for each sequence.
+        """x: any of the call's `[B, T, ...]` tensors; chunk_size None: one chunk per sequence.
 
         Raises:
             ValueError: packed input with B != 1 or with cumulative lengths that do not run from 0 to T, or a number of
@@ -98,14 +98,18 @@ class Chunks:
 
 
 def _chunk_size(longest: int, chunk_size: int | None) -> int:
-    """A power of two, no longer than needed; with chunk_size None the whole length."""
+    """A power of two, no longer than needed; the whole length if chunk_size is None."""
     if chunk_size is None:
         return max(longest, 1)
     return min(chunk_size, 1 << max(longest - 1, 0).bit_length())
 
 
 def sequence_lengths(x: Tensor, cu_seqlens: Tensor | None) -> list[int] | None:
-    """Lengths of the sequences packed into x `[1, T, ...]`, None where nothing is packed. Raises ValueError as `Chunks` does."""
+    """Lengths of the sequences packed into x `[1, T, ...]`; None if nothing is packed.
+
+    Raises:
+        ValueError: `cu_seqlens` does not fit x.
+    """
     if cu_seqlens is None:
         return None
     B, T = x.shape[:2]

@@ -1,4 +1,4 @@
-"""Inside the stand-ins, as inside fla's kernels, arithmetic is float32 whatever the inputs are; float64 stays float64."""
+"""The stand-ins compute in float32 whatever their inputs, as fla's kernels do; float64 stays float64."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ R = TypeVar("R")
 
 
 def up(x: torch.Tensor) -> torch.Tensor:
-    """`x` in the precision to compute in."""
+    """`x` in the dtype to compute in."""
     return x if x.dtype in (torch.float32, torch.float64) else x.float()
 
 
 def without_autocast(function: Callable[P, R]) -> Callable[P, R]:
-    """Decorator: autocast would compute the function's matrix products in 16 bits."""
+    """Decorator that turns autocast off, which would compute matrix products in 16 bits."""
     return torch.autocast("cpu", enabled=False)(function)

@@ -1,4 +1,4 @@
-"""Recurrences with a matrix state h `[K, V]` that decays, is written to and is read by keys: linear attention and the delta rule.
+"""Recurrences with a matrix state h `[K, V]` that decays, is written and is read by keys: linear attention and the delta rule.
 
     S = diag(exp(g_t)) h_{t-1}
     h_t = S + k_t v_t'                          (linear attention)
@@ -42,7 +42,7 @@ def matrix_recurrence(
     reverse: bool = False,
     cu_seqlens: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The recurrence over sequences, from the first token to the last or the other way.
+    """The recurrence over sequences, forwards or backwards in time.
 
     q, k `[B, T, H, K]`; v `[B, T, H, V]`; beta `[B, T, H]` or like v, None for linear attention; log gates g `[B, T, H]`, gk like
     k, gv like v, which decays the value channels; scale, 1 / sqrt(K) if None; initial_state `[N, H, K, V]`; `reverse`: from the
@@ -89,7 +89,7 @@ def _check_shapes(q, k, v, beta, g, gk, gv) -> None:
 
 
 def _reversed(q, k, v, beta, g, gk, gv, scale: float | None, initial_state: Tensor | None, cu_seqlens: Tensor | None):
-    """The recurrence over turned tokens; of packed sequences that turns the order of the sequences too."""
+    """The recurrence over reversed tokens; for packed sequences that also reverses the order of the sequences."""
     q, k, v = (x.flip(1) for x in (q, k, v))
     beta, g, gk, gv = (None if x is None else x.flip(1) for x in (beta, g, gk, gv))
     packed = cu_seqlens is not None
@@ -133,7 +133,7 @@ def _through_gates(g: Tensor | None, k: Tensor, *lefts: Tensor):
 
 
 def _token_by_token(q, k, v, beta: Tensor | None, g: Tensor | None, gk: Tensor | None, gv: Tensor | None, h: Tensor):
-    """The definition. For single tokens, and for gates or beta on the value channels."""
+    """The definition, used for single tokens and for gates or beta per value channel."""
     outputs, (M, C) = [], (k.shape[0], k.shape[2])
     h, rest = h[:M], h[M:]  # sequences without a token keep their state
     beta = beta if beta is None or beta.ndim == v.ndim else beta[..., None]

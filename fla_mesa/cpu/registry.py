@@ -1,4 +1,4 @@
-"""How a stand-in gets in place of a function of fla: collected by `stand_in`, put in place by `install`, taken out by `uninstall`.
+"""Replaces fla's functions: `stand_in` collects replacements, `install` puts them in place, `uninstall` removes them.
 
 fla offers three kinds of seats, taken in this order:
 
@@ -30,7 +30,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 @dataclass(frozen=True)
 class StandIn:
-    """`implementation` answers calls of fla's `original` on CPU tensors."""
+    """`implementation` handles calls of fla's `original` on CPU tensors."""
 
     original: Callable[..., Any]
     implementation: Callable[..., Any]
@@ -55,7 +55,7 @@ def qualified_name(function: Callable[..., Any]) -> str:
 
 
 def stand_in(original: Callable[..., Any], *, operation: str | None = None) -> Callable[[F], F]:
-    """Decorator: the function below answers calls of fla's `original` whose first tensor is on the CPU.
+    """Decorator: this function handles calls of fla's `original` whose first tensor is on the CPU.
 
     Its parameters must be the original's: same names, order, kinds and defaults (checked by `install`).
     `operation` is the name under which fla dispatches the function, if it does so by name.
@@ -69,7 +69,7 @@ def stand_in(original: Callable[..., Any], *, operation: str | None = None) -> C
 
 
 def stand_in_method(owner: type, name: str) -> Callable[[F], F]:
-    """Decorator: the function below answers calls of the method whose first tensor is on the CPU.
+    """Decorator: this function handles calls of the method whose first tensor is on the CPU.
 
     Its parameters must be the method's (checked by `install`).
     """
@@ -83,7 +83,7 @@ def stand_in_method(owner: type, name: str) -> Callable[[F], F]:
 
 
 def replacement(name: str) -> Callable[[Callable[[], None]], Callable[[], None]]:
-    """Decorator: the function below, called by `install`, puts a stand-in for `name` in place by itself."""
+    """Decorator: `install` calls this function, which puts a stand-in for `name` in place itself."""
 
     def collect(put_in_place: Callable[[], None]) -> Callable[[], None]:
         _replacements.append((name, put_in_place))
@@ -93,21 +93,21 @@ def replacement(name: str) -> Callable[[Callable[[], None]], Callable[[], None]]
 
 
 def also_install(repair: Callable[[], None]) -> None:
-    """Has `repair`, which goes by `put`, done whenever the stand-ins are in place: now, if they are."""
+    """Also runs `repair`, which uses `put`, whenever the stand-ins are installed; now if they already are."""
     _others.append(repair)
     if _installed:
         repair()
 
 
 def put(owner: Any, name: str, value: Any) -> None:
-    """``owner.name = value`` of a class or module, until `uninstall`."""
+    """Sets ``owner.name = value`` on a class or module, until `uninstall`."""
     before = vars(owner).get(name, _undo)  # any object that is no value of a name
     setattr(owner, name, value)
     _undo.append(lambda: delattr(owner, name) if before is _undo else setattr(owner, name, before))
 
 
 def pairs() -> list[tuple[str, str]]:
-    """What is replaced, and what answers in its place on CPU tensors, sorted; empty before `install`."""
+    """Replaced functions and their replacements on CPU tensors, sorted; empty before `install`."""
     if not _installed:
         return []
     entries = [*_stand_ins, *(method for _, method in _methods)]
@@ -116,7 +116,7 @@ def pairs() -> list[tuple[str, str]]:
 
 
 def covered() -> tuple[str, ...]:
-    """Names of fla's functions and methods that have a stand-in, sorted. Empty before `enable()`."""
+    """Names of fla's functions and methods that have a stand-in, sorted; empty before `enable()`."""
     if not _installed:
         return ()
     functions = {s.name for s in _stand_ins} | {s.name for _, s in _methods}
@@ -128,7 +128,11 @@ def is_installed() -> bool:
 
 
 def install() -> None:
-    """Put every collected stand-in in place; see `fla_mesa.cpu.enable` for the errors."""
+    """Put every collected stand-in in place; :func:`fla_mesa.cpu.enable` lists further errors.
+
+    Raises:
+        RuntimeError: FLA_DISABLE_BACKEND_DISPATCH=1 is set.
+    """
     global _installed
     backends = importlib.import_module("fla.backends")
     if backends._DISPATCH_DISABLED:
@@ -140,7 +144,7 @@ def install() -> None:
         _check_signature(entry)
 
     class TorchCPU(backends.BaseBackend):
-        """Takes exactly the calls whose first tensor is on the CPU."""
+        """Handles exactly the calls whose first tensor is on the CPU."""
 
         backend_type = "torch_cpu"
         priority = -1  # before fla's own back ends (0 and up), none of which takes CPU tensors
@@ -176,7 +180,7 @@ def install() -> None:
 
 
 def uninstall() -> None:
-    """Give every function, method and name back to fla, in every module that holds it."""
+    """Restore every function, method and name of fla in every module that holds it."""
     global _installed
     while _undo:
         _undo.pop()()
@@ -184,7 +188,7 @@ def uninstall() -> None:
 
 
 def _unregister(backend_type: str, adopted: list[Callable[..., Any]]) -> None:
-    """Take a back end out of fla's registries, and those registries out that were made for it."""
+    """Remove a back end from fla's registries, and the registries created for it."""
     backends = importlib.import_module("fla.backends")
     for function in adopted:
         del backends._function_registries[inspect.unwrap(function)]
@@ -193,7 +197,7 @@ def _unregister(backend_type: str, adopted: list[Callable[..., Any]]) -> None:
 
 
 def _unmarked(function: F) -> F:
-    """The function behind a plain one.
+    """The function behind a disabled one.
 
     fla's `dispatch` keeps its wrapper out of graphs by `torch.compiler.disable`; where the function has
     been through that already, torch 2.10 looks for its mark, finds it on the wrapper too, and disables the function in place of it.
@@ -236,13 +240,13 @@ def _check_signature(entry: StandIn) -> None:
     if theirs != ours:
         raise ImportError(
             f"{entry.name} of the installed flash-linear-attention takes {inspect.signature(entry.original)}, its CPU "
-            f"stand-in in fla_mesa takes {inspect.signature(entry.implementation)}: this is no version that was "
-            f"tried. Install one with: {HOW_TO_INSTALL}"
+            f"stand-in in fla_mesa takes {inspect.signature(entry.implementation)}: this version has not been "
+            f"tested. Install a tested one with: {HOW_TO_INSTALL}"
         )
 
 
 def _rebind(adopted: dict[int, tuple[Any, Any]]) -> None:
-    """Give the new functions the old ones' names in every loaded module; modules loaded later import the new ones."""
+    """Rename the old functions to the new ones in every loaded module; modules loaded later import the new ones."""
     for module in list(sys.modules.values()):
         for name, value in list(getattr(module, "__dict__", {}).items()):
             old_and_new = adopted.get(id(value))

@@ -1,4 +1,4 @@
-"""Text and synthetic data as blocks of tokens. Knows no model.
+"""Text and synthetic data as blocks of tokens. Knows nothing about models.
 
 `load_data(DataRequest(spec=...))` is the one door. A new named source is a function from `DataRequest` to `Splits` under
 `@register_source("name")`; a new synthetic task a file with a class under `@synthetic.register("name", ...)`.

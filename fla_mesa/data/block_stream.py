@@ -1,4 +1,4 @@
-"""Blocks of tokens from documents that are read, tokenised and shuffled while they are trained on, with places to go on from.
+"""Blocks of tokens read, tokenized and shuffled during training, with positions to resume from.
 
     files, in a new order each pass  ->  documents  ->  tokens  ->  windows of blocks, each shuffled  ->  blocks
 
@@ -22,7 +22,7 @@ from fla_mesa.errors import UserError
 
 
 class Rows(Protocol):
-    """One file of documents: `datasets.IterableDataset`, as far as it is used here."""
+    """One file of documents: the part of `datasets.IterableDataset` that is used here."""
 
     def iter(self, batch_size: int) -> Iterator[dict[str, list[str | None]]]: ...
     def state_dict(self) -> dict[str, Any]: ...
@@ -30,7 +30,7 @@ class Rows(Protocol):
 
 
 class Files(Protocol):
-    """Documents in files, each of which is opened as often as wanted."""
+    """Documents in files, each of which can be opened repeatedly."""
 
     @property
     def name(self) -> str: ...  # of the column of text
@@ -40,13 +40,13 @@ class Files(Protocol):
 
 
 def document_key(text: str) -> bytes:
-    """What identifies a document wherever it occurs."""
+    """Hash that identifies a document wherever it occurs."""
     return hashlib.blake2b(text.encode(), digest_size=16).digest()
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a window begins; all of it goes into JSON.
+    """Where a window begins, in values that JSON can hold.
 
     Attributes:
         window, blocks: How many of them came before.
@@ -69,7 +69,7 @@ class Place:
 
 
 class BlockStream(IterableDataset):
-    """Blocks as those of :class:`TokenBlocks`, without a length.
+    """Blocks like those of :class:`TokenBlocks`, without a length.
 
     Args:
         files: The documents.
@@ -102,18 +102,18 @@ class BlockStream(IterableDataset):
         self.read = Place()  # how far reading is
 
     def arranged(self, *, seed: int, passes: int, rows: int) -> BlockStream:
-        """The same documents in another order, over again, or in groups of another size."""
+        """The same documents in another order, for more passes, or in groups of another size."""
         options = {"unscored": self.unscored, "held_out": self.held_out, "window": self.window}
         return BlockStream(self.files, self.encode, self.seq_len, **options, seed=seed, passes=passes, rows=rows)
 
     def state_after(self, blocks: int) -> dict[str, Any]:
-        """What :meth:`go_on_after` takes to give all but the first `blocks`; to be asked for more blocks each time."""
+        """The argument of :meth:`go_on_after` that skips the first `blocks`; must be asked for increasing numbers of blocks."""
         while len(self._begun) > 1 and self._begun[1].blocks <= blocks:
             self._begun.pop(0)
         return asdict(self._begun[0] if self._begun else self._start)
 
     def go_on_after(self, blocks: int, state: dict[str, Any]) -> None:
-        """From now on, what comes first are `blocks` rows that hold nothing, for a trainer that skips what it has seen by reading it."""
+        """Yields `blocks` empty rows first, for a trainer that skips what it has seen by reading it."""
         self._start, self._skipped = Place(**state), blocks
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
@@ -140,7 +140,7 @@ class BlockStream(IterableDataset):
             )
 
     def _windows(self) -> Iterator[tuple[Place, np.ndarray]]:
-        """Where each begins, and its tokens, in whole blocks."""
+        """The start of each window and its tokens, in whole blocks."""
         begin = self.read = self._start
         pieces, held = [np.asarray(begin.rest, dtype=np.uint32)] if begin.rest else [], len(begin.rest)
         for texts, at in self._documents(begin):
@@ -159,7 +159,7 @@ class BlockStream(IterableDataset):
             yield begin, np.concatenate(pieces)[: whole * self.seq_len]
 
     def _documents(self, at: Place) -> Iterator[tuple[list[str], Place]]:
-        """Documents from there on, some at a time, and the place behind them."""
+        """Documents from a place on, in batches, each with the place behind it."""
         for passed in range(at.passes, self.passes):
             order = np.random.default_rng([self.seed, 0, passed]).permutation(len(self.files))
             for file in range(at.file, len(order)):

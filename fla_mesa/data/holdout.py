@@ -1,4 +1,4 @@
-"""Which part of the data is kept from training, where the data itself does not say."""
+"""Chooses the validation data if the data has none of its own."""
 
 import hashlib
 
@@ -7,7 +7,7 @@ ENOUGH = 20  # documents from which on whole ones are held out
 
 
 def fraction_of(name: str) -> float:
-    """A number in [0, 1) that depends on `name` alone, so that a file stays on its side whatever else comes or goes."""
+    """A number in [0, 1) that depends only on `name`, so that a file stays on its side when others come or go."""
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64
 
 
@@ -18,7 +18,7 @@ def held_out_names(names: list[str]) -> set[str]:
 
 
 def cut_tail(text: str) -> tuple[str, str]:
-    """`text` in two, the second part its last 5 %; the cut follows a line break where there is one."""
+    """Splits `text` in two; the second part is its last 5 %. The cut follows a line break if there is one."""
     cut = int(len(text) * (1 - FRACTION))
     line_break = text.find("\n", cut, len(text) - 1)
     cut = cut if line_break < 0 else line_break + 1

@@ -1,4 +1,4 @@
-"""Text to tokens to blocks: documents joined by an end-of-text token and cut to equal lengths, as the field does."""
+"""Turns text into tokens and blocks: documents are joined by an end-of-text token and cut to equal lengths."""
 
 import hashlib
 import json
@@ -33,7 +33,7 @@ class Corpus:
 
 @dataclass(frozen=True)
 class Tokens:
-    """A corpus as one line of tokens: each document followed by one end-of-text token."""
+    """A corpus as one sequence of tokens: each document followed by an end-of-text token."""
 
     ids: np.ndarray  # [N], uint16 or uint32
     documents: int  # empty ones left out
@@ -42,7 +42,7 @@ class Tokens:
 
     @property
     def bytes_per_token(self) -> float:
-        """UTF-8 bytes that one token of text stands for on average (1 for the byte tokenizer)."""
+        """Mean number of UTF-8 bytes per token of text (1 for the byte tokenizer)."""
         return self.text_bytes / max(len(self.ids) - self.documents, 1)
 
 
@@ -50,7 +50,11 @@ Encoder = Callable[[Sequence[str]], list[np.ndarray]]  # documents to the tokens
 
 
 def encoder(tokenizer: PreTrainedTokenizerBase) -> Encoder:
-    """What turns documents into tokens. Raises UserError for a tokenizer without an end-of-text token."""
+    """Function that turns documents into tokens.
+
+    Raises:
+        UserError: The tokenizer has no end-of-text token.
+    """
     if tokenizer.eos_token_id is None:
         name = tokenizer.name_or_path
         raise UserError(f"tokenizer: {name!r} has no end-of-text token (eos_token) to put between documents")
@@ -74,7 +78,7 @@ def _batches(documents: Iterable[str]) -> Iterator[list[str]]:
 
 
 class _Counter:
-    """What `Tokens` says beside the ids, gathered while the documents go by."""
+    """Totals for `Tokens`, gathered while the documents pass."""
 
     def __init__(self) -> None:
         self.documents = 0
@@ -93,7 +97,7 @@ class _Counter:
 
 
 def _pieces(corpus: Corpus, encode: Encoder, counter: _Counter) -> Iterator[np.ndarray]:
-    """The tokens of each document of a corpus in order."""
+    """The tokens of each document of a corpus, in order."""
     for batch in _batches(corpus.documents):
         for document in batch:
             counter.add(document)
@@ -101,7 +105,7 @@ def _pieces(corpus: Corpus, encode: Encoder, counter: _Counter) -> Iterator[np.n
 
 
 def tokenize(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, cache: Path | None = None) -> Tokens:
-    """All tokens of `corpus`; kept under `cache` for the next run where the corpus has a fingerprint.
+    """All tokens of `corpus`; cached under `cache` for the next run if the corpus has a fingerprint.
 
     Raises UserError for a tokenizer without an end-of-text token.
     """
@@ -115,7 +119,7 @@ def tokenize(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, cache: Path | N
 
 
 def _tokenize_on_disk(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, encode: Encoder, cache: Path) -> Tokens:
-    """As `tokenize`, but the ids are a file mapped into memory: shared by processes, kept between runs."""
+    """As `tokenize`, but the ids are a memory-mapped file, shared by processes and kept between runs."""
     fast = getattr(tokenizer, "backend_tokenizer", None)
     vocabulary = fast.to_str() if fast is not None else json.dumps(sorted(tokenizer.get_vocab().items()))
     key = hashlib.sha256(f"{corpus.fingerprint}\n{tokenizer.eos_token_id}\n{vocabulary}".encode()).hexdigest()[:32]
@@ -141,7 +145,7 @@ def _tokenize_on_disk(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, encode
 
 
 class TokenBlocks(Dataset):
-    """`ids` cut to blocks of `seq_len` tokens: rows `{"input_ids", "labels"}`, both int64 `[seq_len]` and equal.
+    """`ids` cut into blocks of `seq_len` tokens: rows `{"input_ids", "labels"}`, both int64 `[seq_len]` and equal.
 
     The model shifts the labels, so the first token of a block is read but not predicted. What is left over at the end
     is dropped, or, with `keep_tail`, filled up with `pad_id` under the label -100. `unscored` is a token that is read
@@ -173,6 +177,6 @@ class TokenBlocks(Dataset):
 
 
 def describe(tokens: Tokens) -> dict:
-    """What a report says about a split."""
+    """The description of a split in reports."""
     facts = asdict(tokens)
     return {"tokens": len(facts.pop("ids")), **facts}

@@ -1,4 +1,4 @@
-"""In-context linear regression with noise and drift: a source of vectors in place of tokens, and the best that can be done with it.
+"""In-context linear regression with noise and drift: a source of vectors instead of tokens, and its best possible predictor.
 
     after arXiv 2212.07677 (von Oswald et al., 2023) and arXiv 2208.01066 (Garg et al., 2022), with a drift as in adaptive filtering
 
@@ -80,7 +80,11 @@ class Regression:
 
     @classmethod
     def parse(cls, spec: str) -> Regression:
-        """Of a spec such as ``regression:dimension=4,drift=0.02``. Raises UserError for a setting that does not exist or is not allowed."""
+        """Parameters from a spec such as ``regression:dimension=4,drift=0.02``.
+
+        Raises:
+            UserError: A setting is unknown or its value not allowed.
+        """
         given = parse_settings(NAME, spec.partition(":")[2])
         known = [field.name for field in dataclasses.fields(cls)]
         for name in given:
@@ -89,7 +93,7 @@ class Regression:
         return cls(**given)
 
     def sequence(self, split: str, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """One of a split: x, float64 ``[T, d]``, and y, float64 ``[T]``; no two have a random number in common."""
+        """One sequence of a split: x, float64 ``[T, d]``, and y, float64 ``[T]``; no two share a random number."""
         rng = np.random.default_rng([self.seed, SPLITS.index(split), index])
         T, d = self.length, self.dimension
         x = rng.standard_normal((T, d))
@@ -130,7 +134,7 @@ class Regression:
 
 
 class Sequences(Dataset):
-    """A split, made row by row as it is asked for: ``{"features": float32 [T, d + 1], "labels": float32 [T]}``."""
+    """A split, generated row by row on demand: ``{"features": float32 [T, d + 1], "labels": float32 [T]}``."""
 
     def __init__(self, task: Regression, name: str):
         self.task, self.name = task, name
@@ -146,7 +150,7 @@ class Sequences(Dataset):
 
     @cached_property
     def arrays(self) -> Mapping[str, np.ndarray]:
-        """All of it in float64: "x" ``[N, T, d]``, "y" ``[N, T]``, and "optimum" ``[N, T]``, the best predictions."""
+        """All sequences in float64: "x" ``[N, T, d]``, "y" ``[N, T]``, and "optimum" ``[N, T]``, the best predictions."""
         x, y = (
             np.stack(part) for part in zip(*(self.task.sequence(self.name, i) for i in range(len(self))), strict=True)
         )
@@ -154,7 +158,7 @@ class Sequences(Dataset):
 
 
 def features(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """What the model reads: ``[..., T, d + 1]``, each x beside the y before it."""
+    """The model's input: ``[..., T, d + 1]``, each x with the previous y."""
     before = np.concatenate([np.zeros_like(y[..., :1]), y[..., :-1]], axis=-1)
     return np.concatenate([x, before[..., None]], axis=-1)
 

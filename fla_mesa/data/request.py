@@ -1,4 +1,4 @@
-"""What is asked of a source of data, and what it gives."""
+"""What a source of data is asked for, and what it returns."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -11,7 +11,7 @@ from fla_mesa.errors import UserError
 
 @dataclass(frozen=True)
 class Streaming:
-    """That data is read while it is trained on, and none of it kept.
+    """Settings for reading data during training without storing it.
 
     Attributes:
         shuffle_buffer: Blocks that are held in memory and shuffled together.
@@ -24,7 +24,7 @@ class Streaming:
 
 @dataclass(frozen=True)
 class DataRequest:
-    """What the user asked for. None means: not said; a source then takes its own value.
+    """What the user asked for. None means not given; a source then uses its own value.
 
     `predict_end_of_text`: whether the token between two documents is a target. By default it is not, as in arXiv 2506.05233,
     G.3; sources other than text have no such token.
@@ -41,7 +41,11 @@ class DataRequest:
     say: Callable[[str], None] = print
 
     def reject(self, *names: str) -> None:
-        """Raises UserError if one of the named options was given: for sources to which they mean nothing."""
+        """Refuses options that mean nothing to a source.
+
+        Raises:
+            UserError: One of the named options was given.
+        """
         for name in names:
             if getattr(self, name) is not None:
                 raise UserError(f"{name}: does not apply to --data {self.spec}, got {getattr(self, name)!r}")
@@ -70,6 +74,6 @@ class Splits:
 
     @property
     def special_ids(self) -> dict[str, int | None]:
-        """bos, eos and pad as a configuration takes them."""
+        """bos, eos and pad ids in the form that a configuration takes."""
         names = ("bos_token_id", "eos_token_id", "pad_token_id")
         return {name: getattr(self.tokenizer, name, None) for name in names}

@@ -1,4 +1,4 @@
-"""Words with their letters scrambled, and prompts that ask for the word: the five tasks of GPT-3's paper (arXiv 2005.14165, section 3.9.2).
+"""Scrambled words and prompts that ask for the word: the five tasks of GPT-3's paper (arXiv 2005.14165, section 3.9.2).
 
 kind                   casino may become       what is done to it
 cycle_letters          inocas                  its letters are cycled
@@ -25,7 +25,7 @@ _MARKS = " .,!?/-;:"
 
 
 class Document(NamedTuple):
-    """A prompt and the word that it asks for. Prompts of one `prefix` begin with the same solved examples."""
+    """A prompt and the word it asks for. Prompts with the same `prefix` begin with the same solved examples."""
 
     prompt: str
     word: str
@@ -65,7 +65,7 @@ def documents(kind: str, words: list[str], shots: int, prefixes: int, samples: i
 
 
 def _scrambled(kind: str, word: str, rng: np.random.Generator) -> str:
-    """The word in another form than its own, if it has one."""
+    """The word scrambled into a different one, if possible."""
     for _ in range(20):
         if (form := KINDS[kind](word, rng)) != word:
             return form

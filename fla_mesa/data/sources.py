@@ -1,4 +1,4 @@
-"""The sources of data by name: what `--data` takes.
+"""Named sources of data: the values of `--data`.
 
     @register_source("recall")
     def recall(request: DataRequest) -> Splits: ...
@@ -27,7 +27,7 @@ def register_source(name: str) -> Callable[[Decorated], Decorated]:
 
     def add(loader: Decorated) -> Decorated:
         if name in names():
-            raise ValueError(f"name: {name!r} is a source already")
+            raise ValueError(f"name: {name!r} is already a source")
         _REGISTERED[name] = loader
         return loader
 
@@ -35,12 +35,12 @@ def register_source(name: str) -> Callable[[Decorated], Decorated]:
 
 
 def names() -> list[str]:
-    """The sources that have a name of their own; every synthetic suite is one."""
+    """Names of all registered sources; every synthetic suite is one."""
     return ["stdlib", *synthetic.suites(), *_REGISTERED]
 
 
 def load_data(request: DataRequest) -> Splits:
-    """The data that `request` names, read, checked, tokenised and cut to blocks.
+    """Reads, checks and tokenizes the requested data and cuts it into blocks.
 
     `spec` is, in this order: the name of a source, which settings may follow after a colon; a file or folder; the name of a data set on
     the Hugging Face hub. Validation is `request.validation`, else the data's own validation split, else a fixed part that is held out.
@@ -52,7 +52,7 @@ def load_data(request: DataRequest) -> Splits:
     name = request.spec.partition(":")[0]
     if request.streaming is not None:
         if name in names():
-            raise UserError(f"streaming: does not apply to --data {name}, which is made or read whole")
+            raise UserError(f"streaming: does not apply to --data {name}, which is not read as a stream")
         return load_stream(request)
     if name in synthetic.suites():
         return load_suite(request)

@@ -1,4 +1,4 @@
-"""Text in a column of a table: parquet and JSON files, and data sets of the Hugging Face hub, through `datasets`."""
+"""Text in a table column, from parquet and JSON files and hub datasets, read with `datasets`."""
 
 import re
 import sys
@@ -31,14 +31,14 @@ _ROWS_A_READ = 256
 
 
 def suffix_of(path: Path) -> str:
-    """The known ending of a file's name (`.jsonl.gz` is one), or its last suffix."""
+    """The known suffix of a file name (`.jsonl.gz` is one), or its last suffix."""
     double = "".join(path.suffixes[-2:]).lower()
     return double if double in SUFFIXES else path.suffix.lower()
 
 
 @dataclass(frozen=True)
 class _Column:
-    """The texts of one column, read from disk as they are needed."""
+    """The texts of one column, read from disk on demand."""
 
     rows: "Dataset"
     name: str
@@ -56,21 +56,21 @@ class _Column:
 
 @dataclass(frozen=True)
 class Table:
-    """A column of text, and the same column of the validation split where the data has one."""
+    """A text column, and the same column of the validation split if there is one."""
 
     train: _Column
     validation: _Column | None
 
     def for_training(self) -> Corpus:
-        """The training split, none of it held out."""
+        """The training split, with nothing held out."""
         return self.train.corpus()
 
     def for_validation(self) -> Corpus:
-        """The validation split, or all there is."""
+        """The validation split, or everything."""
         return (self.validation or self.train).corpus()
 
     def split(self) -> tuple[Corpus, Corpus, str]:
-        """Training part, held-out part, and how they were parted."""
+        """Training part, validation part, and how they were split."""
         if self.validation is not None:
             return self.train.corpus(), self.validation.corpus(), "the data's own validation split"
         rows, name, count = self.train.rows, self.train.name, len(self.train)
@@ -83,27 +83,35 @@ class Table:
 
 
 def columns_of_text(features: Mapping[str, object]) -> list[str]:
-    """The columns that hold strings."""
+    """The columns of strings."""
     return [name for name, kind in features.items() if getattr(kind, "dtype", None) in ("string", "large_string")]
 
 
 def text_column(strings: Sequence[str], wanted: str | None, where: str) -> str:
-    """The column to read of those that hold strings: `wanted`, else `text`, else the only one. Raises UserError otherwise."""
+    """Name of the text column to read: `wanted`, else `text`, else the only one.
+
+    Raises:
+        UserError: There is no such column, or several could be meant.
+    """
     if wanted is not None:
         if wanted not in strings:
             has = ", ".join(strings) or "none"
-            raise UserError(f"text_column: {where} has no column of text {wanted!r}; it has {has}")
+            raise UserError(f"text_column: {where} has no text column {wanted!r}; it has {has}")
         return wanted
     if "text" in strings:
         return "text"
     if len(strings) != 1:
         found = f"{len(strings)} ({', '.join(strings)})" if strings else "none"
-        raise UserError(f"text_column: {where} has no column `text`, and {found} that could be it: pass --text_column")
+        raise UserError(f"text_column: {where} has no column `text`, and {found} to use instead: pass --text_column")
     return strings[0]
 
 
 def training_and_validation(splits: Mapping[str, Rows], where: str) -> tuple[Rows, Rows | None]:
-    """The training split and, if there is one, the validation split. Raises UserError if there is no training split."""
+    """The training split and, if there is one, the validation split.
+
+    Raises:
+        UserError: There is no training split.
+    """
     train = splits["train"] if "train" in splits else next(iter(splits.values())) if len(splits) == 1 else None
     if train is None:
         raise UserError(f"data: {where} has no split `train`; it has {', '.join(map(str, splits))}")
@@ -119,7 +127,11 @@ def _table(splits: "DatasetDict", column: str | None, where: str) -> Table:
 
 
 def load(builder: str, where: str, **options) -> "DatasetDict | IterableDatasetDict":
-    """`datasets.load_dataset` whose failures are a UserError of one line that names what was to be read."""
+    """`datasets.load_dataset` with errors of one line.
+
+    Raises:
+        UserError: The data cannot be read; the message names it.
+    """
     import datasets
     from datasets.exceptions import DatasetsError
 
@@ -134,7 +146,7 @@ def load(builder: str, where: str, **options) -> "DatasetDict | IterableDatasetD
 
 
 def _check(path: Path, whole: bool) -> None:
-    """Raises UserError naming the file: missing, empty, truncated, or, if `whole`, not UTF-8 (with the first bad byte's offset)."""
+    """Checks that a file exists, is not empty, is complete and, if `whole`, is UTF-8. Raises UserError."""
     try:
         if not path.stat().st_size:
             raise UserError(f"{path}: the file is empty")
@@ -145,7 +157,7 @@ def _check(path: Path, whole: bool) -> None:
             try:
                 rows = pyarrow.parquet.ParquetFile(path).metadata.num_rows
             except pyarrow.ArrowException as error:
-                raise UserError(f"{path}: not a whole parquet file: {error}") from None
+                raise UserError(f"{path}: not a complete parquet file: {error}") from None
             if not rows:
                 raise UserError(f"{path}: the file has no rows")
         elif whole and suffix_of(path) in (".json", ".jsonl"):
@@ -167,7 +179,7 @@ def _check_utf8(path: Path) -> None:
 
 
 def _split_of(name: str) -> str:
-    """The split that a file's path names, as on the hub: `data/validation-00000-of-00002.parquet`; `train` if none."""
+    """The split in a file's path, as on the hub: `data/validation-00000-of-00002.parquet`; `train` if there is none."""
     words = set(re.split(r"[^a-z]+", name.lower()))
     if words.intersection(_VALIDATION):
         return "validation"
@@ -175,7 +187,7 @@ def _split_of(name: str) -> str:
 
 
 def sort_files(root: Path, files: list[Path], *, whole: bool = True) -> tuple[str, dict[str, list[str]]]:
-    """The builder of `datasets` for parquet or JSON files below `root`, and the files by split.
+    """The `datasets` builder for the parquet or JSON files below `root`, and the files by split.
 
     Files whose names say `validation` or `test` are those splits.
 
@@ -189,7 +201,9 @@ def sort_files(root: Path, files: list[Path], *, whole: bool = True) -> tuple[st
     """
     kinds = {_BUILDERS[suffix_of(file)] for file in files}
     if len(kinds) > 1:
-        raise UserError(f"data: {root} holds parquet and JSON files: name one kind, or a folder with one kind")
+        raise UserError(
+            f"data: {root} holds both parquet and JSON files: name files of one kind, or a folder that has only one"
+        )
     by_split: dict[str, list[str]] = {}
     for file in sorted(files):
         _check(file, whole)
@@ -201,19 +215,31 @@ def sort_files(root: Path, files: list[Path], *, whole: bool = True) -> tuple[st
 
 
 def read_files(root: Path, files: list[Path], column: str | None) -> Table:
-    """Parquet or JSON files below `root`. Raises UserError naming what is wrong, a file at fault by its name."""
+    """Parquet or JSON files below `root`.
+
+    Raises:
+        UserError: A file is wrong; the message names it.
+    """
     builder, by_split = sort_files(root, files)
     where = str(files[0] if len(files) == 1 else root)
     return _table(cast("DatasetDict", load(builder, where, data_files=by_split)), column, where)
 
 
 def read_hub(name: str, config: str | None, column: str | None) -> Table:
-    """A data set of the hub by its name. Raises UserError where it cannot be had, offline for one."""
+    """A hub dataset by name.
+
+    Raises:
+        UserError: It is unavailable, for example offline.
+    """
     return _table(cast("DatasetDict", load_hub(name, config)), column, name)
 
 
 def load_hub(name: str, config: str | None, **options) -> "DatasetDict | IterableDatasetDict":
-    """The splits of a data set of the hub. Raises UserError saying what is missing and what to do."""
+    """The splits of a hub dataset.
+
+    Raises:
+        UserError: It cannot be loaded; the message says what to do.
+    """
     try:
         return load(name, name, name=config, **options)
     except UserError as error:

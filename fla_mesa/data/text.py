@@ -1,4 +1,4 @@
-"""Text as a source: Python's own library, files and folders, tables, data sets of the Hugging Face hub."""
+"""Text sources: Python's own library, files and folders, tables, and hub datasets."""
 
 import hashlib
 from collections import Counter
@@ -18,9 +18,10 @@ BYTE_TOKENIZER = "bytes"
 
 
 def on_disk(spec: str, request: DataRequest) -> Path | None:
-    """The file or folder that a spec names, or None for what can only be a data set of the hub.
+    """The file or folder that a spec names, or None if it can only be a hub dataset.
 
-    Raises UserError if there is no such file, or if it is given a configuration.
+    Raises:
+        UserError: There is no such file, or it is given a configuration.
     """
     path = Path(spec).expanduser()
     if not path.exists():
@@ -34,9 +35,7 @@ def on_disk(spec: str, request: DataRequest) -> Path | None:
 
 def _reject_config(spec: str, request: DataRequest) -> None:
     if request.config is not None and spec == request.spec:
-        raise UserError(
-            f"data_config: {spec} is no data set of the hub and has no configurations, got {request.config!r}"
-        )
+        raise UserError(f"data_config: {spec} is not a hub dataset and has no configurations, got {request.config!r}")
 
 
 def _find(spec: str, request: DataRequest) -> text_files.TextFiles | tables.Table:
@@ -60,7 +59,7 @@ def _find_in_folder(root: Path, request: DataRequest) -> text_files.TextFiles | 
     used = rows or texts
     if not used:
         known = " ".join(sorted(tables.SUFFIXES | text_files.SUFFIXES))
-        raise UserError(f"{root}: no file of a known type in the folder; known are {known}")
+        raise UserError(f"{root}: the folder has no file of a known type; known types are {known}")
     if len(used) < len(files):
         kinds = Counter(file.suffix or "without suffix" for file in set(files) - set(used)).most_common()
         request.say(f"{root}: files of other kinds left out: {', '.join(f'{kind} {count}' for kind, count in kinds)}")
@@ -68,7 +67,11 @@ def _find_in_folder(root: Path, request: DataRequest) -> text_files.TextFiles | 
 
 
 def load_tokenizer(name: str | None) -> PreTrainedTokenizerBase:
-    """The byte tokenizer (`bytes`), or one by its folder or hub name. Raises UserError if it cannot be loaded."""
+    """The byte tokenizer (`bytes`), or a tokenizer from a folder or the hub.
+
+    Raises:
+        UserError: It cannot be loaded.
+    """
     if name in (None, BYTE_TOKENIZER):
         return byte_tokenizer()
     try:
@@ -78,13 +81,17 @@ def load_tokenizer(name: str | None) -> PreTrainedTokenizerBase:
 
 
 def load_text(request: DataRequest) -> Splits:
-    """The loader of every spec that is no name of a source. Raises UserError naming the file or the option at fault."""
+    """The loader of every spec that is not the name of a source.
+
+    Raises:
+        UserError: A file or an option is wrong; the message names it.
+    """
     seq_len = TEXT_SEQ_LEN if request.seq_len is None else request.seq_len
     tokenizer = load_tokenizer(request.tokenizer)
     found = _find(request.spec, request)
     other = found if request.validation is None else _find(request.validation, request)
     if request.text_column is not None and not isinstance(found, tables.Table) and not isinstance(other, tables.Table):
-        raise UserError(f"text_column: {request.spec} is text without columns, got {request.text_column!r}")
+        raise UserError(f"text_column: {request.spec} is plain text and has no columns, got {request.text_column!r}")
     if request.validation is not None:
         train, validation, how = found.for_training(), other.for_validation(), request.validation
     else:
@@ -121,7 +128,7 @@ def load_text(request: DataRequest) -> Splits:
 
 
 def _token_cache() -> Path:
-    """Where tokens of tables are kept: beside the tables that `datasets` keeps (HF_HOME, HF_DATASETS_CACHE)."""
+    """Cache folder for the tokens of tables, next to the tables cached by `datasets` (HF_HOME, HF_DATASETS_CACHE)."""
     from datasets.config import HF_DATASETS_CACHE
 
     return Path(HF_DATASETS_CACHE) / "fla_mesa_tokens"

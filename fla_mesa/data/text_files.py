@@ -1,4 +1,4 @@
-"""Text files: one document each, read and checked whole before anything else happens."""
+"""Text files, one document each, read and checked in full before anything else happens."""
 
 import os
 import sysconfig
@@ -21,7 +21,7 @@ _NOT_LIBRARY = frozenset({"test", "tests", "idle_test", "site-packages", "dist-p
 
 
 def walk(root: Path, leave_out: frozenset[str] = frozenset()) -> list[Path]:
-    """Every file below `root` but hidden ones, without entering folders named in `leave_out`."""
+    """Every file below `root` except hidden ones and those in folders named in `leave_out`."""
     found = []
     for folder, subfolders, files in os.walk(root):
         subfolders[:] = [name for name in subfolders if name not in leave_out and not name.startswith(".")]
@@ -30,9 +30,10 @@ def walk(root: Path, leave_out: frozenset[str] = frozenset()) -> list[Path]:
 
 
 def decode(path: Path) -> str:
-    """The text of a file in UTF-8.
+    """The text of a UTF-8 file.
 
-    Raises UserError naming the file: missing, unreadable, or undecodable (with the offset of the first bad byte).
+    Raises:
+        UserError: The file is missing, unreadable, or not UTF-8 (the message gives the offset of the first bad byte).
     """
     try:
         return path.read_bytes().decode("utf-8")
@@ -45,18 +46,18 @@ def decode(path: Path) -> str:
 
 @dataclass(frozen=True)
 class TextFiles:
-    """Text by the name of its file; empty files are left out."""
+    """Text by file name; empty files are skipped."""
 
     texts: dict[str, str]
 
     def for_training(self) -> Corpus:
-        """All files, none held out."""
+        """All files, with nothing held out."""
         return Corpus(list(self.texts.values()))
 
     for_validation = for_training
 
     def split(self) -> tuple[Corpus, Corpus, str]:
-        """Training part, held-out part, and how they were parted."""
+        """Training part, validation part, and how they were split."""
         if len(self.texts) >= ENOUGH:
             held_out = held_out_names(list(self.texts))
             train = [text for name, text in self.texts.items() if name not in held_out]
@@ -76,7 +77,11 @@ def _read(root: Path, files: list[Path]) -> TextFiles:
 
 
 def read_file(path: Path) -> TextFiles:
-    """One text file. Raises UserError naming it where it is missing, empty or no UTF-8."""
+    """One text file.
+
+    Raises:
+        UserError: It is missing, empty or not UTF-8.
+    """
     text = decode(path)
     if not text:
         raise UserError(f"{path}: the file is empty")
@@ -84,20 +89,23 @@ def read_file(path: Path) -> TextFiles:
 
 
 def read_folder(root: Path, files: list[Path]) -> TextFiles:
-    """The given files of a folder, in the order of their paths."""
+    """The given files of a folder, sorted by path."""
     return _read(root, sorted(files, key=lambda file: file.relative_to(root).as_posix()))
 
 
 def standard_library(root: Path | None = None, say: Callable[[str], None] = print) -> TextFiles:
-    """The source of this Python's standard library: text that every machine with Python has.
+    """The source code of this Python's standard library: text that is available on every machine with Python.
 
     Its tests are left out (some are no UTF-8 on purpose), and so is pydoc's copy of the language manual, one file of
     prose. What remains differs from one version of Python to the next, so a run prints and stores its size and hash.
+
+    Raises:
+        UserError: This Python does not include it.
     """
     root = root or Path(sysconfig.get_paths()["stdlib"])
     files = [file for file in walk(root, _NOT_LIBRARY) if file.suffix == ".py"]
     if not files:
-        raise UserError(f"{root}: this Python comes without the source of its standard library: pass --data")
+        raise UserError(f"{root}: this Python does not include the source of its standard library: pass --data")
     library = read_folder(root, files)
     say(f"standard library of Python {sysconfig.get_python_version()}: {len(library.texts):,} files in {root}")
     return library

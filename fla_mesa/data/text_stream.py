@@ -1,4 +1,4 @@
-"""Text that is too large to keep, as a source: parquet and JSON files and data sets of the hub, read while they are trained on."""
+"""Streams of text larger than memory and disk: parquet and JSON files and hub datasets, read during training."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TextColumn:
-    """A column of text in the files of a data set, each of which is opened as often as wanted.
+    """A text column in a dataset's files, each of which can be opened repeatedly.
 
     Attributes:
         rows: All files, by `datasets`.
@@ -48,14 +48,14 @@ class TextColumn:
 
 @dataclass(frozen=True)
 class Streams:
-    """The splits of a data set."""
+    """The splits of a dataset."""
 
     train: TextColumn
     validation: TextColumn | None
 
 
 def load_stream(request: DataRequest) -> Splits:
-    """The loader of everything that is streamed: what is held out is read, and the rest begun.
+    """The loader of all streamed data: reads the validation part and starts the training part.
 
     Raises:
         UserError: A file or an option is at fault, or there is too little text; the message says how many tokens there were.
@@ -109,7 +109,7 @@ def load_stream(request: DataRequest) -> Splits:
 
 
 def _first(column: TextColumn, encode: Encoder, wanted: int) -> tuple[list[str], bool]:
-    """The first documents, with `wanted` tokens or all there are, and whether there were so many."""
+    """The first documents with `wanted` tokens, or all documents, and whether there were enough."""
     documents, tokens = [], 0
     for text in column.documents():
         documents.append(text)
@@ -123,7 +123,7 @@ def _first(column: TextColumn, encode: Encoder, wanted: int) -> tuple[list[str],
 
 
 def _open(spec: str, request: DataRequest) -> Streams:
-    """Raises UserError naming what is at fault."""
+    """Opens the files. Raises UserError naming what is wrong."""
     path = on_disk(spec, request)
     if path is None:
         splits, identity = tables.load_hub(spec, request.config, streaming=True), f"{spec} {request.config}"
@@ -136,9 +136,7 @@ def _open(spec: str, request: DataRequest) -> Streams:
     ]
     if not files:
         kinds = " ".join(sorted(tables.SUFFIXES))
-        raise UserError(
-            f"streaming: reads data sets of the hub and files of the kinds {kinds}; {path} is or has none of them"
-        )
+        raise UserError(f"streaming: reads hub datasets and {kinds} files; {path} is not and does not contain one")
     builder, by_split = tables.sort_files(root, files, whole=False)
     sizes = {split: [Path(file).stat().st_size for file in named] for split, named in by_split.items()}
     splits = tables.load(builder, spec, data_files=by_split, streaming=True)

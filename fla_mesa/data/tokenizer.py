@@ -1,4 +1,4 @@
-"""A tokenizer that needs no training and no download: one token a byte.
+"""A tokenizer that needs no training and no download: one token per byte.
 
 Token b is byte b (0 to 255); token 256 is `<|endoftext|>`, which begins, ends and pads. Because the ids are the bytes
 themselves, whole files become tokens by a cast (`encode`), and the loss in nats a token is bits per byte times ln 2.
@@ -14,14 +14,14 @@ VOCAB_SIZE = 257
 
 
 def _byte_letters() -> list[str]:
-    """How the `tokenizers` library writes each byte: as itself where that prints, else as a letter from 256 on."""
+    """How the `tokenizers` library writes each byte: as itself if printable, otherwise as a letter from 256 on."""
     printing = {*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = iter(range(0x100, 0x200))
     return [chr(byte if byte in printing else next(others)) for byte in range(256)]
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
-    """The byte tokenizer as transformers knows tokenizers; adds no token of its own to a text.
+    """The byte tokenizer as a transformers tokenizer; adds no special tokens to a text.
 
     `tokenizer(text)["input_ids"]` are the UTF-8 bytes of `text`, except that a literal `<|endoftext|>` in it becomes
     token 256, as special tokens do in transformers (`split_special_tokens=True` keeps it as bytes).
@@ -40,14 +40,15 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def encode(data: bytes) -> np.ndarray:
-    """Tokens of `data`, one a byte: uint16 `[len(data)]`."""
+    """Tokens of `data`, one per byte: uint16 `[len(data)]`."""
     return np.frombuffer(data, dtype=np.uint8).astype(np.uint16)
 
 
 def decode(ids: np.ndarray) -> bytes:
-    """The bytes that `ids` stand for; `<|endoftext|>` stands for none.
+    """The bytes that `ids` stand for; `<|endoftext|>` has none.
 
-    Raises ValueError for an id outside 0 to 256.
+    Raises:
+        ValueError: An id is outside 0 to 256.
     """
     ids = np.asarray(ids)
     if ids.size and (ids.min() < 0 or ids.max() > END_OF_TEXT_ID):
@@ -56,7 +57,7 @@ def decode(ids: np.ndarray) -> bytes:
 
 
 def is_byte_tokenizer(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether `tokenizer` is the byte tokenizer, built here or loaded from where a model was saved."""
+    """Whether `tokenizer` is the byte tokenizer, built here or loaded from a saved model."""
     if len(tokenizer) != VOCAB_SIZE or tokenizer.eos_token_id != END_OF_TEXT_ID:
         return False
     return tokenizer.convert_ids_to_tokens(list(range(256))) == _byte_letters()

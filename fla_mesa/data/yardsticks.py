@@ -1,4 +1,4 @@
-"""What a model of bytes must beat: two predictors that need no training worth the name."""
+"""Baselines that a byte-level model must beat: two predictors that need almost no training."""
 
 import math
 
@@ -12,7 +12,7 @@ UNIFORM_BITS_PER_BYTE = math.log2(256)
 
 
 def yardsticks(splits: Splits) -> dict[str, float]:
-    """Bits per byte of each by name; nothing where the tokens are not bytes of text."""
+    """Bits per byte of each baseline by name; empty if the tokens are not bytes of text."""
     train, validation = splits.train, splits.validation
     if not (isinstance(train, TokenBlocks) and isinstance(validation, TokenBlocks)):
         return {}
@@ -22,7 +22,7 @@ def yardsticks(splits: Splits) -> dict[str, float]:
 
 
 def bigram_bits_per_byte(train: TokenBlocks, validation: TokenBlocks) -> float:
-    """Bits per byte of a byte-bigram model counted on `train`, on the very tokens of `validation` that models predict.
+    """Bits per byte of a bigram model counted on `train`, on exactly the tokens of `validation` that models predict.
 
     p(next | previous) = (n(previous, next) + 1) / (n(previous) + 257), for the 256 bytes and the end-of-text token. As
     with any model here, the first token of a block is not predicted, and end-of-text tokens, where they are predicted at all,

@@ -1,4 +1,4 @@
-"""``fla-mesa doctor``: is each back end of the op right on this machine, and which is the fastest?
+"""``fla-mesa doctor``: checks and times every back end of the op on this machine.
 
 command.py         the command: a worker for each back end, then the report
 worker.py          one back end in a process of its own, which may crash

@@ -1,4 +1,4 @@
-"""What is checked of a back end. Every check is a generator of findings; what cannot be checked here is a finding, too."""
+"""The checks of a back end. Each is a generator of findings, including one for what cannot be checked here."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ OK, WRONG, FAILED, REFUSED, UNKNOWN = "ok", "wrong", "failed", "not taken", "not
 
 @dataclass(frozen=True)
 class Subject:
-    """What is examined.
+    """The back end and the sizes to check.
 
     Attributes:
         backend: Name of the back end.
@@ -71,12 +71,12 @@ class Finding:
 
 
 def op_of(subject: Subject, **options: Any) -> Callable[..., Any]:
-    """The op on this back end."""
+    """The op with this back end."""
     return functools.partial(chunk_mesa_net, backend=subject.backend, **options)
 
 
 def why_not(subject: Subject, x: dict[str, Any]) -> str | None:
-    """Why the back end does not take such inputs; None if it does."""
+    """Why the back end does not support such inputs; None if it does."""
     try:
         choose_backend(subject.backend, "chunk", x)
     except ValueError as error:
@@ -85,7 +85,7 @@ def why_not(subject: Subject, x: dict[str, Any]) -> str | None:
 
 
 def judged(check: str, subject: str, errors: dict[str, float], bound: float) -> Finding:
-    """Whether every error is within the bound, with the worst."""
+    """A finding that says whether every error is within the bound, and the largest error."""
     worst = max(errors, key=errors.__getitem__)
     detail = f"{worst} off by {errors[worst]:.1e}, {bound:g} allowed"
     numbers = {"error": min(errors[worst], LARGEST)}
@@ -93,7 +93,7 @@ def judged(check: str, subject: str, errors: dict[str, float], bound: float) -> 
 
 
 def truths(subject: Subject, dtype: str, K: int) -> Iterator[tuple[str, Truth]]:
-    """Inputs of every shape, with what is right for them; few heads, since the definition is slow."""
+    """Inputs of every shape with their reference results; few heads, because the reference is slow."""
     H = min(subject.heads, 1 if subject.quick else 2)
     make = functools.partial(draw, H=H, K=K, V=K, dtype=getattr(torch, dtype), device=subject.device)
     if subject.quick:
@@ -106,7 +106,7 @@ def truths(subject: Subject, dtype: str, K: int) -> Iterator[tuple[str, Truth]]:
 
 
 def accuracy(subject: Subject) -> Iterator[Finding]:
-    """Every output and gradient against float64, at every size, type, shape and scale of the incoming gradient."""
+    """Compares every output and gradient with float64, for every size, dtype, shape and scale of the incoming gradient."""
     for dtype in subject.dtypes:
         for K in subject.sizes:
             about = f"{dtype}, K = {K}"
@@ -123,7 +123,7 @@ def accuracy(subject: Subject) -> Iterator[Finding]:
 
 
 def strided(truth: Truth) -> Truth:
-    """The same inputs, none contiguous, and each two bytes or more off its alignment."""
+    """The same inputs, non-contiguous and misaligned by at least two bytes."""
 
     def shifted(x: torch.Tensor) -> torch.Tensor:
         padded = torch.empty(*x.shape[:-1], x.shape[-1] + 3, dtype=x.dtype, device=x.device)
@@ -134,7 +134,7 @@ def strided(truth: Truth) -> Truth:
 
 
 def taken(subject: Subject) -> tuple[str, Truth] | None:
-    """One case that the back end takes, for what need not be looked at in all."""
+    """One case that the back end supports, for checks that need only one."""
     for dtype in subject.dtypes:
         for K in subject.sizes:
             if why_not(subject, draw(1, 1, 1, K, K, getattr(torch, dtype), subject.device)) is None:
@@ -144,12 +144,12 @@ def taken(subject: Subject) -> tuple[str, Truth] | None:
 
 
 def same_bits(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> list[str]:
-    """Names of what differs."""
+    """Names of the results that differ."""
     return [name for name in a if not torch.equal(a[name], b[name])]
 
 
 def repeated(subject: Subject) -> Iterator[Finding]:
-    """Two runs agree in every bit."""
+    """Two runs agree bit for bit."""
     case = taken(subject)
     if case is None:
         return
@@ -192,7 +192,7 @@ def every_configuration(subject: Subject) -> Iterator[Finding]:
 
 
 def poisoned(subject: Subject) -> Iterator[Finding]:
-    """With new memory full of NaN the results are still right: nothing reads what nobody wrote."""
+    """Results stay right when new memory is full of NaN, so nothing reads memory that was never written."""
     case = taken(subject)
     if case is None:
         return
@@ -206,7 +206,7 @@ def poisoned(subject: Subject) -> Iterator[Finding]:
 
 
 def compiled(subject: Subject) -> Iterator[Finding]:
-    """Inside torch.compile it is what it is outside."""
+    """Results under torch.compile equal those without it."""
     case = taken(subject)
     if case is None:
         return
@@ -215,7 +215,7 @@ def compiled(subject: Subject) -> Iterator[Finding]:
 
 
 def cuda_graph(subject: Subject) -> Iterator[Finding]:
-    """Captured and replayed on other inputs, both passes give what a plain call gives."""
+    """A captured graph, replayed on other inputs, gives the same results as a plain call, forward and backward."""
     case = taken(subject)
     if case is None:
         return
@@ -252,7 +252,7 @@ def cuda_graph(subject: Subject) -> Iterator[Finding]:
 
 
 def second_device(subject: Subject) -> Iterator[Finding]:
-    """On another device than the current one."""
+    """Results are right on a device other than the current one."""
     if subject.device != "cuda" or torch.cuda.device_count() < 2:
         yield Finding("second device", "", UNKNOWN, "there is none")
         return
@@ -267,12 +267,12 @@ def second_device(subject: Subject) -> Iterator[Finding]:
 
 
 def free_memory(subject: Subject) -> int:
-    """Bytes that are free on the GPU; none without one."""
+    """Free bytes on the GPU; 0 without one."""
     return torch.cuda.mem_get_info()[0] if subject.device == "cuda" else 0
 
 
 def large(subject: Subject) -> Iterator[Finding]:
-    """Forward over more than 2^31 elements: the last row of the batch is what it is alone."""
+    """Forward pass over more than 2^31 elements: the last row of the batch gives the same result as on its own."""
     case = taken(subject)
     if case is None:
         return
@@ -301,7 +301,7 @@ def large(subject: Subject) -> Iterator[Finding]:
 
 
 def speed(subject: Subject) -> Iterator[Finding]:
-    """Time and memory at the user's shape, of the op and of a decoding step."""
+    """Time and memory of the op and of a decoding step at the user's shape."""
     if subject.device != "cuda":
         yield Finding("speed", "", UNKNOWN, "no GPU here")
         return
@@ -330,7 +330,7 @@ def speed(subject: Subject) -> Iterator[Finding]:
 
 
 def decoding(subject: Subject, dtype: str, K: int) -> dict[str, float]:
-    """Milliseconds of a step for 8 sequences."""
+    """Milliseconds per step for 8 sequences."""
     x: dict[str, Any] = draw(8, 1, subject.heads, K, K, getattr(torch, dtype), "cuda", states=8)
     first = [x[n][:, 0] for n in ("q", "k", "v", "g")]
     step = functools.partial(

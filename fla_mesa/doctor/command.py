@@ -32,7 +32,7 @@ WITHOUT_GPU = {"heads": 1, "sizes": (32,), "dtypes": ("bfloat16",), "repeats": 2
 
 
 def environment() -> dict[str, Any]:
-    """What the machine is, and versions."""
+    """Machine and versions."""
     import torch
 
     from fla_mesa.ops import gpu
@@ -56,7 +56,7 @@ def environment() -> dict[str, Any]:
 
 
 def run_worker(subject: Subject, minutes: float) -> list[dict[str, Any]]:
-    """Findings about one back end, with how its process ended if that was not well."""
+    """Findings about one back end, including an abnormal end of its process."""
     with tempfile.TemporaryDirectory() as cache:
         variables = os.environ | {"TRITON_CACHE_DIR": cache, "FLA_CACHE_RESULTS": "0"}
         if subject.device == "cpu" and subject.backend != "pytorch":
@@ -83,36 +83,44 @@ def run_worker(subject: Subject, minutes: float) -> list[dict[str, Any]]:
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
-    """The command's flags, checked."""
+    """Parses and checks the command's flags.
+
+    Raises:
+        UserError: A value is not allowed.
+    """
     parser = argparse.ArgumentParser(
         prog="fla-mesa doctor",
-        description="Is each back end of the op right on this machine, and which is the fastest? Ends with a table and a JSON file.",
+        description="Check every back end of the op on this machine, time them, and recommend one. Prints a table and writes a JSON file.",
         allow_abbrev=False,
     )
     parser.add_argument(
-        "--backends", default=",".join(BACKENDS), help="names with commas between (default: %(default)s)"
+        "--backends", default=",".join(BACKENDS), help="comma-separated back ends (default: %(default)s)"
     )
-    parser.add_argument("--heads", type=int, default=16, help="heads of your model (default: %(default)s)")
-    parser.add_argument("--sizes", default="64,128", help="head sizes K = V (default: %(default)s)")
+    parser.add_argument("--heads", type=int, default=16, help="number of heads in your model (default: %(default)s)")
+    parser.add_argument("--sizes", default="64,128", help="comma-separated head sizes, K = V (default: %(default)s)")
     parser.add_argument(
-        "--dtypes", default="bfloat16,float32", help="of bfloat16, float16 and float32 (default: %(default)s)"
+        "--dtypes",
+        default="bfloat16,float32",
+        help="comma-separated, from bfloat16, float16 and float32 (default: %(default)s)",
     )
-    parser.add_argument("--tokens", type=int, default=32768, help="tokens of a batch, for times (default: %(default)s)")
+    parser.add_argument("--tokens", type=int, default=32768, help="tokens per batch in timings (default: %(default)s)")
     parser.add_argument(
-        "--length", type=int, default=2048, help="tokens of a sequence, for times (default: %(default)s)"
+        "--length", type=int, default=2048, help="tokens per sequence in timings (default: %(default)s)"
     )
-    parser.add_argument("--repeats", type=int, default=3, help="runs of each configuration (default: %(default)s)")
-    parser.add_argument("--minutes", type=float, default=20, help="for each back end at most (default: %(default)s)")
-    parser.add_argument("--output", type=Path, default=Path("doctor.json"), help="the JSON file (default: %(default)s)")
+    parser.add_argument("--repeats", type=int, default=3, help="runs per configuration (default: %(default)s)")
+    parser.add_argument("--minutes", type=float, default=20, help="time limit per back end (default: %(default)s)")
+    parser.add_argument(
+        "--output", type=Path, default=Path("doctor.json"), help="JSON file to write (default: %(default)s)"
+    )
     given = parser.parse_args(argv)
     given.backends, given.dtypes = given.backends.split(","), tuple(given.dtypes.split(","))
     for name, allowed in (("backends", BACKENDS), ("dtypes", ("bfloat16", "float16", "float32"))):
         if unknown := [x for x in getattr(given, name) if x not in allowed]:
-            raise UserError(f"--{name} must be of {', '.join(allowed)}; got {', '.join(unknown)}")
+            raise UserError(f"--{name} must be among {', '.join(allowed)}; got {', '.join(unknown)}")
     try:
         given.sizes = tuple(int(size) for size in given.sizes.split(","))
     except ValueError:
-        raise UserError(f"--sizes must be integers with commas between; got {given.sizes!r}") from None
+        raise UserError(f"--sizes must be comma-separated integers; got {given.sizes!r}") from None
     for name in ("heads", "tokens", "length", "repeats", "minutes"):
         if getattr(given, name) <= 0:
             raise UserError(f"--{name} must be above 0; got {getattr(given, name)}")

@@ -1,4 +1,4 @@
-"""Every configuration that autotuning may choose for the kernels of a back end, not the one that won here today."""
+"""Every configuration that autotuning may choose for a back end's kernels, not only the one it chose here."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MODULES = {
 
 
 def tuners(backend: str) -> dict[str, Any]:
-    """Kernels with more than one configuration, by name: Triton's autotuners."""
+    """Triton's autotuners of kernels with more than one configuration, by name."""
     found = {}
     for name in MODULES.get(backend, ()):
         module = importlib.import_module(name)
@@ -31,7 +31,7 @@ def tuners(backend: str) -> dict[str, Any]:
 
 
 def _noting(tuner: Any, configs: list[Any]) -> Any:
-    """The tuner's launch, which notes what its pruning leaves to choose from. (All keywords are the kernel's.)"""
+    """The tuner's launch, which records the configurations that pruning leaves. (All keywords are the kernel's.)"""
     launch = tuner.run
 
     def run(*args: Any, **kwargs: Any) -> Any:
@@ -44,7 +44,7 @@ def _noting(tuner: Any, configs: list[Any]) -> Any:
 
 @contextlib.contextmanager
 def watched(found: dict[str, Any]) -> Iterator[dict[str, list[Any]]]:
-    """Which configurations each kernel is left with by its pruning, for the calls inside; none for a kernel that is not called."""
+    """Records which configurations pruning leaves for each kernel called inside; none for a kernel that is not called."""
     seen: dict[str, list[Any]] = {name: [] for name in found}
     for name, tuner in found.items():
         tuner.run = _noting(tuner, seen[name])
@@ -57,7 +57,7 @@ def watched(found: dict[str, Any]) -> Iterator[dict[str, list[Any]]]:
 
 @contextlib.contextmanager
 def only(tuner: Any, config: Any) -> Iterator[None]:
-    """Inside, a kernel has this configuration wherever its pruning allows it."""
+    """Makes a kernel use this configuration inside, if its pruning allows it."""
     prune = tuner.prune_configs
 
     def pruned(kwargs: dict[str, Any]) -> list[Any]:

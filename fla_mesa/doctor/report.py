@@ -1,4 +1,4 @@
-"""From findings to a table, a verdict for each back end, and what to use."""
+"""Turns findings into a table, a verdict for each back end, and a recommendation."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Findings = dict[str, list[dict[str, Any]]]  # by back end
 
 
 def verdict(findings: Sequence[dict[str, Any]]) -> str:
-    """The verdict: "right", "wrong: ..." with the first thing that was, or "not checked"."""
+    """The verdict: "right", "wrong: ..." with the first error, or "not checked"."""
     for finding in findings:
         if finding["status"] in BAD:
             return f"wrong: {finding['check']} ({finding['subject']}): {finding['detail']}"
@@ -23,12 +23,12 @@ def verdict(findings: Sequence[dict[str, Any]]) -> str:
 
 
 def is_right(findings: Sequence[dict[str, Any]]) -> bool:
-    """Whether it was found right somewhere and wrong nowhere."""
+    """Whether the back end was right somewhere and wrong nowhere."""
     return verdict(findings).startswith("right")
 
 
 def summary(found: Findings) -> str:
-    """A row for each check, a column for each back end: the worst status, how many of how many, and the largest error."""
+    """Table with a row per check and a column per back end: the worst status, the counts, and the largest error."""
     names = list(found)
     checks = list(dict.fromkeys(f["check"] for name in names for f in found[name] if f["check"] != "speed"))
 
@@ -48,7 +48,7 @@ def summary(found: Findings) -> str:
 
 
 def speeds(found: Findings) -> str:
-    """A row for each thing that was timed; empty if nothing was."""
+    """Table with a row for each timing; empty if nothing was timed."""
     timed = [(name, f) for name in found for f in found[name] if f["check"] == "speed" and f["numbers"]]
     columns = list(dict.fromkeys(column for _, f in timed for column in f["numbers"]))
     rows = [
@@ -59,7 +59,7 @@ def speeds(found: Findings) -> str:
 
 
 def advice(found: Findings) -> list[str]:
-    """For each kind of input, the fastest back end that is right; without times, the first that is."""
+    """The fastest correct back end for each kind of input; without timings, the first correct one."""
     right = [name for name in found if is_right(found[name])]
     if not right:
         return ["no back end was found right: please report this"]
@@ -74,7 +74,7 @@ def advice(found: Findings) -> list[str]:
 
 
 def unchecked(found: Findings) -> list[str]:
-    """What could not be looked at, and why."""
+    """What could not be checked, and why."""
     lines = [
         f"{name}: {f['check']}: {f['detail']}" for name in found for f in found[name] if f["status"] == "not checked"
     ]
@@ -82,7 +82,7 @@ def unchecked(found: Findings) -> list[str]:
 
 
 def text(environment: dict[str, Any], found: Findings) -> str:
-    """All of it, in Markdown."""
+    """The whole report in Markdown."""
     paragraphs = [
         "\n".join(f"{name}: {value}" for name, value in environment.items()),
         summary(found),

@@ -23,7 +23,7 @@ class Time:
 
 
 def measure(f: Callable[[], Any]) -> Time:
-    """Repeated for half a second, caches flushed in between."""
+    """Times a call repeatedly for half a second, flushing caches in between."""
     from triton.testing import do_bench
 
     found: Any = do_bench(f, warmup=100, rep=400, quantiles=[0.5, 0.2, 0.8])
@@ -31,17 +31,17 @@ def measure(f: Callable[[], Any]) -> Time:
 
 
 def with_backward(f: Callable[..., Any], leaves: list[torch.Tensor], do: torch.Tensor) -> Callable[[], Any]:
-    """A call of f and of its backward pass."""
+    """A call of f followed by its backward pass."""
     return lambda: torch.autograd.grad(f(*leaves)[0], leaves, do)
 
 
 def leaves_of(x: dict[str, Any], *names: str) -> list[torch.Tensor]:
-    """Inputs that ask for gradients."""
+    """Inputs that require gradients."""
     return [x[n].detach().requires_grad_() for n in names]
 
 
 def fla_ops(x: dict[str, Any]) -> dict[str, tuple[Callable[..., Any], list[torch.Tensor]]]:
-    """fla's op, gated delta rule and GLA, each with the leaves that it takes."""
+    """fla's op, gated delta rule and GLA, each with the leaves it uses."""
     from fla.ops.gated_delta_rule import chunk_gated_delta_rule
     from fla.ops.gla import chunk_gla
     from fla.ops.mesa_net import chunk_mesa_net
@@ -58,7 +58,7 @@ def fla_ops(x: dict[str, Any]) -> dict[str, tuple[Callable[..., Any], list[torch
 
 
 def peak(f: Callable[[], Any]) -> float:
-    """Bytes that a call takes at most, beyond what was taken before."""
+    """Peak memory of a call in bytes, beyond what was allocated before."""
     torch.cuda.synchronize()
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
@@ -68,7 +68,7 @@ def peak(f: Callable[[], Any]) -> float:
 
 
 def timed(f: Callable[..., Any], leaves: list[torch.Tensor], do: torch.Tensor) -> dict[str, float]:
-    """Milliseconds of forward and of both passes, and GiB at the peak of both."""
+    """Milliseconds of the forward pass and of both passes, and peak GiB of both."""
     both = with_backward(f, leaves, do)
     forward = measure(functools.partial(f, *[t.detach() for t in leaves]))
     return {

@@ -1,4 +1,4 @@
-"""Inputs as a trained model has them, the definition's results for them in float64, and the errors of an op against those."""
+"""Inputs like those of a trained model, their float64 reference results, and an op's errors against these."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NAMES = (*POSITIONS, "lamb", "h_kk_init", "h_kv_init")  # in the order of the op
 def draw(
     B: int, T: int, H: int, K: int, V: int, dtype: torch.dtype, device: str, *, states: int = 0, seed: int = 0
 ) -> dict[str, torch.Tensor | None]:
-    """Inputs by name: unit keys and queries with a common mean of a third of their norm, gates from 0.9 to 1.
+    """Inputs by name: unit keys and queries ``[B, T, H, K]`` with a common mean of a third of their norm, gates from 0.9 to 1.
 
     Args:
         states: How many initial states: none, B, or as many as there are packed sequences.
@@ -47,7 +47,7 @@ def draw(
 
 
 def definition(x: dict[str, torch.Tensor], lengths: tuple[int, ...]) -> tuple[torch.Tensor, ...]:
-    """o and the final states, sequence by sequence where several are packed."""
+    """o and the final states, sequence by sequence if several are packed."""
     order = ("q", "k", "v", "g", "lamb", "beta", "h_kk_init", "h_kv_init")
     if not lengths:
         return naive_mesa_net_exact(*(x[n] for n in order if n in x))
@@ -63,7 +63,7 @@ def definition(x: dict[str, torch.Tensor], lengths: tuple[int, ...]) -> tuple[to
 
 @dataclass(frozen=True)
 class Truth:
-    """Inputs by name, and the definition's outputs and gradients for them in float64, under weights for the outputs."""
+    """Inputs by name, and the reference outputs and gradients in float64 for given weights of the outputs."""
 
     inputs: dict[str, torch.Tensor]
     lengths: tuple[int, ...]
@@ -83,7 +83,7 @@ class Truth:
         return cls(inputs, lengths, weights, {n: t.detach() for n, t in results.items()})
 
     def run(self, op: Callable[..., Any], scale: float = 1.0, **options: Any) -> dict[str, torch.Tensor]:
-        """The op's outputs and gradients by name, the incoming gradients multiplied by `scale`, the outgoing ones divided by it."""
+        """The op's outputs and gradients by name; incoming gradients are multiplied by `scale`, outgoing ones divided by it."""
         leaves = {n: t.detach().requires_grad_() for n, t in self.inputs.items()}
         if self.lengths:
             boundaries = torch.tensor([0, *self.lengths], device=self.inputs["q"].device).cumsum(0)
@@ -95,7 +95,7 @@ class Truth:
         return results | {f"d{n}": d.double() / scale for n, d in zip(leaves, gradients, strict=True)}
 
     def errors_of(self, results: dict[str, torch.Tensor]) -> dict[str, float]:
-        """Relative error of each; NaN counts as infinite, so that it loses no comparison."""
+        """Relative error of each result; NaN counts as infinite, so that no comparison hides it."""
 
         def error(name: str) -> float:
             want = self.results[name]
@@ -105,5 +105,5 @@ class Truth:
         return {name: error(name) for name in results}
 
     def errors(self, op: Callable[..., Any], scale: float = 1.0, **options: Any) -> dict[str, float]:
-        """Both."""
+        """Runs the op and returns its relative errors."""
         return self.errors_of(self.run(op, scale, **options))

@@ -1,4 +1,4 @@
-"""One back end, examined in a process of its own: what it finds goes to standard output, a JSON object a line.
+"""Examines one back end in its own process and writes the findings to standard output, one JSON object per line.
 
 python -m fla_mesa.doctor.worker '{"backend": "fla", ...}'
 """
@@ -15,12 +15,12 @@ FLA_OPS = "fla's ops"  # in place of a back end: what its times are set beside
 
 
 def say(**line: Any) -> None:
-    """A line for the command, at once, since the next check may end the process."""
+    """Writes a line for the command at once, because the next check may end the process."""
     print(json.dumps(line), flush=True)
 
 
 def examine(subject: Subject) -> None:
-    """Every check in turn; an error in one is a finding."""
+    """Runs every check in turn; an error in one becomes a finding."""
     for name, check in CHECKS.items():
         if subject.backend == FLA_OPS and name != "speed":
             continue

@@ -1,4 +1,4 @@
-"""Token mixers. The rivals of MesaNet are in ``matched``, by name in ``matched.RULES``."""
+"""Token mixers. MesaNet's rivals are in ``matched``, listed by name in ``matched.RULES``."""
 
 from fla_mesa.layers.attention import Attention
 from fla_mesa.layers.mesa_net import MesaNet

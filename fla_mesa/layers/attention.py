@@ -1,4 +1,4 @@
-"""Softmax attention of hybrid models: fla's layer, going through a batch as this package's mixers do."""
+"""Softmax attention for hybrid models: fla's layer with the batch layouts of this package's mixers."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Attention(attn.Attention):
 def attend(
     layer: attn.Attention, hidden_states: Tensor, layout: Layout, past_key_values: Cache | None, use_cache: bool
 ) -> Tensor:
-    """``[B, T, D] -> [B, T, D]`` by a layer of fla's, whatever the layout and what the cache holds."""
+    """Applies one of fla's attention layers, ``[B, T, D] -> [B, T, D]``, for any layout and cache."""
     if layout.packed:
         refuse_packed(layer, past_key_values, use_cache)
     before = 0 if layout.packed else tokens_before(layer, past_key_values, layout)
@@ -88,7 +88,7 @@ def _window(layer: attn.Attention) -> tuple[int, int]:
 
 
 def _turn(layer: attn.Attention, q: Tensor, k: Tensor, before: int | Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
-    """The rotary embedding of tokens that come after so many others of their row, or, packed, from 0 in each sequence."""
+    """Rotary embedding of tokens at given positions of their row or, if packed, counted from 0 in each sequence."""
     if isinstance(before, torch.Tensor):
         longest = layout.length + int(before.max())
         before = before if layout.rows is None else before[layout.rows]

@@ -1,4 +1,4 @@
-"""How well the solver of a model's Mesa layers does: counted where it works, read when somebody wants to know.
+"""Solver statistics of a model's Mesa layers: counted during solves, read on demand.
 
     with counting(model) as solves:
         model(input_ids)
@@ -22,7 +22,7 @@ Reduce = Callable[[torch.Tensor], torch.Tensor]
 
 
 class Convergence(NamedTuple):
-    """What was counted.
+    """The statistics since the last reading.
 
     Attributes:
         iterations: Mean steps of a solve.
@@ -34,7 +34,7 @@ class Convergence(NamedTuple):
 
 
 class Solves:
-    """Sums over all solves of the layers that hold it; each pass of gradient checkpointing counts, which changes no mean."""
+    """Sums over all solves of the layers that share it. Gradient checkpointing counts a solve twice, which changes no mean."""
 
     def __init__(self) -> None:
         # On each device int64 [4]: solves, those whose residual is known, those of them above the tolerance, iterations.
@@ -42,7 +42,7 @@ class Solves:
 
     @torch.no_grad()
     def add(self, stats: SolverStats, tolerance: float) -> None:
-        """Takes in the solves of one call of a layer, with the relative residual that they are held against."""
+        """Adds the solves of one call of a layer, with the relative residual they should reach."""
         iterations, residual = stats.iterations, stats.residual
         known = residual.numel() - residual.isnan().sum()
         missed, steps = (residual > tolerance).sum(), iterations.sum()
@@ -51,7 +51,7 @@ class Solves:
         self._sums[residual.device] = sums if before is None else before + sums
 
     def read(self, reduce: Reduce | None = None) -> Convergence | None:
-        """The figures since the last reading, and starts anew; None if nothing has been solved.
+        """Returns the figures since the last reading and resets them; None if nothing was solved.
 
         Args:
             reduce: Sums an int64 ``[4]`` over processes; called in each of them, whether it has solved anything or not.
@@ -63,13 +63,13 @@ class Solves:
 
 
 def has_solver(model: nn.Module) -> bool:
-    """Whether there is anything to count: a Mesa layer."""
+    """Whether the model has a Mesa layer, whose solves can be counted."""
     return any("solves" in vars(module) for module in model.modules())
 
 
 @contextmanager
 def counting(model: nn.Module) -> Iterator[Solves]:
-    """Counts the solves of a model's Mesa layers inside; who was counting before goes on afterwards, without them.
+    """Counts the solves of a model's Mesa layers inside; an outer count pauses meanwhile.
 
     The model may be wrapped (DDP, FSDP2, PEFT), and may have no Mesa layer: then nothing is counted.
     """

@@ -1,4 +1,4 @@
-"""Starting values of parameters, also of those that a trainer has sharded or taken away."""
+"""Initial values of parameters, including parameters that a trainer has sharded or partitioned."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 
 def fill(parameter: torch.Tensor, values: torch.Tensor | float) -> None:
-    """Write starting values into a parameter; the same on a meta device, under FSDP2 and under ZeRO-3 as on a single process.
+    """Writes initial values ``[...]`` into a parameter of that shape; works on the meta device, under FSDP2 and under ZeRO-3.
 
     Args:
         parameter: A plain tensor, a DTensor of FSDP2, or an empty remnant of ZeRO-3 (DeepSpeed has taken the values away; transformers
@@ -30,13 +30,13 @@ def fill(parameter: torch.Tensor, values: torch.Tensor | float) -> None:
 
 
 def fan_in(module: nn.Linear | nn.Conv1d) -> int:
-    """Inputs that one output of a linear map or of a (depthwise) convolution sums over."""
+    """Number of inputs that one output of a linear map or (depthwise) convolution sums over."""
     if isinstance(module, nn.Linear):
         return module.in_features
     return module.in_channels // module.groups * module.kernel_size[0]
 
 
 def gate_biases(init: Sequence[float], num_heads: int) -> torch.Tensor:
-    """Biases ``[H]`` with which ``sigmoid(bias)`` goes from the first number to the last, evenly in the logits; in between for one head."""
+    """Biases ``[H]`` whose sigmoids go from the first number to the last, evenly spaced in the logits; the middle for one head."""
     first, last = (math.log(share / (1 - share)) for share in init)
     return torch.linspace(first, last, num_heads) if num_heads > 1 else torch.full((1,), (first + last) / 2)

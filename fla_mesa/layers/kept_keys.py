@@ -1,4 +1,4 @@
-"""Keys and values that softmax attention keeps in fla's cache, where some places of a batch may be padding.
+"""Keys and values of softmax attention in fla's cache, in batches that may contain padding.
 
 A layer's ``attn_state`` is ``(k, v)``, each ``[B, S, ...]``, and once there was padding ``(k, v, positions)``: positions ``[B, S]`` count a
 row's tokens from 0, and are -1 where there is none. So it is known for good what a cached place holds, and on which side the padding
@@ -28,14 +28,14 @@ class Kept(NamedTuple):
 
 
 def kept_keys(layer: nn.Module, past_key_values: Cache | None) -> Kept | None:
-    """What the cache holds for a layer, or None."""
+    """The cached keys and values of a layer, or None."""
     cache = get_layer_cache(layer, past_key_values)
     state = None if cache is None else cache["attn_state"]
     return None if state is None else Kept(state[0], state[1], state[2] if len(state) > 2 else None)
 
 
 def tokens_before(layer: nn.Module, past_key_values: Cache | None, layout: Layout) -> int | Tensor:
-    """How many tokens the cache has seen: of each row ``[B]`` if there is or was padding, else one number."""
+    """Number of tokens in the cache: per row ``[B]`` if there is or was padding, otherwise one number."""
     kept = kept_keys(layer, past_key_values)
     if kept is not None and kept.positions is not None:
         return kept.positions.amax(1) + 1
@@ -44,12 +44,12 @@ def tokens_before(layer: nn.Module, past_key_values: Cache | None, layout: Layou
 
 
 def _calls(layer: nn.Module, past_key_values: Cache | None) -> int:
-    """Length of all calls so far, whether their places held tokens or not."""
+    """Total length of all calls so far, including padding."""
     return 0 if past_key_values is None else past_key_values.get_seq_length(cast("int", layer.layer_idx))
 
 
 def positions_after(before: int | Tensor, layout: Layout, device: torch.device) -> Tensor:
-    """Positions of the input's places: ``[1, T]``, or, where `before` is of each row, ``[B, T]`` with -1 at padding."""
+    """Positions of the inputs: ``[1, T]``, or ``[B, T]`` with -1 at padding if `before` is per row."""
     if isinstance(before, int):
         return torch.arange(before, before + layout.length, device=device)[None]
     real = torch.ones(layout.batch, layout.length, dtype=torch.bool, device=device)
@@ -59,7 +59,11 @@ def positions_after(before: int | Tensor, layout: Layout, device: torch.device) 
 
 
 def refuse_packed(layer: nn.Module, past_key_values: Cache | None, use_cache: bool) -> None:
-    """Raises ValueError if packed sequences would go on from, or be kept in, keys of rows."""
+    """Refuses to cache packed sequences, because the cache holds keys by row.
+
+    Raises:
+        ValueError: Packed sequences come with a cache.
+    """
     if use_cache or kept_keys(layer, past_key_values) is not None:
         raise ValueError(
             f"cu_seqlens: packed sequences cannot be cached by softmax attention; got use_cache={use_cache} and a cache of "
@@ -74,7 +78,7 @@ def extend(
     use_cache: bool,
     window: int | None = None,
 ) -> Kept:
-    """What is kept and what is new ``[B, T, ...]``, together ``[B, S + T, ...]``; the cache takes it over if `use_cache`.
+    """Cached and new keys and values ``[B, T, ...]``, concatenated to ``[B, S + T, ...]``; stored in the cache if `use_cache`.
 
     Args:
         window: How many of a row's last tokens the cache need keep; None for all.
@@ -106,7 +110,7 @@ def extend(
 
 
 def _last(kept: Kept, window: int | None) -> Kept:
-    """The last `window` tokens of each row, at its end."""
+    """The last `window` tokens of each row, aligned at its end."""
     if window is None or kept.k.shape[1] <= window or kept.positions is None:
         return kept
     places = (

@@ -1,4 +1,4 @@
-"""Where the tokens of a batch are, and which of them are one sequence: one description of all that a caller may say about it.
+"""Which places of a batch hold tokens, and which tokens form a sequence: one description of everything a caller may pass.
 
 Callers mark padding and documents in many ways: a mask, boundaries (fla's ``cu_seqlens``, transformers' ``cu_seq_lens_q``), a number a
 document (``seq_idx``), positions that start anew. :func:`find_layout` turns them into a :class:`Layout`, or says what it cannot take. It is
@@ -25,7 +25,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 class Layout(NamedTuple):
-    """The sequences of a batch ``[B, T]``. (A tuple, so that whoever moves a module's arguments between devices moves its tensors too.)
+    """The sequences of a batch ``[B, T]``. (A tuple, so that code that moves a module's arguments to a device also moves its tensors.)
 
     Attributes:
         batch, length: B and T.
@@ -52,7 +52,7 @@ class Layout(NamedTuple):
         return (x if self.indices is None else index_first_axis(x, self.indices)).unsqueeze(0)
 
     def unpack(self, x: Tensor) -> Tensor:
-        """Back to ``[B, T, ...]``, zero at the padding."""
+        """Inverse of :func:`pack`: ``[B, T, ...]``, zero at padding."""
         if self.cu_seqlens is None:
             return x
         if self.indices is None:
@@ -61,7 +61,7 @@ class Layout(NamedTuple):
 
 
 class SequenceKeywords(TypedDict, total=False):
-    """What says, beside the mask, which tokens of a batch ``[B, T]`` are one sequence. All may come together if they agree.
+    """Arguments besides the mask that say which tokens of a batch ``[B, T]`` form a sequence. All may be given if they agree.
 
     Attributes:
         cu_seqlens: Boundaries of sequences packed into one row, ``[N + 1]`` from 0 to T, increasing; B = 1. fla's name.
@@ -98,7 +98,7 @@ def find_layout(
     position_ids: Tensor | None = None,
     cp_context: ContextLike | None = None,
 ) -> Layout:
-    """The sequences of a batch ``[B, T]``; the keywords are those of :class:`SequenceKeywords`. Reads values, which stalls a GPU.
+    """The sequences of a batch ``[B, T]``; keywords as in :class:`SequenceKeywords`. Reads tensor values, which stalls a GPU.
 
     Args:
         batch, length: B and T.
@@ -175,7 +175,7 @@ def _rows_as_sequences(batch: int, length: int, places: Tensor | None) -> Layout
 
 
 def _real_places(attention_mask: Tensor, batch: int, length: int) -> Tensor | None:
-    """Places of the tokens in the flattened batch; None if every place holds one."""
+    """Indices of the tokens in the flattened batch; None if every place holds one."""
     allowed = f"a 0-1 matrix [batch = {batch}, length >= {length}] with 0 for padding"
     if not isinstance(attention_mask, torch.Tensor):
         raise TypeError(f"attention_mask must be {allowed}; got a {type(attention_mask).__name__}")
@@ -185,7 +185,7 @@ def _real_places(attention_mask: Tensor, batch: int, length: int) -> Tensor | No
     real = mask != 0
     padded, other = torch.stack([~real.all(), (real & (mask != 1)).any()]).tolist()  # one look for both
     if other:
-        raise ValueError(f"attention_mask must be {allowed}; got other values (for a number a document, pass seq_idx)")
+        raise ValueError(f"attention_mask must be {allowed}; got other values (to number the documents, pass seq_idx)")
     if not padded:
         return None
     places = real.flatten().nonzero().flatten()
@@ -203,7 +203,7 @@ def _boundaries(
     max_length_q: int | Tensor | None,
     max_length_k: int | Tensor | None,
 ) -> Tensor | None:
-    """The boundaries that were given by one name or by several, or None."""
+    """The boundaries that were given under one or several names, or None."""
     names = {"cu_seqlens": cu_seqlens, "cu_seq_lens_q": cu_seq_lens_q, "cu_seq_lens_k": cu_seq_lens_k}
     given = {name: x for name, x in names.items() if x is not None}
     if not given or list(given) == ["cu_seq_lens_k"]:
@@ -248,13 +248,13 @@ def _check_integers(name: str, x: Tensor, *shapes: tuple[int, ...]) -> None:
 
 
 def _restarts(position_ids: Tensor, at: Tensor, inside: Tensor) -> Tensor:
-    """Where, after the first token, the positions do not go up."""
+    """Where, after the first token, positions do not increase."""
     step, distance = position_ids.flatten()[at].diff(), at.diff()
     jumps = inside & (step > 1) & (step != distance)
     if bool(jumps.any()):
         n = int(jumps.nonzero()[0])
         raise ValueError(
-            f"position_ids must go up by one inside a sequence and start anew at the next; got a step of {int(step[n])} at token {n + 1}: "
+            f"position_ids must increase by one within a sequence and restart at the next; got a step of {int(step[n])} at token {n + 1}: "
             "pass cu_seqlens or seq_idx if another sequence starts there"
         )
     return step <= 0
@@ -264,7 +264,7 @@ SEQUENCE_KEYWORDS = tuple(SequenceKeywords.__annotations__)
 
 
 def describes_sequences(*, unlisted: tuple[str, ...] = ()) -> Callable[[F], F]:
-    """Decorator of a model's ``forward(..., **sequences)``: it takes :class:`SequenceKeywords`, and no other keywords beyond its own.
+    """Decorator for a model's ``forward(..., **sequences)``: accepts :class:`SequenceKeywords` and no other keywords besides its own.
 
     ``inspect.signature`` shows them all, as transformers' Trainer and ``generate`` look there for what a model takes; all but `unlisted`.
     The cache has two names: that of the model, and ``cache``, as transformers calls it from 5.24 on.
@@ -282,7 +282,7 @@ def describes_sequences(*, unlisted: tuple[str, ...] = ()) -> Callable[[F], F]:
             cache = kwargs.pop("cache", None)
             if cache is not None:
                 if kwargs.get(cache_name) is not None:
-                    raise TypeError(f"cache and {cache_name} are two names of one argument; got both")
+                    raise TypeError(f"cache and {cache_name} are names for the same argument; got both")
                 kwargs[cache_name] = cache
             for name in kwargs:
                 if name not in known:
@@ -297,7 +297,7 @@ def describes_sequences(*, unlisted: tuple[str, ...] = ()) -> Callable[[F], F]:
 
 
 def unknown_keyword(function: str, name: str, known: list[str]) -> TypeError:
-    """The error for a keyword that a function does not take, with the nearest that it does."""
+    """The error for an unknown keyword of a function, with the closest known one."""
     near = difflib.get_close_matches(name, known, 1, 0.5)
     hint = f"did you mean {near[0]}? " if near else ""
     return TypeError(f"{function} does not take {name}; {hint}It takes {', '.join(known)}")

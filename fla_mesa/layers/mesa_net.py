@@ -1,4 +1,4 @@
-"""MesaNet, the token mixer."""
+"""MesaNet's token mixer."""
 
 from __future__ import annotations
 
@@ -150,7 +150,7 @@ class MesaNet(QKVMixer):
 
     @classmethod
     def settings(cls) -> set[str]:
-        """See :meth:`RecurrentMixer.settings`: those of its arguments, which are the public ones of fla's layer."""
+        """As :meth:`RecurrentMixer.settings`: its arguments, which are the public ones of fla's layer."""
         return inspect.signature(cls).parameters.keys() - {"layer_idx", "mode"}
 
     @classmethod
@@ -160,14 +160,14 @@ class MesaNet(QKVMixer):
         return cls(**arguments, layer_idx=layer_idx)
 
     def reset_parameters(self) -> None:
-        """The biases of the forget gates, and lamb."""
+        """Initialize the biases of the forget gates, and lamb."""
         super().reset_parameters()
         above = self.lambda_init - self.lambda_lower_bound
         fill(self.lambda_params, above + math.log(-math.expm1(-above)))  # the inverse of softplus, for any difference
 
     @property
     def tolerance(self) -> float:
-        """The relative residual that its solves are held against: ``cg_tolerance``, or where that is None the op's."""
+        """The relative residual its solves should reach: ``cg_tolerance`` or, if that is None, the op's."""
         return TOLERANCE if self.cg_tolerance is None else self.cg_tolerance
 
     @property
@@ -176,7 +176,7 @@ class MesaNet(QKVMixer):
         return self.lambda_lower_bound + F.softplus(self.lambda_params.float()).view(self.num_heads, self.head_dim)
 
     def regression(self, hidden_states: torch.Tensor) -> Regression:
-        """What the layer solves for ``hidden_states [B, T, D]``, each row one sequence without padding."""
+        """The regression that the layer solves for ``hidden_states [B, T, D]``, each row one sequence without padding."""
         q, k, v, _ = self._qkv(hidden_states, None, use_cache=False, cu_seqlens=None)
         g, beta = self._gates(hidden_states)
         assert g is not None and beta is not None

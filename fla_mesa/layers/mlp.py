@@ -1,4 +1,4 @@
-"""fla's gated MLP, with a last projection that may be any module."""
+"""fla's gated MLP, with a final projection that may be any module."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ class GatedMLP(FlaGatedMLP):
 
 
 def unfused(layer: FlaGatedMLP, x: torch.Tensor) -> torch.Tensor:
-    """The same, the last projection called as a module."""
+    """``W_down (SiLU(W_gate x) * W_up x)`` for ``x [..., D]``, calling the final projection as a module."""
     gate, y = layer.gate_proj(x), layer.up_proj(x)
     return layer.down_proj(powglu(gate, y, layer.powglu_power) if layer.hidden_act == "powlu" else swiglu(gate, y))
 
 
 def is_bare(module: nn.Module) -> bool:
-    """Whether calling a linear layer does nothing but what its weight and bias say."""
+    """Whether calling a linear layer does nothing beyond applying its weight and bias."""
     hooked = module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module)
     return type(module) is nn.Linear and not hooked

@@ -1,4 +1,4 @@
-"""What token mixers have in common that go through a sequence with states of fixed size."""
+"""The common part of token mixers that process a sequence with fixed-size states."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ States = tuple[torch.Tensor, ...]
 
 
 class Call(NamedTuple):
-    """How a mixer is to go through its input.
+    """Options of one call of a mixer.
 
     Attributes:
         use_cache: Whether the states at the end are wanted.
@@ -39,7 +39,7 @@ class Call(NamedTuple):
 
 
 class RecurrentMixer(nn.Module):
-    """Padding, packing and the cache; a subclass says in ``_mix`` what happens to a batch without padding.
+    """Handles padding, packing and the cache; a subclass implements ``_mix`` for a batch without padding.
 
     Args:
         hidden_size: Width of input and output, D.
@@ -57,12 +57,12 @@ class RecurrentMixer(nn.Module):
 
     @classmethod
     def settings(cls) -> set[str]:
-        """Names of the configuration's settings that the mixer takes."""
+        """Names of the configuration settings that the mixer uses."""
         return {field.name for field in dataclasses.fields(cls.Settings)}
 
     @classmethod
     def from_config(cls, config: Any, layer_idx: int) -> RecurrentMixer:
-        """The mixer of a layer: each of its settings is the configuration's of that name, or one of its ``rule_settings``."""
+        """The mixer of a layer; each setting comes from the configuration or from its ``rule_settings``."""
         values = {name: getattr(config, name) for name in cls.settings() if hasattr(config, name)}
         own = getattr(config, "rule_settings", None) or {}
         values |= {name: value for name, value in own.items() if name in cls.settings()}
@@ -135,16 +135,20 @@ class RecurrentMixer(nn.Module):
 
 
 def refuse_attentions(output_attentions: bool | None) -> None:
-    """Raises ValueError if attention weights are asked for."""
+    """Refuses a request for attention weights, which these layers do not have.
+
+    Raises:
+        ValueError: They are asked for.
+    """
     if output_attentions:
         raise ValueError(
-            "output_attentions must be False: no layer of this family has attention weights to give; got True"
+            "output_attentions must be False: the layers of this family have no attention weights; got True"
         )
 
 
 @dataclass(frozen=True, kw_only=True)
 class QKVSettings:
-    """What :class:`QKVMixer` is made of.
+    """Settings of :class:`QKVMixer`.
 
     Attributes:
         hidden_size: Width of input and output, D.
@@ -181,7 +185,7 @@ class QKVSettings:
 
 
 class QKVMixer(RecurrentMixer):
-    """One parametrisation for many recurrence rules (arXiv 2506.05233, appendix E.1); a subclass is a rule.
+    """One parametrization for many recurrence rules (arXiv 2506.05233, appendix E.1); a subclass is a rule.
 
     ::
 
@@ -230,11 +234,11 @@ class QKVMixer(RecurrentMixer):
 
     @classmethod
     def settings(cls) -> set[str]:
-        """See :meth:`RecurrentMixer.settings`; without forget gates, nothing says how they start."""
+        """As :meth:`RecurrentMixer.settings`; without forget gates, without their initial values."""
         return super().settings() - (set() if cls.forget_gate else {"gamma_init"})
 
     def reset_parameters(self) -> None:
-        """What the layer initialises itself; the other parameters belong to modules that do so."""
+        """Initializes the layer's own parameters; the others belong to modules that initialize themselves."""
         if self.forget_gate:
             fill(self.a_proj.bias, gate_biases(self.gamma_init, self.num_heads))
 
@@ -242,7 +246,7 @@ class QKVMixer(RecurrentMixer):
         return x.unflatten(-1, (self.num_heads, self.head_dim))
 
     def _gates(self, x: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-        """log gamma and beta, ``[B, T, H]`` in float32; None for a gate that the rule has not."""
+        """log gamma and beta, ``[B, T, H]`` in float32; None for a gate that the rule does not have."""
         g = F.logsigmoid(self.a_proj(x).float()) if self.forget_gate else None
         beta = self.b_proj(x).float().sigmoid() if self.input_gate else None
         return g, beta
@@ -272,7 +276,7 @@ class QKVMixer(RecurrentMixer):
         return q, k, v, tuple(states) or None
 
     def _output(self, o: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        """``o [B, T, H, head_dim] -> [B, T, D]``; x is the input of the layer, for the gate."""
+        """``o [B, T, H, head_dim] -> [B, T, D]``; x is the layer's input, for the output gate."""
         o = self.o_norm(o, self._heads(self.g_proj(x))) if self.use_output_gate else self.o_norm(o)
         return self.o_proj(o.flatten(-2))
 
@@ -286,7 +290,7 @@ class QKVMixer(RecurrentMixer):
         states: States | None,
         call: Call,
     ) -> tuple[torch.Tensor, States | None]:
-        """The rule on ``[B, T, H, ...]``, q and k not normalised: ``o [B, T, H, head_dim]`` and the new states."""
+        """The rule on ``[B, T, H, ...]``, q and k not yet normalized: ``o [B, T, H, head_dim]`` and the new states."""
         raise NotImplementedError
 
     def _mix(
@@ -298,12 +302,12 @@ class QKVMixer(RecurrentMixer):
 
 
 def take_rows(states: States | None, rows: torch.Tensor | None) -> States | None:
-    """The states of these rows of the batch (None: all)."""
+    """The states ``[B, ...]`` of these rows of the batch (None: all)."""
     return states if states is None or rows is None else tuple(s[rows] for s in states)
 
 
 def put_rows(old: States | None, new: States | None, rows: torch.Tensor | None, batch: int) -> States | None:
-    """The states of the whole batch after those of some rows changed; zeros where a row has seen nothing yet.
+    """The states ``[B, ...]`` of the whole batch after some rows changed; zeros for rows without a state yet.
 
     States ``[N, S, ...]`` may have grown in S: zeros then come before the old ones.
     """

@@ -1,4 +1,4 @@
-"""Token mixers on one shard of a row that is cut over ranks; see :mod:`fla_mesa.ops.context_parallel`."""
+"""Token mixers on one shard of a row that is split over ranks; see :mod:`fla_mesa.ops.context_parallel`."""
 
 from __future__ import annotations
 
@@ -11,11 +11,15 @@ from fla_mesa.ops.context_parallel import ContextLike, rows_before
 
 
 def refuse_shard(mixer: object, layer_idx: int | None, past_key_values: object, use_cache: bool | None) -> None:
-    """Raises ValueError if a mixer cannot work on a shard, or a cache comes with it."""
+    """Refuses what cannot work on a shard of a row.
+
+    Raises:
+        ValueError: The mixer cannot, or a cache comes with the shard.
+    """
     if not getattr(mixer, "context_parallel", False):
         layer = "" if layer_idx is None else f"layer {layer_idx}, "
         raise ValueError(
-            f"cp_context: {layer}{type(mixer).__name__}, cannot be cut over ranks; Mesa and linear attention with scalar gates can"
+            f"cp_context: {layer}{type(mixer).__name__}, cannot be split over ranks; only Mesa and linear attention with scalar gates can"
         )
     for name, value in (("past_key_values", past_key_values), ("use_cache", use_cache or None)):
         if value is not None:
@@ -27,7 +31,7 @@ def refuse_shard(mixer: object, layer_idx: int | None, past_key_values: object, 
 def conv_states_before(
     inputs: Sequence[torch.Tensor], width: int, cp_context: ContextLike
 ) -> tuple[torch.Tensor, ...] | None:
-    """The states of short convolutions before a shard, from their inputs ``[1, T, C]``, of one dtype: one exchange for all.
+    """States of short convolutions before a shard, from their inputs ``[1, T, C]`` of one dtype, in a single exchange.
 
     Returns:
         A state ``[N, C, width]`` an input, as fla's ``ShortConvolution`` takes it: the last ``width - 1`` rows before each of the N local

@@ -1,4 +1,4 @@
-"""How Mesa layers solve: other settings for a while, and what their solver spent.
+"""Temporarily change how Mesa layers solve, and record what their solver spends.
 
 Shapes: L Mesa layers, H heads, T positions.
 """
@@ -21,13 +21,13 @@ NEVER = 1e-30  # a tolerance that no row reaches: a fixed number of steps
 
 
 def mesa_layers(model: nn.Module) -> list[MesaNet]:
-    """The Mesa layers of a model, first to last; none if it is of another family."""
+    """The Mesa layers of a model, in order; empty for other families."""
     return [module for module in model.modules() if isinstance(module, MesaNet)]
 
 
 @dataclass(frozen=True)
 class Solver:
-    """Settings of the solver; None leaves the model's own.
+    """Solver settings; None keeps the model's own.
 
     Attributes:
         max_cg_steps: Most conjugate-gradient steps, over sequences and per decoded token alike; >= 0. Steps start from the paper's start,
@@ -55,7 +55,7 @@ class Solver:
             check_backend(self.backend)
 
     def set(self, layer: MesaNet) -> None:
-        """Change a layer."""
+        """Apply the settings to a layer."""
         if self.max_cg_steps is not None:
             layer.max_cg_step_training = layer.max_cg_step_decoding = self.max_cg_steps
         if self.cg_tolerance is not None:
@@ -65,7 +65,7 @@ class Solver:
 
     @contextmanager
     def on(self, model: nn.Module) -> Iterator[None]:
-        """The model's Mesa layers solve so inside."""
+        """Applies the settings to the model's Mesa layers inside."""
         names = ("max_cg_step_training", "max_cg_step_decoding", "cg_tolerance", "backend")
         layers = mesa_layers(model)
         before = [{name: getattr(layer, name) for name in names} for layer in layers]
@@ -85,7 +85,7 @@ def set_solver(
     cg_tolerance: float | None = None,
     backend: str | None = None,
 ) -> None:
-    """Change how exactly a model's Mesa layers solve, in place; the weights stay as they are.
+    """Change how accurately a model's Mesa layers solve, in place; the weights stay the same.
 
     Args:
         model: Any module with :class:`~fla_mesa.layers.MesaNet` layers in it.
@@ -93,7 +93,7 @@ def set_solver(
         cg_tolerance, backend: As :class:`Solver`'s.
 
     Raises:
-        ValueError: A value is out of range, or the model has no Mesa layer to set.
+        UserError: A value is out of range, or the model has no Mesa layer.
     """
     solver = Solver(max_cg_steps, cg_tolerance, backend)
     if max_cg_steps == 0:
@@ -113,7 +113,7 @@ def set_solver(
 
 @dataclass
 class Spent:
-    """What the solver of each Mesa layer spent on sequences of one length.
+    """Solver statistics of each Mesa layer on sequences of one length.
 
     Attributes:
         sequences: How many were read.
@@ -126,7 +126,7 @@ class Spent:
     most: list[torch.Tensor] = field(default_factory=list)
 
     def add(self, index: int, layer: MesaNet) -> None:
-        """Take in the last call of layer number `index`."""
+        """Add the last call of layer number `index`."""
         assert layer.last_stats is not None
         spent = layer.last_stats.iterations.double().cpu()  # [B, T, H]
         total, most = spent.sum(0).T, spent.amax(0).T
@@ -140,13 +140,13 @@ class Spent:
 
     @property
     def iterations(self) -> torch.Tensor:
-        """Mean over the sequences, float64 ``[L, H, T]``."""
+        """Mean iterations over the sequences, float64 ``[L, H, T]``."""
         return torch.stack(self.sums) / self.sequences
 
 
 @contextmanager
 def recorded(model: nn.Module) -> Iterator[Spent]:
-    """What the solver spends inside, where the model reads whole sequences of one length; empty for a model without Mesa layers."""
+    """Records solver statistics inside, while the model reads whole sequences of one length; empty for a model without Mesa layers."""
     spent, layers = Spent(), mesa_layers(model)
 
     def hook(index: int):

@@ -1,4 +1,4 @@
-"""The MesaNet family, registered with transformers' Auto classes as ``mesanet``, and ``mesanet_matched``, its rivals in its own terms."""
+"""The MesaNet family, registered with transformers' Auto classes as ``mesanet``, and the matched rivals as ``mesanet_matched``."""
 
 from transformers import (
     AutoConfig,

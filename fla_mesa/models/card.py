@@ -1,4 +1,4 @@
-"""The model card: README.md beside the weights, with what the model is, what it was trained on, its figures, and the lines that load it.
+"""Model cards: README.md next to the weights, with the architecture, training data, figures, and the code that loads the model.
 
 Whoever saves a model of this package gets one with its architecture; the recipe writes the whole. A card that its user wrote is left alone.
 """
@@ -43,7 +43,7 @@ _FIGURES = {
 
 
 def write_card(folder: str | Path, model: PreTrainedModel, metrics: Mapping[str, Any] | None = None) -> bool:
-    """Writes README.md of a folder that a model was saved in.
+    """Writes the README.md of a folder with a saved model.
 
     Args:
         folder: The folder.
@@ -62,12 +62,12 @@ def write_card(folder: str | Path, model: PreTrainedModel, metrics: Mapping[str,
 
 
 def is_ours(path: Path) -> bool:
-    """Whether a card was written by this package, and its user did not make it their own."""
+    """Whether a card was written by this package and has not been taken over by its user."""
     return MARK in path.read_text(encoding="utf-8", errors="replace")
 
 
 def make_card(name: str, model: PreTrainedModel, metrics: Mapping[str, Any] | None = None) -> ModelCard:
-    """The card of a model that is called `name`; arguments as for :func:`write_card`."""
+    """The card of a model called `name`; arguments as in :func:`write_card`."""
     results = _results(metrics) if metrics else None
     data = ModelCardData(
         library_name="transformers",
@@ -87,7 +87,7 @@ def _title(name: str, metrics: Mapping[str, Any] | None) -> str:
 
 
 def _source(metrics: Mapping[str, Any]) -> str:
-    """The data's name, without the folders of the machine it lay on."""
+    """The data's name, without the machine's folders."""
     source = str(metrics["data"]["source"])
     return Path(source).name if Path(source).is_absolute() else source
 
@@ -133,7 +133,8 @@ def _training(metrics: Mapping[str, Any]) -> Iterable[str]:
     yield "## Figures on held-out data"
     rows = [[word, f"{metrics[key]:.4f}"] for key, word in _figures(metrics).items()]
     rows += [
-        [f"for scale: {name}, bits per byte", f"{bits:.3f}"] for name, bits in (metrics["yardsticks"] or {}).items()
+        [f"for comparison: {name}, bits per byte", f"{bits:.3f}"]
+        for name, bits in (metrics["yardsticks"] or {}).items()
     ]
     yield table(["", ""], rows)
     yield "![Training and validation loss](loss.png)"
@@ -141,7 +142,7 @@ def _training(metrics: Mapping[str, Any]) -> Iterable[str]:
 
 
 def _figures(metrics: Mapping[str, Any]) -> dict[str, str]:
-    """Those that there are, and their names. What predicts numbers has no accuracy."""
+    """The figures that exist, with their names. Models that predict numbers have no accuracy."""
     of_vectors = {"loss": "mean squared error"} if metrics["accuracy"] is None else {}
     return {key: word for key, word in (_FIGURES | of_vectors).items() if metrics[key] is not None}
 

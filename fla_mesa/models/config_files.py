@@ -1,4 +1,4 @@
-"""`fla-mesa configs`: architectures of the zoo as JSON files, for trainers that build a model from one (flame's `--model.config`).
+"""`fla-mesa configs`: writes architectures as JSON files, for trainers that build models from one (flame's `--model.config`).
 
 The files in `configs/` are its output without any flag.
 """
@@ -25,19 +25,19 @@ CONTEXT = 2048  # arXiv 2506.05233, appendix G
 
 
 def file_name(model: str, size: str) -> str:
-    """As flame calls its own: ``mesanet_340M.json``."""
+    """File name in flame's style: ``mesanet_340M.json``."""
     return f"{model}_{size}.json"
 
 
 def content(config: PreTrainedConfig) -> str:
-    """What of a configuration is not the default, as transformers reads it, whatever version of transformers wrote it."""
+    """The non-default settings of a configuration, readable by any version of transformers."""
     settings = config.to_diff_dict()
     settings.pop("transformers_version", None)
     return json.dumps({**settings, "model_type": config.model_type}, indent=2, sort_keys=True) + "\n"
 
 
 def files(models: Sequence[str] = SHIPPED, sizes: Sequence[str] = SIZES, **tokens: Any) -> dict[str, str]:
-    """Name and content of the files.
+    """File names and contents.
 
     Args:
         models: Architectures that :func:`fla_mesa.models.zoo.names` lists.
@@ -62,9 +62,11 @@ def main(argv: list[str]) -> int:
         epilog=f"Models: {', '.join(zoo.names())}. Sizes: {', '.join(zoo.sizes())}, or LAYERSxWIDTH such as 2x64.",
         allow_abbrev=False,
     )
-    parser.add_argument("--models", default=",".join(SHIPPED), help="names with commas between (default: %(default)s)")
-    parser.add_argument("--sizes", default=",".join(SIZES), help="sizes with commas between (default: %(default)s)")
-    parser.add_argument("--output_dir", default="configs", help="folder for the files (default: %(default)s)")
+    parser.add_argument(
+        "--models", default=",".join(SHIPPED), help="comma-separated architectures (default: %(default)s)"
+    )
+    parser.add_argument("--sizes", default=",".join(SIZES), help="comma-separated sizes (default: %(default)s)")
+    parser.add_argument("--output_dir", default="configs", help="output folder (default: %(default)s)")
     for name, value in {**TOKENS, "max_position_embeddings": CONTEXT}.items():
         parser.add_argument(f"--{name}", type=int, default=value, help="(default: %(default)s)")
     given = vars(parser.parse_args(argv))
@@ -75,5 +77,5 @@ def main(argv: list[str]) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in written.items():
         (folder / name).write_text(text)
-    print(f"{len(written)} files in {folder}: {', '.join(written)}")
+    print(f"wrote {len(written)} files to {folder}: {', '.join(written)}")
     return 0

@@ -15,7 +15,7 @@ _OF_THE_MODEL = {"hidden_size", "num_heads", "head_dim", "norm_eps"}
 
 
 class MatchedConfig(MesaNetConfig):
-    """MesaNet in all but its recurrence rule (arXiv 2506.05233, appendix E.1).
+    """A MesaNet with another recurrence rule (arXiv 2506.05233, appendix E.1).
 
     A setting that none of its rules takes (``RULES[name].mixer.settings()``) must keep its default.
 
@@ -60,7 +60,7 @@ class MatchedConfig(MesaNetConfig):
             if value != (list(default) if isinstance(default, tuple) else default):
                 takers = [other for other in RULES if name in RULES[other].mixer.settings()]
                 raise ValueError(
-                    f"{name} has no meaning for {', '.join(dict.fromkeys(rules))}, but for {', '.join(takers)}: it must be "
+                    f"{name} has no effect on {', '.join(dict.fromkeys(rules))}, only on {', '.join(takers)}: it must be "
                     f"{default!r}; got {value!r}"
                 )
         default = type(self).__dataclass_fields__["conv_init_scale"].default
@@ -68,7 +68,7 @@ class MatchedConfig(MesaNetConfig):
             "use_short_conv" in RULES[name].mixer.settings() for name in rules
         ):
             raise ValueError(
-                f"conv_init_scale has no meaning for {', '.join(dict.fromkeys(rules))}: no convolution there goes by it; it must be "
+                f"conv_init_scale has no effect on {', '.join(dict.fromkeys(rules))}, which has no such convolution; it must be "
                 f"{default!r}; got {self.conv_init_scale!r}"
             )
         if self.head_dim % 2 and any(issubclass(RULES[name].mixer, SoftmaxRule) for name in rules):
@@ -81,7 +81,7 @@ class MatchedConfig(MesaNetConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """As in :class:`MesaNetConfig`; what was called ``softmax`` in files of old is ``softmax_matched``."""
+        """As in :class:`MesaNetConfig`; ``softmax`` in old files is now ``softmax_matched``."""
         if "transformers_version" in config_dict and "window_size" not in config_dict:
             config_dict = _brought_up_to_date(config_dict)
         return super().from_dict(config_dict, **kwargs)
@@ -92,14 +92,14 @@ class MatchedConfig(MesaNetConfig):
 
 
 def _settings_without_meaning(rules: Sequence[str]) -> list[str]:
-    """Settings that some rule takes, but none of these."""
+    """Settings of some rule that none of these rules uses."""
     taken = [RULES[name].mixer.settings() for name in rules]
     all_settings = set().union(*(rule.mixer.settings() for rule in RULES.values()))
     return sorted(all_settings & set(MatchedConfig.__dataclass_fields__) - set().union(*taken) - _OF_THE_MODEL)
 
 
 def _brought_up_to_date(saved: dict[str, Any]) -> dict[str, Any]:
-    """A file from before the paper's softmax attention was there, and before settings without a meaning were refused."""
+    """Updates a file from before the paper's softmax attention existed and before unused settings were refused."""
     rules = saved.get("rule", "mesa")
     rules = [
         "softmax_matched" if name == "softmax" else name for name in ([rules] if isinstance(rules, str) else rules)

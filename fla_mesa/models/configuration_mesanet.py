@@ -56,7 +56,7 @@ BEFORE_PAPER_START = {
 
 
 class MesaNetConfig(PreTrainedConfig):
-    """Configuration of :class:`MesaNetModel` and :class:`MesaNetForCausalLM`: one line a setting, below.
+    """Configuration of :class:`MesaNetModel` and :class:`MesaNetForCausalLM`; each setting is a line below.
 
     The defaults are the 440M model of von Oswald et al., arXiv 2506.05233, appendix E and G. A directory saved by fla's ``mesa_net``
     is read with fla's values instead: no gamma cap, no soft cap, its MLP rule, untied embeddings, its initialisation, no convolution of
@@ -191,7 +191,7 @@ class MesaNetConfig(PreTrainedConfig):
             raise TypeError(f"unknown keys of {cls.__name__}: {', '.join(unknown)}.{hint} Its own are {', '.join(own)}")
 
     def _check_together(self) -> None:
-        """What no setting shows alone."""
+        """Checks settings that depend on each other."""
         if self.hidden_ratio is not None and self.intermediate_size is not None:
             raise ValueError(f"hidden_ratio must be None if intermediate_size is given; got {self.hidden_ratio!r}")
         if self.fuse_cross_entropy and self.fuse_linear_cross_entropy:
@@ -209,7 +209,7 @@ class MesaNetConfig(PreTrainedConfig):
 
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-        """As in transformers; what fla's ``mesa_net`` saved is translated."""
+        """As in transformers; also translates fla's ``mesa_net`` configurations."""
         config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
         return (
             _from_fla(config_dict) if config_dict.get("model_type") == FlaMesaNetConfig.model_type else config_dict
@@ -239,7 +239,7 @@ class MesaNetConfig(PreTrainedConfig):
 
 
 def _from_fla(config_dict: dict[str, Any]) -> dict[str, Any]:
-    """The same model in this family's terms, with fla's defaults for what its config.json leaves out."""
+    """The same model in this family's terms, with fla's defaults for settings missing from its config.json."""
     theirs = FlaMesaNetConfig(**config_dict).to_dict()
     if theirs.pop("attnres_block_size") is not None:
         raise ValueError(

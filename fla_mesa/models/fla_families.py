@@ -1,4 +1,4 @@
-"""What this package's own models take is taken, or refused, by fla's families as well, where its CPU stand-ins run them.
+"""Makes fla's families accept or refuse the same arguments as this package's models when they run on CPU stand-ins.
 
 fla's models hand keywords that they do not know down to layers that drop them: of two documents under ``cu_seq_lens_q`` one reads the
 other, and ``shift_labels`` gives no loss. On CPU tensors these are translated to what fla knows, or refused, by name; calls on a GPU run
@@ -27,7 +27,7 @@ Forward = Callable[..., Any]
 
 
 def install() -> None:
-    """Put the repairs in place, in every model of fla, new or existing, until the stand-ins are taken out."""
+    """Apply the repairs to every model of fla, new or existing, until the stand-ins are removed."""
     for family in _families(FLAPreTrainedModel):
         if family.__module__.startswith("fla.models.") and "forward" in vars(family):
             has_labels = "labels" in inspect.signature(family.forward).parameters
@@ -41,7 +41,7 @@ def _families(base: type) -> list[type]:
 
 
 def _repair(owner: Any, repaired: Callable[[Forward], Forward]) -> None:
-    """Calls of ``owner.forward`` whose first tensor is on the CPU go to what `repaired` makes of it."""
+    """Sends calls of ``owner.forward`` whose first tensor is on the CPU to `repaired`'s version of it."""
     original = owner.forward
     on_the_cpu = repaired(original)
 
@@ -53,7 +53,7 @@ def _repair(owner: Any, repaired: Callable[[Forward], Forward]) -> None:
 
 
 def _model(original: Forward) -> Forward:
-    """Of a family's model: everything that says which tokens are one sequence becomes ``cu_seqlens``."""
+    """For a family's model: turns every description of sequences into ``cu_seqlens``."""
     signature = inspect.signature(original)
     own = [p.name for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD][1:]
 
@@ -63,7 +63,7 @@ def _model(original: Forward) -> Forward:
                 raise unknown_keyword(f"{type(self).__name__}.forward", name, [*own, *SEQUENCE_KEYWORDS])
         sequences = {name: kwargs.pop(name) for name in SEQUENCE_KEYWORDS if name not in own and name in kwargs}
         if sequences.get("cp_context") is not None:
-            raise ValueError(f"cp_context: {type(self).__name__} cannot be cut over ranks")
+            raise ValueError(f"cp_context: {type(self).__name__} cannot be split over ranks")
         call = signature.bind_partial(self, *args, **kwargs).arguments
         given = call.get("input_ids") if call.get("inputs_embeds") is None else call["inputs_embeds"]
         if given is None:
@@ -86,7 +86,7 @@ def _model(original: Forward) -> Forward:
 
 
 def _language_model(original: Forward) -> Forward:
-    """Of a family's language model: ``shift_labels`` become labels, which it shifts itself."""
+    """For a family's language model: turns ``shift_labels`` into labels, which it shifts itself."""
 
     def forward(self: Any, *args: Any, shift_labels: torch.Tensor | None = None, **kwargs: Any) -> Any:
         if shift_labels is not None:
@@ -101,7 +101,7 @@ def _language_model(original: Forward) -> Forward:
 
 
 def _attention(original: Forward) -> Forward:
-    """Of softmax attention: padding on any side, with a cache, in calls of any length."""
+    """For softmax attention: padding on either side, with a cache, in calls of any length."""
 
     def forward(
         self: Any,
@@ -123,7 +123,7 @@ def _attention(original: Forward) -> Forward:
 
 
 def _mlp(original: Forward) -> Forward:
-    """Of the gated MLP: an adapter on its last projection."""
+    """For the gated MLP: an adapter on its final projection."""
 
     def forward(self: Any, x: torch.Tensor, **kwargs: Any) -> torch.Tensor:
         return original(self, x, **kwargs) if not self.fuse_swiglu or is_bare(self.down_proj) else unfused(self, x)

@@ -1,4 +1,4 @@
-"""Generation with fla's models, and this package's, where transformers calls the cache ``cache`` (5.24 and later).
+"""Generation with fla's and this package's models on transformers 5.24 and later, which call the cache ``cache``.
 
 fla 0.6.0's models, and ours, which are drop-ins for them, know it as ``past_key_values``. Handed ``cache``, fla's drop it, and each step of
 generation would read the last token alone.
@@ -15,7 +15,7 @@ from transformers import GenerationMixin
 
 
 def install() -> None:
-    """Rename the cache on its way from ``generate`` to a model, in every model of fla, on any device. Calling it again does nothing."""
+    """Rename the cache between ``generate`` and every model of fla, on any device. Calling it again does nothing."""
     original = FLAGenerationMixin.prepare_inputs_for_generation
     plain: Any = vars(GenerationMixin)["prepare_inputs_for_generation"]
     if hasattr(original, "renames_cache"):

@@ -1,4 +1,4 @@
-"""Heads of classification and question answering: transformers' generic ones on this package's models."""
+"""Classification and question-answering heads: transformers' generic ones on this package's models."""
 
 from __future__ import annotations
 
@@ -18,33 +18,35 @@ from fla_mesa.models.modeling_mesanet import MesaNetPreTrainedModel
 
 
 def _on_whole_sequences(forward: Callable[..., Any]) -> Any:
-    """The head's forward, which would give predictions and a loss of one shard of a row that is cut over ranks: it refuses."""
+    """A head's forward that refuses context parallelism, because it would use only one shard of a row."""
 
     @functools.wraps(forward)
     def refusing(self: nn.Module, *args: Any, cp_context: Any = None, **kwargs: Any) -> Any:
         if cp_context is not None:
-            raise ValueError(f"cp_context: {type(self).__name__} reads whole sequences; the language model can be cut")
+            raise ValueError(
+                f"cp_context: {type(self).__name__} reads whole sequences; only the language model can be split over ranks"
+            )
         return forward(self, *args, **kwargs)
 
     return refusing
 
 
 class MesaNetForSequenceClassification(GenericForSequenceClassification, MesaNetPreTrainedModel):
-    """One label a sequence, read at its last token: the last that is not ``config.pad_token_id``."""
+    """One label per sequence, read at the last token that is not ``config.pad_token_id``."""
 
     forward = _on_whole_sequences(GenericForSequenceClassification.forward)
     accepts_loss_kwargs = False  # its loss is a mean over the batch
 
 
 class MesaNetForTokenClassification(GenericForTokenClassification, MesaNetPreTrainedModel):
-    """One label a token."""
+    """One label per token."""
 
     forward = _on_whole_sequences(GenericForTokenClassification.forward)
     accepts_loss_kwargs = False
 
 
 class MesaNetForQuestionAnswering(GenericForQuestionAnswering, MesaNetPreTrainedModel):
-    """Where an answer starts and ends."""
+    """Start and end of an answer."""
 
     forward = _on_whole_sequences(GenericForQuestionAnswering.forward)
     accepts_loss_kwargs = False

@@ -1,4 +1,4 @@
-"""The loss of the family's language models: cross-entropy on logits with a soft cap."""
+"""The language models' loss: cross-entropy on logits with a soft cap."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from fla_mesa.ops.context_parallel import ContextLike, sum_over_ranks
 
 
 def soft_cap(logits: torch.Tensor, cap: float | None) -> torch.Tensor:
-    """``cap * tanh(logits / cap)``, or the logits themselves if there is no cap."""
+    """``cap * tanh(logits / cap)`` for logits ``[..., vocabulary]``; the logits themselves without a cap."""
     return logits if cap is None else cap * torch.tanh(logits / cap)
 
 
 class SoftCappedLoss(nn.Module):
-    """Another loss, on capped logits.
+    """Another loss, applied to capped logits.
 
     Args:
         criterion: Takes logits ``[N, vocabulary]`` and targets ``[N]``.
@@ -41,7 +41,7 @@ class SoftCappedLoss(nn.Module):
 
 
 def make_criterion(config: MesaNetConfig) -> nn.Module:
-    """The loss that a configuration asks for, on raw logits ``[N, vocabulary]``, or on hidden states where fused with the projection."""
+    """The configuration's loss, on raw logits ``[N, vocabulary]``, or on hidden states if fused with the projection."""
     if config.fuse_linear_cross_entropy:
         criterion = FusedLinearCrossEntropyLoss()
     elif config.fuse_cross_entropy:
@@ -52,7 +52,7 @@ def make_criterion(config: MesaNetConfig) -> nn.Module:
 
 
 def capped(criterion: nn.Module | None, config: MesaNetConfig) -> nn.Module:
-    """The model's criterion with its cap (and penalty), whoever put it there; the same object if it has them.
+    """The model's criterion with its cap (and penalty), even if it was replaced; unchanged if it already has them.
 
     Trainers replace it: flame, by fla's fused linear loss without any setting.
     """
@@ -76,7 +76,11 @@ def capped(criterion: nn.Module | None, config: MesaNetConfig) -> nn.Module:
 
 
 def check_loss_of_shards(labels: torch.Tensor | None, use_l2warp: bool) -> None:
-    """Raises ValueError for what cannot be computed from a shard of a row that is cut over ranks."""
+    """Refuses losses that cannot be computed from a shard ``[1, T_local]`` of a row.
+
+    Raises:
+        ValueError: Such a loss is asked for.
+    """
     if labels is not None:
         raise ValueError(
             "labels cannot be combined with cp_context, as the target of a shard's last token is on the next rank: shift them before the "
@@ -91,7 +95,7 @@ def check_loss_of_shards(labels: torch.Tensor | None, use_l2warp: bool) -> None:
 def loss_of_shards(
     loss: torch.Tensor, shift_labels: torch.Tensor, items: int | torch.Tensor | None, cp_context: ContextLike
 ) -> torch.Tensor:
-    """The loss of the whole row from the sum over each rank's targets, divided by `items`, or by how many targets all ranks have."""
+    """Loss of the whole row from each rank's sum over its targets ``[1, T_local]``, divided by `items` or the number of all targets."""
     number = (shift_labels != -100).sum() if items is None else torch.zeros((), device=loss.device)
     total, targets = sum_over_ranks(torch.stack([loss.double(), number.to(loss.device, torch.float64)]), cp_context)
     return (total / (targets if items is None else items)).to(loss.dtype)

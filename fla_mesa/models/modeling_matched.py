@@ -1,4 +1,4 @@
-"""The matched family: MesaNet's models with another recurrence rule in some or all layers."""
+"""The matched family: MesaNet's models with other recurrence rules in some or all layers."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class MatchedBlock(MesaNetBlock):
 
 
 class MatchedPreTrainedModel(MesaNetPreTrainedModel):
-    """What the models of the family share."""
+    """Base class of the family's models."""
 
     config_class = MatchedConfig
     _no_split_modules = ["MatchedBlock"]  # noqa: RUF012 (transformers' own form)
@@ -38,6 +38,6 @@ class MatchedModel(MatchedPreTrainedModel, MesaNetModel):
 
 
 class MatchedForCausalLM(MatchedPreTrainedModel, MesaNetForCausalLM):
-    """The matched family as language models."""
+    """Language models of the matched family."""
 
     decoder = MatchedModel

@@ -35,7 +35,7 @@ def _norm(config: MesaNetConfig) -> nn.Module:
 
 
 def mixer(config: MesaNetConfig, layer_idx: int) -> nn.Module:
-    """A Mesa layer, or softmax attention where ``config.attn`` says so."""
+    """A Mesa layer, or softmax attention in the layers listed in ``config.attn``."""
     spec = get_attention_spec(config.attn, layer_idx=layer_idx)
     if spec is not None:
         return Attention(
@@ -87,7 +87,7 @@ class MesaNetBlock(GradientCheckpointingLayer):
 
 
 class MesaNetPreTrainedModel(FLAPreTrainedModel):
-    """What the models of the family share."""
+    """Base class of the family's models."""
 
     config_class = MesaNetConfig
     base_model_prefix = "model"
@@ -117,7 +117,7 @@ class MesaNetPreTrainedModel(FLAPreTrainedModel):
         return (model, info) if output_loading_info else model
 
     def save_pretrained(self, save_directory: Any, is_main_process: bool = True, *args: Any, **kwargs: Any) -> Any:
-        """As in transformers; where the folder has no model card yet, with one."""
+        """As in transformers; also writes a model card if the folder has none."""
         saved = super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
         if is_main_process:
             write_card(save_directory, self)
@@ -145,7 +145,7 @@ class MesaNetPreTrainedModel(FLAPreTrainedModel):
 
 
 class ScaledEmbedding(nn.Embedding):
-    """An embedding whose output is multiplied by a number, ``scale``; its weight may be shared with the output projection, which is not."""
+    """An embedding whose output is multiplied by ``scale``; the weight, which the output projection may share, is not."""
 
     def __init__(self, rows: int, width: int, padding_idx: int | None, *, scale: float, decays: bool):
         super().__init__(rows, width, padding_idx)
@@ -214,8 +214,8 @@ class MesaNetModel(MesaNetPreTrainedModel, FLAModel):
         """
         if torch.compiler.is_exporting():
             raise NotImplementedError(
-                "torch.export cannot take this family: how long its solver works, and where sequences begin, depends on the data; "
-                "torch.compile can"
+                "torch.export does not support this family: its number of solver steps and its sequence "
+                "boundaries depend on the data; use torch.compile"
             )
         refuse_attentions(output_attentions or self.config.output_attentions)
         if (input_ids is None) == (inputs_embeds is None):
@@ -253,7 +253,7 @@ class MesaNetModel(MesaNetPreTrainedModel, FLAModel):
 
 
 def _cache(given: Cache | Sequence[dict[str, Any]] | None, use_cache: bool) -> Cache | None:
-    """What the layers read and fill. Raises TypeError for another library's cache."""
+    """The cache for the layers. Raises TypeError for another library's cache."""
     if isinstance(given, Cache) or (given is None and not use_cache):
         return given
     from_states: Any = Cache.from_legacy_cache  # pyright: ignore[reportAttributeAccessIssue] (fla's decorator hides it)
@@ -306,7 +306,8 @@ class MesaNetForCausalLM(MesaNetPreTrainedModel, FLAForCausalLM, FLAUnsupportedC
             ``loss``, ``logits [B, T, vocabulary]`` (None with a loss that is fused with the projection), the cache and hidden states.
 
         Raises:
-            ValueError, TypeError: As :meth:`MesaNetModel.forward`.
+            ValueError: An argument has a wrong shape or value, or contradicts another.
+            TypeError: An argument has a wrong type, or its name is unknown.
         """
         cp_context = sequences.get("cp_context")
         if cp_context is not None:
@@ -352,7 +353,7 @@ class MesaNetForCausalLM(MesaNetPreTrainedModel, FLAForCausalLM, FLAUnsupportedC
             self.criterion = criterion
         if self.config.fuse_linear_cross_entropy and not isinstance(self.lm_head, nn.Linear):
             raise ValueError(
-                "fuse_linear_cross_entropy must be False: it reads the weight of lm_head, and would pass by what else is in its place, "
+                "fuse_linear_cross_entropy must be False: it reads only the weight of lm_head and would bypass the module in its place, "
                 f"{type(self.lm_head).__name__}; got True"
             )
         # It caps the raw logits itself, where fla's kernels fuse that; who reads the logits wants them capped too.
@@ -361,13 +362,17 @@ class MesaNetForCausalLM(MesaNetPreTrainedModel, FLAForCausalLM, FLAUnsupportedC
 
 
 def refuse_tensor_parallelism(arguments: dict[str, Any]) -> None:
-    """Raises ValueError if arguments of ``from_pretrained`` ask for it."""
+    """Refuses tensor parallelism in the arguments of ``from_pretrained``.
+
+    Raises:
+        ValueError: They ask for it.
+    """
     config = arguments.get("distributed_config")
     settings = config if isinstance(config, dict) else vars(config) if config is not None else {}
     for name in ("tp_plan", "tp_size"):
         for given in (arguments.get(name), settings.get(name)):
             if given is not None and given != 1:
                 raise ValueError(
-                    f"{name} must be None: this family has no tensor parallelism, as short convolutions, gates and states of a head are "
-                    f"not cut over ranks; FSDP2 spreads its parameters (docs/flame.md); got {given!r}"
+                    f"{name} must be None: this family has no tensor parallelism, because a head's convolutions, gates and states "
+                    f"cannot be split over ranks; use FSDP2 (docs/flame.md); got {given!r}"
                 )

@@ -1,4 +1,4 @@
-"""A model of vectors: any of the zoo's between a linear map from the features and one to the prediction.
+"""Models of vectors: any architecture of the zoo between two linear maps, from the features and to the prediction.
 
 features [B, T, F]  ->  read-in  ->  the model's blocks [B, T, D]  ->  read-out  ->  prediction [B, T]
 """
@@ -15,7 +15,7 @@ from transformers.modeling_outputs import CausalLMOutput
 
 
 class RegressionConfig(PreTrainedConfig):
-    """The configuration of a model of the zoo, and the size of what it reads.
+    """The configuration of a model of the zoo, and the size of its input.
 
     Args:
         features: F.
@@ -36,7 +36,7 @@ class RegressionConfig(PreTrainedConfig):
 
 
 class RegressionModel(PreTrainedModel):
-    """Predicts a number at each position from the features up to it. Found by AutoModelForCausalLM, as what it reads is the past alone."""
+    """Predicts a number at each position from the features up to it. AutoModelForCausalLM finds it, because it reads only the past."""
 
     config_class = RegressionConfig
     base_model_prefix = "model"
@@ -62,7 +62,7 @@ class RegressionModel(PreTrainedModel):
             nn.init.zeros_(module.bias)
 
     def forward(self, features: torch.Tensor, labels: torch.Tensor | None = None, **kwargs: Any) -> CausalLMOutput:
-        """Predictions ``[B, T]`` as ``logits``, of features ``[B, T, F]``; and, with labels ``[B, T]``, their mean squared error."""
+        """Predictions ``[B, T]`` as ``logits`` from features ``[B, T, F]``; with labels ``[B, T]``, also their mean squared error."""
         read = self.model.get_input_embeddings()(features)
         hidden = self.model(inputs_embeds=read, use_cache=False, return_dict=True, **kwargs).last_hidden_state
         predicted = self.read_out(hidden)[..., 0]

@@ -1,4 +1,4 @@
-"""Lets transformers load a checkpoint by ``trust_remote_code=True`` without an import of this package, as plain lm_eval does.
+"""Lets transformers load a checkpoint with ``trust_remote_code=True`` without importing this package, as plain lm_eval does.
 
 transformers learns of this package's families only when it is imported. A file of a few lines beside the weights, to which config.json's
 `auto_map` points, imports it.
@@ -36,7 +36,7 @@ _AUTO_CLASSES = (
 
 
 def write_remote_code(checkpoint: str | Path) -> bool:
-    """Add the stub to a checkpoint directory and name it in its config.json.
+    """Write the stub into a checkpoint folder and name it in its config.json.
 
     Returns:
         Whether one was needed: a family that transformers itself ships loads without, and its checkpoint is left as it is.
@@ -67,7 +67,7 @@ def write_remote_code(checkpoint: str | Path) -> bool:
 
 
 def keep_remote_code(family: type[PreTrainedModel]) -> None:
-    """Let a family's models take the stub along when they are saved again, if the folder that they came from had one.
+    """Copy the stub when a family's models are saved again, if they were loaded from a folder that had one.
 
     transformers itself keeps `auto_map` and leaves the file behind.
     """

@@ -1,4 +1,4 @@
-"""A configuration as a table: each setting is one line that holds its default, what is allowed, and what it means."""
+"""A configuration as a table: each setting is one line with its default, what is allowed, and what it means."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """What a setting may be: the predicate, and the words for it in an error."""
+    """The allowed values of a setting: a predicate, and words for errors."""
 
     allowed: str | Callable[[], str]
     holds: Callable[[Any], bool]
@@ -26,7 +26,7 @@ class Rule:
 
 
 def setting(default: Any, rule: Rule | None, help: str) -> Any:
-    """A dataclass field whose value :func:`check` holds against a rule.
+    """A dataclass field whose value :func:`check` compares with a rule.
 
     Args:
         default: Its default.
@@ -37,7 +37,11 @@ def setting(default: Any, rule: Rule | None, help: str) -> Any:
 
 
 def check(table: type, name: str, value: object) -> None:
-    """Raise ValueError if ``value`` is not allowed for the setting ``name`` of a table; other names pass."""
+    """Checks ``value`` against the rule of the setting ``name``; names that are not settings pass.
+
+    Raises:
+        ValueError: The value is not allowed.
+    """
     field = table.__dataclass_fields__.get(name)  # type: ignore[attr-defined]
     rule = None if field is None else field.metadata.get("rule")
     if rule is not None and not rule.holds(value):
@@ -53,12 +57,12 @@ def _is_integer(value: object) -> bool:
 
 
 def number(allowed: str, holds: Callable[[float], bool]) -> Rule:
-    """A finite number for which ``holds`` is true."""
+    """A finite number that satisfies ``holds``."""
     return Rule(f"a number {allowed}", lambda value: _is_number(value) and holds(value))
 
 
 def one_of(values: Collection[str]) -> Rule:
-    """One of some words; of those that are in the collection when a value is checked."""
+    """One of some words, looked up in the collection when a value is checked."""
     return Rule(lambda: " or ".join(map(repr, values)), lambda value: value in list(values))
 
 

@@ -1,4 +1,4 @@
-"""transformers' xLSTM with what its own class does not offer: tied embeddings, small widths, padding and packed documents."""
+"""transformers' xLSTM with tied embeddings, small widths, padding and packed documents, which its own class lacks."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Tensor = torch.Tensor
 
 
 class TiedXLSTMConfig(xLSTMConfig):
-    """transformers' ``xLSTMConfig`` under a ``model_type`` of its own."""
+    """transformers' ``xLSTMConfig`` with its own ``model_type``."""
 
     model_type = "xlstm_tied"
     tie_word_embeddings: bool = True
@@ -28,17 +28,17 @@ class TiedXLSTMConfig(xLSTMConfig):
 
     @property
     def qk_dim(self) -> int:
-        """Width of all keys, as the layers have it; transformers rounds it up to 64 for the cache, which small widths do not fit."""
+        """Total key width in the layers; transformers rounds it up to 64 for the cache, which does not fit small widths."""
         return int(self.hidden_size * self.qk_dim_factor)
 
     @property
     def v_dim(self) -> int:
-        """Width of all values, likewise."""
+        """Total value width, likewise."""
         return int(self.hidden_size * self.v_dim_factor)
 
 
 class TiedXLSTMForCausalLM(xLSTMForCausalLM):
-    """``xLSTMForCausalLM`` whose output projection is the embedding.
+    """``xLSTMForCausalLM`` that uses the embedding as output projection.
 
     transformers' code knows no sequences but rows. So a row that holds several, or padding, is given to it as one row a sequence, each
     padded at its end, which no token before it sees.
@@ -65,7 +65,7 @@ class TiedXLSTMForCausalLM(xLSTMForCausalLM):
         shift_labels: Tensor | None = None,
         **sequences: Unpack[SequenceKeywords],
     ) -> tuple | xLSTMCausalLMOutput:
-        """As :meth:`fla_mesa.models.MesaNetForCausalLM.forward`, but for the name of the cache.
+        """As :meth:`fla_mesa.models.MesaNetForCausalLM.forward`, except for the name of the cache.
 
         Raises:
             ValueError: Beyond what that raises: packed sequences with a cache; a cache in training; hidden states of packed or padded rows.
@@ -75,7 +75,7 @@ class TiedXLSTMForCausalLM(xLSTMForCausalLM):
         if given is None or (input_ids is not None and inputs_embeds is not None):
             raise ValueError("pass either input_ids or inputs_embeds; got " + ("neither" if given is None else "both"))
         if sequences.get("cp_context") is not None:
-            raise ValueError(f"cp_context: {type(self).__name__} cannot be cut over ranks")
+            raise ValueError(f"cp_context: {type(self).__name__} cannot be split over ranks")
         layout = find_layout(given.shape[0], given.shape[1], attention_mask, **sequences)
         if use_cache is None:
             use_cache = self.config.use_cache and not torch.is_grad_enabled() and not layout.packed
@@ -131,7 +131,7 @@ class TiedXLSTMForCausalLM(xLSTMForCausalLM):
         use_cache: bool,
         options: dict,
     ) -> Any:
-        """One row a sequence; the logits are brought back to their places ``[B, T, vocabulary]``, zero at the padding."""
+        """One row per sequence; puts the logits back into their places ``[B, T, vocabulary]``, zero at padding."""
         assert layout.cu_seqlens is not None
         lengths = layout.cu_seqlens.diff().tolist()
         parts = layout.pack(x)[0].split(lengths)  # each [its tokens, D]
@@ -155,7 +155,7 @@ class TiedXLSTMForCausalLM(xLSTMForCausalLM):
 
 
 def _new_cache(config: Any, x: Tensor) -> xLSTMCache:
-    """For the rows of ``x [B, T, D]``."""
+    """A cache for the rows of ``x [B, T, D]``."""
     device: Any = x.device
     return xLSTMCache(config, len(x), device=device, dtype=x.dtype)
 

@@ -1,4 +1,4 @@
-"""Architectures of the comparison by name, and the sizes they come in.
+"""The architectures of the comparison by name, and their sizes.
 
 To add an architecture, decorate a function from a :class:`Shape` and the tokens' settings to a configuration, here or in a plug-in:
 
@@ -47,7 +47,7 @@ TOLERANCE = 0.03
 
 @dataclass(frozen=True)
 class Shape:
-    """What all architectures of one size have in common: L, D, H, the size of a head's keys, and the width of the MLP."""
+    """What all architectures of one size share: L, D, H, the key size of a head, and the width of the MLP."""
 
     num_hidden_layers: int
     hidden_size: int
@@ -81,10 +81,10 @@ SIZES = {
 
 
 def shape(size: str) -> Shape:
-    """The shape of a named size, or of ``LAYERSxWIDTH``: an MLP three times as wide, heads of 64, or two where that would be fewer.
+    """The shape of a named size or of ``LAYERSxWIDTH`` (MLP three times as wide; heads of 64, or two heads if that gives fewer).
 
     Raises:
-        ValueError: There is no such size; the message lists what exists.
+        UserError: There is no such size; the message lists the sizes.
     """
     if size in SIZES:
         return SIZES[size]
@@ -120,7 +120,7 @@ NOTES: dict[str, str] = {}
 def register(
     name: str, *, parametrization: str = "released", note: str | None = None
 ) -> Callable[[Decorated], Decorated]:
-    """Decorator of a function ``(shape, tokens) -> configuration``: makes it known to every command by name.
+    """Decorator for a function ``(shape, tokens) -> configuration`` that makes it available to every command by name.
 
     Args:
         name: What ``--model`` and ``--models`` call it.
@@ -136,7 +136,7 @@ def register(
         check_parametrization(parametrization)
         full_name = name if parametrization == "released" else MATCHED_PREFIX + name
         if full_name in ARCHITECTURES:
-            raise ValueError(f"name: {full_name!r} is an architecture already")
+            raise ValueError(f"name: {full_name!r} is already an architecture")
         PARAMETRIZATIONS[parametrization][name] = ARCHITECTURES[full_name] = builder
         if note is not None:
             NOTES[full_name] = note
@@ -146,13 +146,17 @@ def register(
 
 
 def check_parametrization(name: str) -> None:
-    """Raises UserError unless there is such a parametrisation."""
+    """Checks the name of a parametrization.
+
+    Raises:
+        UserError: There is no such parametrization.
+    """
     if name not in PARAMETRIZATIONS:
         raise UserError(f"parametrization must be one of {', '.join(PARAMETRIZATIONS)}; got {name!r}")
 
 
 def common(shape: Shape, tokens: Tokens) -> dict[str, Any]:
-    """What fla's configurations call alike: all that two models of one size share, under their names for it."""
+    """Settings that fla's configurations share, under fla's names."""
     return {
         "hidden_size": shape.hidden_size,
         "num_hidden_layers": shape.num_hidden_layers,
@@ -166,7 +170,7 @@ def common(shape: Shape, tokens: Tokens) -> dict[str, Any]:
 
 
 def _own(shape: Shape, tokens: Tokens) -> dict[str, Any]:
-    """What the configurations of this package call alike: they initialise each weight by its own fan-in themselves."""
+    """Settings that this package's configurations share; they initialize each weight by its own fan-in."""
     return {name: value for name, value in common(shape, tokens).items() if name != "initializer_range"}
 
 
@@ -247,7 +251,7 @@ def _xlstm(shape: Shape, tokens: Tokens) -> PreTrainedConfig:
 
 
 def _with_rule(*rules: str) -> Builder:
-    """A builder of the matched family: the rules take turns over the layers."""
+    """A builder of the matched family; the rules alternate over the layers."""
 
     def build(shape: Shape, tokens: Tokens) -> PreTrainedConfig:
         return MatchedConfig(rule=rules, num_heads=shape.num_heads, head_dim=shape.head_dim, **_own(shape, tokens))
@@ -265,7 +269,7 @@ def _transformer(shape: Shape, tokens: Tokens) -> PreTrainedConfig:
 
 
 def _add_rules() -> None:
-    """Gives every rule of the matched family an architecture of the layers' own; a plug-in may have registered some since the last call."""
+    """Gives every matched rule an architecture; a plug-in may have registered some since the last call."""
     for rule_name, entry in RULES.items():
         if entry.architecture not in MATCHED:
             register(entry.architecture, parametrization="matched", note=entry.description)(_with_rule(rule_name))
@@ -276,21 +280,21 @@ register("hawk_mesa", parametrization="matched", note=NOTES["hawk_mesa"])(ARCHIT
 
 
 def names(parametrization: str | None = None) -> list[str]:
-    """The architectures that :func:`build` knows; or those of one parametrisation, by the names that :func:`resolve` takes."""
+    """Architectures that :func:`build` knows; for one parametrization, the names that :func:`resolve` takes."""
     _add_rules()
     return list(ARCHITECTURES if parametrization is None else PARAMETRIZATIONS[parametrization])
 
 
 def sizes() -> list[str]:
-    """The sizes that have a name."""
+    """Named sizes."""
     return list(SIZES)
 
 
 def resolve(name: str, parametrization: str) -> str:
-    """The full name of an architecture under a parametrisation, ``"released"`` or ``"matched"``.
+    """The full name of an architecture in a parametrization, ``"released"`` or ``"matched"``.
 
     Raises:
-        ValueError: There is none; the message lists what exists.
+        UserError: There is none; the message lists those that exist.
     """
     check_parametrization(parametrization)
     available = names(parametrization)
@@ -320,7 +324,7 @@ def build_config(
         max_position_embeddings: Longest sequence that the model will see in training.
 
     Raises:
-        ValueError: Name or size is unknown; the message lists what exists.
+        UserError: Name or size is unknown; the message lists those that exist.
     """
     if name not in names():
         raise UserError(f"unknown model {name!r}; available: {', '.join(names())}; --plugin brings others")
@@ -335,12 +339,12 @@ def build_config(
 
 
 def build(name: str, size: str, **tokens: Any) -> PreTrainedModel:
-    """A freshly initialised causal language model; the arguments are those of :func:`build_config`."""
+    """A freshly initialized causal language model; arguments as in :func:`build_config`."""
     return AutoModelForCausalLM.from_config(build_config(name, size, **tokens))
 
 
 def count_parameters(config: PreTrainedConfig) -> int:
-    """Parameters of the language model, tied ones counted once; nothing is allocated."""
+    """Number of parameters of the language model, counting tied ones once, without allocating them."""
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     return sum(parameter.numel() for parameter in model.parameters())

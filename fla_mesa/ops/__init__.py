@@ -1,4 +1,4 @@
-"""The Mesa op. Knows tensors; knows no layer, no model and no transformers."""
+"""The Mesa op. Works on tensors; knows no layer, no model and no transformers."""
 
 from fla_mesa.ops.chunk import chunk_mesa_net
 from fla_mesa.ops.context_parallel import make_cp_context, take_shard

@@ -1,4 +1,4 @@
-"""Which implementation of the op runs.
+"""Chooses which implementation of the op runs.
 
 A back end is a module that does what :class:`Backend` says, and says itself what it does not take; it is imported when it is first
 asked. One more is one more line of ``BACKENDS``, or :func:`register_backend` in a plug-in.
@@ -33,13 +33,13 @@ Tensors = Mapping[str, torch.Tensor | None]
 
 
 class Backend(Protocol):
-    """What the public functions call. Tensors come checked, with the shapes of these functions."""
+    """The functions that a back end provides. Tensors are already checked and have the shapes given in the public functions."""
 
     TOLERANCE: float | None
     """The relative residual at which it stops where the caller names none; None if it always takes all of its steps."""
 
     def why_not(self, function: str, tensors: Tensors, *, max_steps: int, tolerance: float | None) -> str | None:
-        """What keeps it from running this function ("chunk", "step" or "query") on these arguments by name, in words; None if nothing.
+        """Why the back end cannot run this function ("chunk", "step" or "query") on these arguments ``[B, T, H, ...]``; None if it can.
 
         `tolerance` is None where the caller names none.
         """
@@ -48,7 +48,7 @@ class Backend(Protocol):
     def chunk_forward(
         self, q, k, v, g, beta, lamb, h_kk_init, h_kv_init, *, cu_seqlens, cu_seqlens_cpu, max_steps, tolerance
     ) -> ChunkForward:
-        """Over sequences; q and k come normalised."""
+        """The op over sequences ``[B, T, H, ...]``; q and k are already normalized."""
         ...
 
     def chunk_backward(
@@ -70,38 +70,42 @@ class Backend(Protocol):
         max_steps,
         tolerance,
     ) -> ChunkGradients:
-        """Its gradients, given its solution x and those of its outputs."""
+        """Its gradients, from its solution x and the gradients of its outputs, ``[B, T, H, ...]``."""
         ...
 
     def decoding_step(self, q, k, v, g, beta, lamb, h_kk, h_kv, *, max_steps, tolerance) -> DecodingStep:
-        """One position."""
+        """One position, ``[B, H, ...]``."""
         ...
 
     def query_forward(self, q, h_kk, h_kv, lamb, *, max_steps, tolerance) -> QueryForward:
-        """Many queries on one state."""
+        """Many queries ``[B, T, H, K]`` on one state."""
         ...
 
     def query_backward(self, h_kk, h_kv, lamb, x, do, *, max_steps, tolerance) -> QueryGradients:
-        """Its gradients."""
+        """Its gradients ``[B, T, H, ...]``."""
         ...
 
     def l2_normalize(self, x: torch.Tensor) -> torch.Tensor:
-        """``x / sqrt(sum x^2 + 1e-6)`` over the last dimension, differentiable."""
+        """``x / sqrt(sum x^2 + 1e-6)`` over the last dimension of ``x [..., K]``, differentiable."""
         ...
 
 
 def register_backend(name: str, module: str) -> None:
-    """Make ``backend=name`` a module that does what :class:`Backend` says; from inside that module, ``register_backend("mine", __name__)``.
+    """Registers a module that implements :class:`Backend` as ``backend=name``; from inside it, ``register_backend("mine", __name__)``.
 
     Raises:
         ValueError: The name is taken by another module.
     """
     if BACKENDS.setdefault(name, module) != module:
-        raise ValueError(f"name: {name!r} is a back end already, {BACKENDS[name]}; got {module}")
+        raise ValueError(f"name: {name!r} is already a back end, {BACKENDS[name]}; got {module}")
 
 
 def check_backend(name: object) -> None:
-    """Raise ValueError unless this is the name of a back end, or None."""
+    """Requires the name of a back end, or None.
+
+    Raises:
+        ValueError: It is neither.
+    """
     if name is None or name in BACKENDS:
         return
     near = difflib.get_close_matches(str(name), BACKENDS, n=1)
@@ -112,14 +116,14 @@ def check_backend(name: object) -> None:
 def choose_backend(
     name: str | None, function: str, tensors: Tensors, *, max_steps: int = 30, tolerance: float | None = None
 ) -> Backend:
-    """The back end of this name or, if it is None, the first of those for the device that takes these arguments.
+    """The named back end or, if the name is None, the first of the device's back ends that supports these arguments.
 
     Where that is not the device's first, a warning says why, once for each reason.
 
     Args:
         name: One of ``BACKENDS``, or None.
         function: "chunk", "step" or "query".
-        tensors: The arguments by name; q sets the device.
+        tensors: The arguments by name, ``[B, T, H, ...]``; q sets the device.
         max_steps, tolerance: The caller's; None for the back end's own tolerance.
 
     Raises:
@@ -145,13 +149,13 @@ def choose_backend(
 
 @functools.cache
 def _warn_of(chosen: str, *reasons: tuple[str, str | None]) -> None:
-    """Once for each set of reasons."""
+    """Warns once for each set of reasons."""
     refused = "; ".join(f"backend={name!r} {reason}" for name, reason in reasons)
     warnings.warn(f"the Mesa op runs on backend={chosen!r}: {refused}", stacklevel=4)
 
 
 def _load(name: str) -> tuple[Backend | None, str | None]:
-    """The module of a back end, or why it cannot be had."""
+    """The module of a back end, or the reason it is unavailable."""
     try:
         return cast(Backend, importlib.import_module(BACKENDS[name])), None
     except ModuleNotFoundError as error:
@@ -161,7 +165,7 @@ def _load(name: str) -> tuple[Backend | None, str | None]:
 
 
 def l2_normalize(x: torch.Tensor) -> torch.Tensor:
-    """``x / sqrt(sum x^2 + 1e-6)`` over the last dimension, in the dtype of x; inside float32 or better. fla's definition."""
+    """``x / sqrt(sum x^2 + 1e-6)`` over the last dimension of ``x [..., K]``, computed in float32 or better; fla's definition."""
     kernels = x.device.type == "cuda" and x.dtype != torch.float64 and gpu.why_no_kernels(x.device) is None
     backend, _ = _load("fla" if kernels else "pytorch")
     assert backend is not None

@@ -1,4 +1,4 @@
-"""Argument checks of the op, the same for every back end and entry point. They run before any work is done.
+"""Argument checks of the op, the same for every back end and entry point. They run before any other work.
 
 Shapes, types and options are always checked. Values (``lamb > 0``, ``g <= 0``, beta in [0, 1], a symmetric H, the boundaries of packed
 sequences) are checked on CPU tensors only: reading them from a GPU would stall it.
@@ -22,7 +22,7 @@ def _describe(x: object) -> str:
 
 
 def _check_tensor(name: str, x: object, shape: tuple[int | None, ...], layout: str, like: torch.Tensor) -> None:
-    """x is a floating tensor of this shape (None: any size) on the device of ``like``."""
+    """Requires x to be a floating-point tensor of this shape (None: any size) on the device of ``like``."""
     if not isinstance(x, torch.Tensor) or x.dtype not in FLOATS:
         raise TypeError(f"{name} must be a tensor of float64, float32, bfloat16 or float16; got {_describe(x)}")
     if x.ndim != len(shape) or any(want is not None and want != got for want, got in zip(shape, x.shape, strict=True)):
@@ -33,7 +33,11 @@ def _check_tensor(name: str, x: object, shape: tuple[int | None, ...], layout: s
 
 
 def check_gradients(max_steps: int) -> None:
-    """Raise ValueError for gradients of a read without steps."""
+    """Refuses gradients of a read without solver steps.
+
+    Raises:
+        ValueError: They are asked for.
+    """
     if max_steps == 0:
         raise ValueError(
             "max_CG_iteration=0 and backend='diagonal' have no gradients: without a step, x is not the solution that the op differentiates"
@@ -56,7 +60,7 @@ def _check_query(q: object, leading: str) -> None:
 
 
 def _check_inputs(q: object, k: object, v: object, g: object, beta: object, lamb: object, leading: str) -> None:
-    """q sets the sizes, and the others follow. ``leading`` names q's dimensions before the last, such as "B, T, H"."""
+    """Checks sizes against those of q. ``leading`` names q's dimensions before the last, such as "B, T, H"."""
     _check_query(q, leading)
     assert isinstance(q, torch.Tensor)
     sizes = tuple(q.shape[:-1])
@@ -101,7 +105,7 @@ def _check_states(
         assert isinstance(h, torch.Tensor)
         if h.dtype not in (torch.float32, torch.float64):
             raise TypeError(
-                f"{name} must be float32 or float64, since a state of 16 bits is not good enough; got {_describe(h)}"
+                f"{name} must be float32 or float64, because 16 bits are too few for a state; got {_describe(h)}"
             )
     assert isinstance(h_kk, torch.Tensor)
     if h_kk.device.type == "cpu":
@@ -115,7 +119,7 @@ def _check_states(
 
 
 def _check_boundaries(name: str, cu_seqlens: object, B: int, T: int) -> None:
-    """Boundaries of packed sequences: [0, ..., T], strictly increasing."""
+    """Checks the boundaries of packed sequences: [0, ..., T], strictly increasing."""
     if not isinstance(cu_seqlens, torch.Tensor) or cu_seqlens.dtype not in (torch.int32, torch.int64):
         raise TypeError(f"{name} must be an int32 or int64 tensor; got {_describe(cu_seqlens)}")
     if cu_seqlens.ndim != 1 or len(cu_seqlens) < 2:
@@ -144,7 +148,12 @@ def check_chunk(
     cu_seqlens: object,
     cu_seqlens_cpu: object,
 ) -> None:
-    """Raise ValueError or TypeError that names the argument of ``chunk_mesa_net``, what came and what is allowed."""
+    """Checks the arguments of ``chunk_mesa_net``: q, k ``[B, T, H, K]``, v ``[B, T, H, V]``, gates ``[B, T, H]``, states.
+
+    Raises:
+        ValueError: A shape or value is wrong; the message names the argument.
+        TypeError: A dtype or type is wrong.
+    """
     _check_options(max_CG_iteration, cg_tolerance)
     _check_inputs(q, k, v, g, beta, lamb, "B, T, H")
     assert isinstance(q, torch.Tensor) and isinstance(v, torch.Tensor)
@@ -165,7 +174,7 @@ def check_chunk(
             )
     if (h_kk_init is None) != (h_kv_init is None):
         given, missing = ("h_kv_init", "h_kk_init") if h_kk_init is None else ("h_kk_init", "h_kv_init")
-        raise ValueError(f"h_kk_init and h_kv_init come together or not at all; got {given} without {missing}")
+        raise ValueError(f"h_kk_init and h_kv_init must be given together; got {given} without {missing}")
     if h_kk_init is not None:
         _check_states(("h_kk_init", "h_kv_init"), h_kk_init, h_kv_init, N, q, v.shape[-1])
 
@@ -173,7 +182,7 @@ def check_chunk(
 def check_query(
     q: object, h_kk: object, h_kv: object, lamb: object, max_CG_iteration: object, cg_tolerance: object
 ) -> None:
-    """The same for ``mesa_net_query``."""
+    """The same for ``mesa_net_query``: q ``[B, T, H, K]`` and two states."""
     _check_options(max_CG_iteration, cg_tolerance)
     _check_query(q, "B, T, H")
     assert isinstance(q, torch.Tensor)
@@ -196,7 +205,7 @@ def check_step(
     max_CG_iteration: object,
     cg_tolerance: object,
 ) -> None:
-    """The same for ``mesa_net_decoding_one_step``."""
+    """The same for ``mesa_net_decoding_one_step``: q ``[B, H, K]`` and two states."""
     _check_options(max_CG_iteration, cg_tolerance)
     _check_inputs(q, k, v, g, beta, lamb, "B, H")
     assert isinstance(q, torch.Tensor) and isinstance(v, torch.Tensor)
@@ -204,7 +213,12 @@ def check_step(
 
 
 def check_sequences(q: object, k: object, v: object, gates: dict[str, Any], cu_seqlens: object) -> int:
-    """The same for ops of other rules: ``q, k [B, T, H, K]``, ``v [B, T, H, V]``, gates ``[B, T, H]``. Returns the number of sequences."""
+    """The same for ops of other rules: ``q, k [B, T, H, K]``, ``v [B, T, H, V]``, gates ``[B, T, H]``. Returns the number of sequences.
+
+    Raises:
+        ValueError: A shape or value is wrong; the message names the argument.
+        TypeError: A dtype or type is wrong.
+    """
     if not isinstance(q, torch.Tensor) or q.dtype not in FLOATS:
         raise TypeError(f"q must be a tensor of float64, float32, bfloat16 or float16; got {_describe(q)}")
     if q.ndim != 4 or q.numel() == 0:
@@ -221,10 +235,15 @@ def check_sequences(q: object, k: object, v: object, gates: dict[str, Any], cu_s
 
 
 def check_state(name: str, state: object, shape: tuple[int, ...], q: torch.Tensor) -> None:
-    """A state of this shape, of 32 bits or more, on the device of q."""
+    """Requires a state of this shape, of 32 bits or more, on the device of q ``[B, T, H, K]``.
+
+    Raises:
+        ValueError: Its shape or device is wrong.
+        TypeError: Its dtype is wrong.
+    """
     _check_tensor(name, state, shape, "[" + ", ".join("NHKV"[: len(shape)]) + "]", q)
     assert isinstance(state, torch.Tensor)
     if state.dtype not in (torch.float32, torch.float64):
         raise TypeError(
-            f"{name} must be float32 or float64, since a state of 16 bits is not good enough; got {_describe(state)}"
+            f"{name} must be float32 or float64, because 16 bits are too few for a state; got {_describe(state)}"
         )

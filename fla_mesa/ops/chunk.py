@@ -1,4 +1,4 @@
-"""The Mesa op over whole sequences: the public function, and the autograd function that every back end sits behind."""
+"""The Mesa op over whole sequences: the public function, and the autograd function in front of every back end."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-r"""Context parallelism: one sequence, or one packed row of them, cut over the ranks of a process group.
+r"""Context parallelism: one sequence, or one packed row of sequences, split over the ranks of a process group.
 
 Rank r holds the r-th of P shards of equal length. The Mesa op reaches from one shard into the next through its states
 ``S = [H | G] [H, K, K + V]`` alone, and these decay by a scalar a head, so that no K x K transition has to be sent:
@@ -33,7 +33,7 @@ BLOCK = 4096  # positions whose float32 copies exist at a time
 
 
 class ContextLike(Protocol):
-    """What is read of a context: :class:`CPContext`, fla's ``FLACPContext``, or anything with these fields."""
+    """The fields that are read from a context: :class:`CPContext`, fla's ``FLACPContext``, or anything that has them."""
 
     @property
     def group(self) -> Any: ...
@@ -53,7 +53,7 @@ class ContextLike(Protocol):
 
 @dataclass(frozen=True)
 class CPContext:
-    """Where one rank's shard lies in the whole row. Made by :func:`make_cp_context`.
+    """The position of one rank's shard in the whole row. Made by :func:`make_cp_context`.
 
     Attributes:
         group: The process group that the row is cut over.
@@ -77,7 +77,7 @@ class CPContext:
 def make_cp_context(
     cu_seqlens: torch.Tensor, group: Any = None, *, cu_seqlens_cpu: torch.Tensor | None = None
 ) -> CPContext:
-    """The context of this rank, on any device, for the ``cp_context`` of the op, the layers and the models.
+    """This rank's context, on any device, for the ``cp_context`` of the op, the layers and the models.
 
     Args:
         cu_seqlens: Boundaries ``[N + 1]`` of the sequences in the WHOLE row, from 0 to T, increasing; int32 or int64; the same on every
@@ -128,7 +128,7 @@ def make_cp_context(
 
 
 def take_shard(x: torch.Tensor, cp_context: ContextLike, dim: int = 1) -> torch.Tensor:
-    """This rank's shard of a tensor that holds the whole row along ``dim``.
+    """This rank's shard of a tensor ``[..., T, ...]`` that holds the whole row along ``dim``.
 
     Raises:
         ValueError: The size along ``dim`` is no multiple of the number of ranks.
@@ -151,7 +151,12 @@ def _name(x: object) -> str:
 
 
 def check_context(cp_context: ContextLike) -> None:
-    """Raise TypeError or ValueError if this is no context that can be followed."""
+    """Checks that a context belongs to this rank and is contiguous.
+
+    Raises:
+        TypeError: It is not a context.
+        ValueError: It is incomplete, not contiguous, or belongs to another rank or group.
+    """
     missing = [name for name in CPContext.__dataclass_fields__ if not hasattr(cp_context, name)]
     if missing:
         raise TypeError(
@@ -164,7 +169,7 @@ def check_context(cp_context: ContextLike) -> None:
         )
     if cp_context.group is None:
         raise ValueError(
-            "cp_context.group must be a process group; got None (on one device, pass cu_seqlens and no cp_context)"
+            "cp_context.group must be a process group; got None (on a single device, pass cu_seqlens instead of cp_context)"
         )
     for name in ("cu_seqlens", "pre_num_ranks", "post_num_ranks", "pre_num_conv_tokens"):
         if getattr(cp_context, name) is None:
@@ -186,7 +191,7 @@ def check_call(
     cu_seqlens: torch.Tensor | None,
     **refused: object,
 ) -> None:
-    """The same, and that a tensor of this shape is this rank's shard, and that nothing comes with the context that excludes it.
+    """As :func:`check_context`; also checks that the shape is this rank's shard and that no argument excludes a context.
 
     Args:
         cp_context: The context.
@@ -194,6 +199,10 @@ def check_call(
         name: Its name.
         cu_seqlens: As the caller got it: None, or the context's own.
         refused: Arguments of the caller that cannot be combined with a context, by name.
+
+    Raises:
+        TypeError: As :func:`check_context`.
+        ValueError: As :func:`check_context`, or the shape or an argument does not go with the context.
     """
     check_context(cp_context)
     for argument, value in refused.items():
@@ -223,7 +232,7 @@ def _gather(x: torch.Tensor, group: Any) -> torch.Tensor:
 def _weights(
     g: torch.Tensor, beta: torch.Tensor, dtype: torch.dtype
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """``g, beta [T, H]`` of one sequence: what is left of it at the end, [H]; of each position, [T, H]; and that times beta.
+    """``g, beta [T, H]`` of one sequence: the total decay [H], the decay of each position [T, H], and that times beta.
 
     Sums run from the end: a gate that forgets all (``g = -inf``) then gives exp(-inf) = 0 and never inf - inf.
     """
@@ -266,7 +275,7 @@ class _StateBefore(torch.autograd.Function):
 
     @staticmethod
     def _gradients(ctx, d_state: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Of k, v, g and beta."""
+        """Gradients of k, v, g and beta."""
         k, v, g, beta, state, decays = ctx.saved_tensors
         context, start, K, V = ctx.context, ctx.start, k.shape[-1], v.shape[-1]
         gathered = _gather(d_state, context.group)  # [P, H, K, D]
@@ -327,12 +336,12 @@ def states_before(
 def linear_state_before(
     k: torch.Tensor, v: torch.Tensor, g: torch.Tensor, beta: torch.Tensor | None, cp_context: ContextLike
 ) -> torch.Tensor:
-    """The same for linear attention, ``S_t = exp(g_t) S_{t-1} + beta_t k_t v_t'`` with beta 1 if None: ``[N, H, K, V]``."""
+    """The same for linear attention, ``S_t = exp(g_t) S_{t-1} + beta_t k_t v_t'``, beta 1 if None: ``[N, H, K, V]``."""
     return _states_before(k, v, g, torch.ones_like(g) if beta is None else beta, cp_context, with_keys=False)
 
 
 class _RowsBefore(torch.autograd.Function):
-    """``x [1, T, C]`` of a shard to the ``count`` rows ``[count, C]`` before it, zeros where these are not of its first sequence."""
+    """``x [1, T, C]`` of a shard to the ``count`` rows ``[count, C]`` before it, zero if not part of its first sequence."""
 
     @staticmethod
     def forward(ctx, x, count: int, context: ContextLike):
@@ -383,6 +392,6 @@ class _Sum(torch.autograd.Function):
 
 
 def sum_over_ranks(x: torch.Tensor, cp_context: ContextLike) -> torch.Tensor:
-    """The sum of x over the ranks, whose gradient on each rank is that of its own x: the gradients of parameters then add up over ranks."""
+    """Sum of ``x [...]`` over the ranks. Each rank's gradient is that of its own x, so that parameter gradients add up over ranks."""
     total: Any = _Sum.apply(x, cp_context.group)
     return total

@@ -1,4 +1,4 @@
-"""The back end "diagonal": no step at all, the solver's start ``x = q / diag(H + diag(lamb))`` in place of the solution. For inference."""
+"""The back end "diagonal": returns the solver's starting point ``x = q / diag(H + diag(lamb))`` without a step. For inference."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = [
 
 
 def why_not(function: str, tensors, *, max_steps: int, tolerance: float | None) -> None:
-    """It takes everything."""
+    """Always None: it supports everything."""
 
 
 def chunk_forward(*tensors, **options) -> ChunkForward:
@@ -29,7 +29,7 @@ def chunk_forward(*tensors, **options) -> ChunkForward:
 
 
 def chunk_backward(*tensors, **options) -> ChunkGradients:
-    """Raises ValueError: the start is not the solution, whose gradients the op knows."""
+    """Always fails: the starting point is not the solution, whose gradients the op knows."""
     check_gradients(0)
     raise AssertionError
 
@@ -45,6 +45,6 @@ def query_forward(*tensors, **options) -> QueryForward:
 
 
 def query_backward(*tensors, **options) -> QueryGradients:
-    """Raises ValueError, as ``chunk_backward``."""
+    """Always fails, like ``chunk_backward``."""
     check_gradients(0)
     raise AssertionError

@@ -19,7 +19,7 @@ _active: FlaOpReplacement | None = None
 
 
 class FlaOpReplacement:
-    """The replacement in force. Call it, or leave its ``with`` block, to give fla its own op back."""
+    """The active replacement. Call it, or leave its ``with`` block, to restore fla's own op."""
 
     def __init__(self, replacements: dict[str, Any]):
         self._before: list[tuple[Any, str, Any]] = []
@@ -53,7 +53,7 @@ class FlaOpReplacement:
 
 
 def replace_fla_op(*, cg_tolerance: float | None = None, backend: str | None = None) -> FlaOpReplacement:
-    """Let fla's ``mesa_net`` layers and models, existing and new ones, run on this package's op from now on.
+    """Makes fla's ``mesa_net`` layers and models, existing and new ones, use this package's op.
 
     Their configuration stays in charge of everything else: ``max_cg_step_training`` and ``max_cg_step_decoding`` become the most
     steps a system may take, of which it now takes only those that ``cg_tolerance`` asks for.
@@ -78,7 +78,7 @@ def replace_fla_op(*, cg_tolerance: float | None = None, backend: str | None = N
     global _active
     if _active is not None:
         raise RuntimeError(
-            "fla's mesa_net op is replaced already: undo that first, with what replace_fla_op() returned"
+            "fla's mesa_net op is already replaced: first call what replace_fla_op() returned to undo that"
         )
     options = {"cg_tolerance": cg_tolerance, "backend": backend}
     replacements = {name: functools.wraps(ours)(functools.partial(ours, **options)) for name, ours in OURS.items()}

@@ -1,6 +1,6 @@
 # pyright: reportArgumentType=false, reportAssignmentType=false
 # (fla annotates what it takes and returns more narrowly than it is)
-"""The back end "fla": flash-linear-attention's own kernels for 16-bit inputs, composed so that the scale of a row does not matter.
+"""The back end "fla": flash-linear-attention's own kernels for 16-bit inputs, combined so that the scale of a row does not matter.
 
 fla adds 1e-5 to the denominators of its conjugate gradients and computes in float16, so that a right-hand side much smaller than 1 is
 solved wrong (benchmarks/fla_gradients.py: dq is off by 32 % where the incoming gradient has entries of 1e-4). Here every row of a
@@ -55,9 +55,9 @@ if gpu.interpreted():
 def why_not(
     function: str, tensors: Mapping[str, torch.Tensor | None], *, max_steps: int, tolerance: float | None
 ) -> str | None:
-    """What fla's kernels, or this use of them, do not take."""
+    """Why fla's kernels, as used here, do not support these arguments ``[B, T, H, ...]``; None if they do."""
     if function == "query":
-        return "has no read without a step"
+        return "cannot read a state without a step"
     q, k, v = (tensors[name] for name in ("q", "k", "v"))
     assert q is not None and k is not None and v is not None
     if (reason := gpu.why_no_kernels(q.device)) is not None:
@@ -73,16 +73,16 @@ def why_not(
     kind = gpu.of(q.device)
     assert kind is not None
     if K > SMALL and gpu.treatment(kind).shared < LARGE_NEEDS:
-        return f"takes heads of at most {SMALL} on {kind}, for want of shared memory; got K = {K}"
+        return f"takes heads of at most {SMALL} on {kind}, which has too little shared memory for more; got K = {K}"
     if q.shape[0] * q.shape[-2] > GRID:
         return f"takes at most {GRID} heads in all; got B * H = {q.shape[0] * q.shape[-2]}"
     if tolerance is not None:
-        return f"takes max_CG_iteration steps always and cannot stop at a tolerance; got cg_tolerance={tolerance:g}"
+        return f"always takes max_CG_iteration steps and cannot stop at a tolerance; got cg_tolerance={tolerance:g}"
     return None
 
 
 def unit_scale(largest: torch.Tensor) -> torch.Tensor:
-    """The power of two that brings numbers of this size to between 1 and 2, float32; 1 for 0 and for what is not finite."""
+    """The power of two that scales numbers ``[...]`` to between 1 and 2, float32; 1 for 0 and for non-finite numbers."""
     exponent = torch.frexp(largest.float()).exponent
     scale = torch.ldexp(torch.ones_like(largest, dtype=torch.float32), (1 - exponent).clamp(-100, 100))
     return torch.where(largest.isfinite() & (largest > 0), scale, 1.0)
@@ -94,7 +94,7 @@ def largest(x: torch.Tensor) -> torch.Tensor:
 
 
 def times(x: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """``x * scale`` in one pass, rounded to ``dtype`` once."""
+    """``x * scale`` for ``x [..., K]`` in one pass, rounded to ``dtype`` once."""
     return torch.mul(x, scale, out=torch.empty_like(x, dtype=dtype))
 
 
@@ -120,7 +120,7 @@ class Solver:
 
     @cached_property
     def beta_k(self) -> torch.Tensor:
-        """What the states are sums of, with k or v: ``beta_t k_t``, float32 ``[B, T, H, K]``."""
+        """The factor of k or v in the states' sums: ``beta_t k_t``, float32 ``[B, T, H, K]``."""
         return self.beta[..., None] * self.k
 
     def read(self, x: torch.Tensor, values: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
@@ -133,7 +133,7 @@ class Solver:
 
     @cached_property
     def diagonal(self) -> torch.Tensor:
-        """``diag(H_t + lamb)``, float32 ``[B, T, H, K]``: diag(H) is a state of one row, to which each position adds ``beta_t k_t^2``."""
+        """``diag(H_t + lamb)``, float32 ``[B, T, H, K]``; diag(H) is a one-row state to which each position adds ``beta_t k_t^2``."""
         rows = self.beta.new_zeros(2, *self.beta.shape, LEAST_ROWS)
         rows[..., 0] = torch.stack([torch.ones_like(self.beta), self.beta])
         ones, betas = rows
@@ -143,7 +143,7 @@ class Solver:
         return chunk_fwd_o(q=ones, k=betas, v=squares, h=states, g=self.a, scale=1, **self.cutting) + self.lamb
 
     def solve(self, b: torch.Tensor, steps: int) -> torch.Tensor:
-        """x, float32 ``[B, T, H, K]``."""
+        """The solution x, float32 ``[B, T, H, K]``."""
         s = unit_scale(largest(b))  # [B, T, H, 1]
         b = b * s  # float32
         x0 = b / self.diagonal
@@ -206,7 +206,7 @@ def chunk_backward(
     max_steps: int,
     tolerance: None,
 ) -> ChunkGradients:
-    """See :class:`~fla_mesa.ops.backends.Backend`. Two powers of two keep fla's float16 from running out of range:
+    """See :class:`~fla_mesa.ops.backends.Backend`. Two powers of two keep fla's float16 in range:
 
     - ``c``, for each head, on x;
     - ``d``, for each head, on the output's gradient. The right-hand side of the solve is linear in it, and dq in that.

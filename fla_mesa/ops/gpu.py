@@ -1,4 +1,4 @@
-"""What the package knows about GPUs: which one a tensor is on, and what each kind of them gets.
+"""What the package knows about GPUs: which one holds a tensor, and the settings for each kind.
 
 The one place where a compute capability or a version of Triton is compared with anything. What is said of a GPU here was found by
 compiling for it (``fla_mesa/testing/compiled.py``, ``tests/ops/test_kernels_static.py``) and from the issues named below, not by running.
@@ -34,7 +34,7 @@ class Gpu(NamedTuple):
 
 
 class Treatment(NamedTuple):
-    """What a kind of GPU gets.
+    """Settings for a kind of GPU.
 
     Attributes:
         why_no_kernels: What keeps Triton's kernels, fla's and this package's, from running on it; None if nothing.
@@ -56,7 +56,7 @@ SHARED = {(7, 5): 64, (8, 0): 163, (8, 7): 163, (9, 0): 227, (10, 0): 227, (10, 
 
 
 def treatment(gpu: Gpu) -> Treatment:
-    """What this GPU gets with the installed Triton."""
+    """Settings for this GPU with the installed Triton."""
     import triton
 
     major, minor = triton.__version__.split(".")[:2]
@@ -89,7 +89,7 @@ def interpreted() -> bool:
 
 
 def of(device: torch.device | Gpu) -> Gpu | None:
-    """The kind of GPU a device is; in Triton's interpreter the CPU stands for sm_90. None for any other device.
+    """The kind of GPU of a device; in Triton's interpreter the CPU counts as sm_90. None for other devices.
 
     A kind stands for a device of that kind where kernels are only compiled.
     """
@@ -101,7 +101,7 @@ def of(device: torch.device | Gpu) -> Gpu | None:
 
 
 def why_no_kernels(device: torch.device) -> str | None:
-    """What keeps Triton's kernels from running on this device, to be read after the name of a back end; None if nothing."""
+    """Why Triton's kernels cannot run on this device, phrased to follow the name of a back end; None if they can."""
     gpu = of(device)
     if gpu is not None:
         return treatment(gpu).why_no_kernels

@@ -1,4 +1,4 @@
-"""The Mesa op's read without its step: many queries on one fixed state."""
+"""Reading the Mesa state without a step: many queries on one fixed state."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def mesa_net_query(
     return_stats: bool = False,
     backend: str | None = None,
 ) -> Any:
-    """Ask states of :func:`fla_mesa.ops.chunk_mesa_net` without changing them.
+    """Query states returned by :func:`fla_mesa.ops.chunk_mesa_net` without changing them.
 
         o_t = G' (H + diag(lamb))^-1 q_t
 

@@ -1,4 +1,4 @@
-"""The Mesa layer by its definition, in float64: what every other implementation is tested against."""
+"""The Mesa layer by its definition, in float64: every other implementation is tested against it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The Mesa op for one new position per sequence, as decoding needs it."""
+"""The Mesa op for one new position per sequence, for decoding."""
 
 from __future__ import annotations
 

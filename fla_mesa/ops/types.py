@@ -1,4 +1,4 @@
-"""What the back ends return. Shapes: B batch, T time, H heads, K key size, V value size, N sequences (B, or those packed)."""
+"""Results of the back ends. Shapes: B batch, T time, H heads, K key size, V value size, N sequences (B, or the packed ones)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One table of inputs for every implementation of the op, and the truth about each in float64.
+"""One table of inputs for every implementation of the op, with reference results in float64.
 
 A back end is tested by running the table: outputs, final states and all eight gradients against autograd through
 ``naive_mesa_net_exact``.
@@ -46,7 +46,7 @@ class Case:
 
     @property
     def sequences(self) -> int:
-        """How many states there are."""
+        """Number of states."""
         return self.B if self.lengths is None else len(self.lengths)
 
     @property
@@ -77,7 +77,7 @@ SMALL = {
 
 
 def draw(case: Case, dtype: torch.dtype = torch.float32, seed: int = 0) -> dict[str, torch.Tensor | None]:
-    """Inputs by name, as leaves that ask for gradients; initial states are float32 at least."""
+    """Inputs by name, as leaves that require gradients; initial states are at least float32."""
     rng = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int) -> torch.Tensor:
@@ -139,7 +139,7 @@ def _missing(x: dict[str, torch.Tensor | None]) -> dict[str, None]:
 
 
 def paper_solve(h: torch.Tensor, lamb: torch.Tensor, q: torch.Tensor, steps: int) -> torch.Tensor:
-    """Algorithm 1 of arXiv 2506.05233, this many steps of it, for ``(h + diag(lamb)) x = q`` with ``h [..., K, K]`` and ``q [..., K]``."""
+    """This many steps of algorithm 1 of arXiv 2506.05233 for ``(h + diag(lamb)) x = q``, ``h [..., K, K]``, ``q [..., K]``."""
     a = h + torch.diag_embed(lamb)
 
     def times(x: torch.Tensor) -> torch.Tensor:
@@ -176,7 +176,7 @@ def truth(case: Case, dtype: torch.dtype = torch.float32) -> dict[str, torch.Ten
 
 
 def run(op, case: Case, dtype: torch.dtype = torch.float32, scale: float = 1.0, **options) -> dict[str, torch.Tensor]:
-    """The same by ``op`` (``chunk_mesa_net`` or its like), for upstream gradients times ``scale``; gradients are divided by it again."""
+    """The same with ``op`` (``chunk_mesa_net`` or similar), for upstream gradients times ``scale``; gradients are divided by it again."""
     x = draw(case, dtype)
     outputs = op(*(x[name] for name in INPUTS), output_final_state=True, cu_seqlens=case.cu_seqlens, **options)[:3]
     present = {name: value for name in INPUTS if (value := x[name]) is not None}
@@ -194,5 +194,5 @@ def relative_error(got: torch.Tensor, want: torch.Tensor) -> float:
 
 
 def errors(got: dict[str, torch.Tensor], want: dict[str, torch.Tensor]) -> dict[str, float]:
-    """The relative error of everything in ``want``."""
+    """The relative error of each result in ``want``."""
     return {name: relative_error(got[name], want[name]) for name in want}

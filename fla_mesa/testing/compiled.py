@@ -1,4 +1,4 @@
-"""Every kernel compiled for GPUs that need not be there: registers, spills, shared memory, occupancy.
+"""Compiles every kernel for GPUs that need not be present: registers, spills, shared memory, occupancy.
 
 Triton compiles each kernel for the target and the ptxas that comes with it reports what it used. Needs triton and flash-linear-attention,
 no GPU and no driver, and no TRITON_INTERPRET.
@@ -86,7 +86,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Usage:
-    """What a compiled kernel takes. Spills are bytes a thread."""
+    """Resources of a compiled kernel. Spills are bytes per thread."""
 
     registers: int
     spill_stores: int
@@ -107,7 +107,7 @@ def autotuner_of(kernel: Any) -> Any | None:
 
 
 def configurations(job: Job, arch: int) -> list[triton.Config]:
-    """What autotuning may choose for this job on this GPU, the default first.
+    """Autotuning's choices for this job on this GPU, the default first.
 
     fla's lists begin with the fewest warps, whatever the head size; of those, one with four warps stands for the list.
     """
@@ -121,17 +121,18 @@ def configurations(job: Job, arch: int) -> list[triton.Config]:
 
 
 def describe(config: triton.Config) -> str:
-    """Warps, stages and what else a configuration chooses."""
+    """Warps, stages and the other choices of a configuration."""
     merged = ", tiles merged" if config.kwargs.get("MERGE") == 2 else ""
     limit = f", at most {config.maxnreg} registers" if config.maxnreg else ""
     return f"{config.num_warps}, {config.num_stages}{merged}{limit}"
 
 
 def compile_for(job: Job, arch: int, config: triton.Config) -> tuple[Any, Usage]:
-    """Compile one kernel in one configuration for one target: what Triton returns, and what ptxas said of it.
+    """Compiles one kernel in one configuration for one target; returns Triton's result and ptxas's output.
 
     Raises:
-        triton.runtime.errors.PTXASError: ptxas refuses the kernel, for want of shared memory, say.
+        PTXASError: ptxas refuses the kernel, for example because of shared memory.
+        RuntimeError: ptxas did not report registers.
     """
     jit = job.kernel
     while not isinstance(jit, triton.runtime.jit.JITFunction):
@@ -168,7 +169,7 @@ def compile_for(job: Job, arch: int, config: triton.Config) -> tuple[Any, Usage]
 
 
 def our_jobs(size: int, dtype: str, arch: int) -> Iterator[Job]:
-    """The kernels of this package for K = V = size, as their launchers call them."""
+    """This package's kernels for K = V = size, as their launchers call them."""
     stages = make_stages(size, kind=kind_of(arch))
     given, f32, i32 = TYPES[dtype], "*fp32", "*i32"
     inputs = {"q": given, "k": given, "v": given, "o": given, "do": given, "dk": given, "dv": given, "dq": given}
@@ -219,7 +220,7 @@ def our_jobs(size: int, dtype: str, arch: int) -> Iterator[Job]:
 
 
 def fla_jobs(size: int, dtype: str) -> Iterator[Job]:
-    """fla's kernels of the same op, as its launchers call them: q, k and q* in float16, K = V <= 128."""
+    """fla's kernels for the same op, as its launchers call them: q, k and q* in float16, K = V <= 128."""
     from fla.ops.mesa_net import (
         chunk_cg_solver_bwd,
         chunk_cg_solver_fwd,

@@ -1,4 +1,4 @@
-"""Machine code of a compiled kernel: its instructions and loops, and the cycles that a pass over them takes of a multiprocessor."""
+"""Machine code of a compiled kernel: its instructions and loops, and the cycles they take on a multiprocessor."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MMA = {"16816": 16 * 8 * 16, "1688": 16 * 8 * 8}  # multiply-adds of 16 bits; of
 
 @dataclass(frozen=True)
 class Step:
-    """Cycles of a multiprocessor for one tile and step."""
+    """Cycles of a multiprocessor per tile and step."""
 
     instructions: float
     shared: float
@@ -28,7 +28,7 @@ class Step:
 
 
 def machine_code(cubin: bytes) -> tuple[list[str], list[tuple[int, int]]]:
-    """Instructions, and loops among them as (first, last)."""
+    """Instructions, and their loops as (first, last)."""
     nvdisasm = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "nvdisasm"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
@@ -45,7 +45,7 @@ def machine_code(cubin: bytes) -> tuple[list[str], list[tuple[int, int]]]:
 
 
 def cost(code: list[str], warps: int, arch: int) -> Step:
-    """Of one pass over these instructions by all warps of a tile."""
+    """Cost of one pass over these instructions by all warps of a tile."""
     cycles: collections.defaultdict[str, float] = collections.defaultdict(float)
     for instruction in code:
         name, *parts = instruction.split()[0].split(".")
@@ -72,7 +72,7 @@ def inside(loop: tuple[int, int], other: tuple[int, int]) -> bool:
 
 
 def iteration(code: list[str], loops: list[tuple[int, int]], nested: bool) -> tuple[int, int]:
-    """The loop of conjugate gradients: the first innermost one with matrix products, within another or not."""
+    """The loop of conjugate gradients: the first innermost loop with matrix products."""
     products = [(a, b) for a, b in loops if any("MMA" in x for x in code[a : b + 1])]
 
     return min(

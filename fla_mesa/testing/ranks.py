@@ -1,4 +1,4 @@
-"""Several ranks on one machine: a test's function in each process of a gloo group."""
+"""Several ranks on one machine: runs a test's function in each process of a gloo group."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _server.set_forkserver_preload(["fla_mesa"])
 def run_on_ranks(
     function: Callable[..., Any], size: int, folder: Path, *args: Any, timeout: float = 600, connect: bool = True
 ) -> list[Any]:
-    """``function(*args)`` of an importable module on every rank of a gloo group; what it returned, by rank.
+    """Runs ``function(*args)`` of an importable module on every rank of a gloo group; returns the results by rank.
 
     Args:
         function: It finds the group by ``torch.distributed``.
@@ -68,7 +68,7 @@ def run_on_ranks(
 
 
 def run_once(factory: pytest.TempPathFactory, function: Callable[..., Any], size: int) -> list[Any]:
-    """``run_on_ranks``, once for all processes that share the tests among them (pytest -n)."""
+    """``run_on_ranks``, once for all processes that share the tests (pytest -n)."""
     folder = factory.getbasetemp()
     folder = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
     answer = folder / f"{function.__module__}.{function.__name__}.pickle"

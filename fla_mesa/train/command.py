@@ -18,7 +18,7 @@ def main(argv: list[str]) -> int:
 
 
 def train(settings: RecipeSettings, arguments: RecipeArguments, *, line: list[str]) -> int:
-    """Trains as the settings say; returns the command's exit code. `line` is the command that the run records.
+    """Trains with these settings; returns the command's exit code. `line` is the command that the run records.
 
     Raises UserError for wrong settings or data.
     """
@@ -29,7 +29,9 @@ def train(settings: RecipeSettings, arguments: RecipeArguments, *, line: list[st
         checkpoint = run_folder.latest_checkpoint(run.folder)
         flag = "--resume in place of --overwrite" if run.settings.overwrite else "--resume"
         after = (
-            f"the same command with {flag} goes on from {checkpoint}" if checkpoint else "no checkpoint was saved yet"
+            f"to continue from {checkpoint}, run the same command with {flag}"
+            if checkpoint
+            else "no checkpoint was saved yet"
         )
         run.say(f"stopped by {stop.name}: {after}")
         return stop.exit_code
@@ -39,15 +41,15 @@ def train(settings: RecipeSettings, arguments: RecipeArguments, *, line: list[st
     except Exception as error:
         if not is_disk_full(error):
             raise
-        print(f"fla-mesa train: {error}; make room, and go on with --resume", file=sys.stderr)
+        print(f"fla-mesa train: {error}; free some space and continue with --resume", file=sys.stderr)
         return DISK_FULL
     run.say(summary(metrics))
-    run.say(f"model, tokenizer, model card, metrics.json and loss.png are in {run.folder}")
+    run.say(f"wrote the model, tokenizer, model card, metrics.json and loss.png to {run.folder}")
     return 0
 
 
 def summary(metrics: dict) -> str:
-    """The figures of a run in a line, and what to hold them against in another."""
+    """A run's figures in one line, and the baselines to compare them with in another."""
     bits, speed = metrics["bits_per_byte"], metrics["tokens_per_second"]
     parts = [f"validation loss {metrics['loss']:.4f}"]
     if bits is not None:
@@ -59,10 +61,10 @@ def summary(metrics: dict) -> str:
         parts.append(f"{speed:,.0f} tokens/s")
     line = ", ".join(parts)
     if metrics["yardsticks"]:
-        line += f"\nfor scale, in bits per byte: {scale(metrics['yardsticks'])}"
+        line += f"\nfor comparison, in bits per byte: {scale(metrics['yardsticks'])}"
     return line
 
 
 def scale(yardsticks: dict[str, float]) -> str:
-    """Yardsticks in a few words."""
+    """Baselines in a few words."""
     return ", ".join(f"{name} {bits:.3f}" for name, bits in yardsticks.items())

@@ -1,4 +1,4 @@
-"""Which parameters weight decay leaves alone, found by identity: wrappers put prefixes before names, and sharding makes parameters anew.
+"""Exempts parameters from weight decay, by identity: wrappers prefix names, and sharding replaces parameters.
 
 For our own recipe, and for trainers that decay everything unless told otherwise (flame's among them)::
 
@@ -16,7 +16,7 @@ _NORM = re.compile("norm", re.IGNORECASE)
 
 
 def exempt_parameters(model: nn.Module) -> set[str]:
-    """Names, as `model.named_parameters()` gives them now, of the parameters that must not decay towards zero.
+    """Current names, as in `model.named_parameters()`, of the parameters that must not decay towards zero.
 
     Those that their module lists in `no_weight_decay` (this package's convention, which outlives sharding, `to_empty` and loading,
     as all of these make parameters anew), those marked `_no_weight_decay = True` (fla's: the time constants of Mamba), those of
@@ -30,7 +30,7 @@ def exempt_parameters(model: nn.Module) -> set[str]:
 
 
 def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """The trainable parameters of `model` in two groups as optimizers take them: those that decay, and those that do not."""
+    """The model's trainable parameters in two optimizer groups: those that decay, and those that do not."""
     exempt = _exempt(model)
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     return [
@@ -40,7 +40,7 @@ def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
 
 
 def exempt_from_decay(optimizer: torch.optim.Optimizer, model: nn.Module) -> int:
-    """Takes the decay from those parameters of an optimizer that must have none; call it before the scheduler is made.
+    """Removes weight decay from an optimizer's exempt parameters; call it before creating the scheduler.
 
     Args:
         optimizer: Any, with weight decay in its groups; a group that holds both kinds is split.
@@ -68,7 +68,7 @@ def exempt_from_decay(optimizer: torch.optim.Optimizer, model: nn.Module) -> int
 
 
 def _exempt(model: nn.Module) -> set[int]:
-    """Identities of the parameters that must not decay."""
+    """Identities of the exempt parameters."""
     exempt = set()
     for module in model.modules():
         of_norm = _NORM.search(type(module).__name__) is not None

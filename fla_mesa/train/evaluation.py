@@ -1,4 +1,4 @@
-"""Validation figures from sums over single rows, so that no batch size, padding or number of processes changes them."""
+"""Validation figures from per-row sums, so that batch size, padding and number of processes do not change them."""
 
 import math
 
@@ -12,7 +12,7 @@ _LOGITS_A_STEP = 1 << 26  # float32 copies of logits: 256 MiB at most
 
 
 def row_sums(logits: torch.Tensor, labels: torch.Tensor, end_of_text: int | None) -> tuple[torch.Tensor, torch.Tensor]:
-    """What each row adds to the figures.
+    """Contribution of each row to the figures.
 
     Args:
         logits: `[B, T, V]`; position t predicts label t + 1.
@@ -35,7 +35,7 @@ def row_sums(logits: torch.Tensor, labels: torch.Tensor, end_of_text: int | None
 
 
 def squared_errors(predictions: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The same where numbers are predicted.
+    """The same for models that predict numbers.
 
     Args:
         predictions: `[B, T]`.
@@ -50,7 +50,7 @@ def squared_errors(predictions: torch.Tensor, labels: torch.Tensor) -> tuple[tor
 
 
 class ValidationFigures:
-    """The `compute_metrics` of the Trainer: loss (nats a token), accuracy, and bits per byte where tokens stand for text.
+    """The Trainer's `compute_metrics`: loss (nats per token), accuracy, and bits per byte if tokens stand for text.
 
     Without tokens the loss is the mean squared error, and there is no accuracy.
 

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: save, say how to go on, and leave with the exit code that the signal stands for."""
+"""Ctrl-C and SIGTERM: save, explain how to continue, and exit with the signal's code."""
 
 import os
 import signal
@@ -16,7 +16,7 @@ STDERR = 2  # its file descriptor
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal asked the program to end. Not an Exception, so that no handler of errors takes it for one."""
+    """A signal asked the program to end. Not an Exception, so that error handlers do not catch it."""
 
     def __init__(self, number: int):
         super().__init__(number)
@@ -24,12 +24,12 @@ class Interrupted(KeyboardInterrupt):
 
     @property
     def name(self) -> str:
-        """As users know it."""
+        """The signal's name as users know it."""
         return "Ctrl-C" if self.number == signal.SIGINT else signal.Signals(self.number).name
 
     @property
     def exit_code(self) -> int:
-        """The shell's convention: 130 for Ctrl-C, 143 for SIGTERM."""
+        """The shell's exit code: 130 for Ctrl-C, 143 for SIGTERM."""
         return 128 + self.number
 
 
@@ -47,14 +47,18 @@ class SignalStop(TrainerCallback):
 
     @contextmanager
     def training(self) -> Iterator[None]:
-        """Around `Trainer.train`."""
+        """Wraps `Trainer.train`."""
         self._can_save = self._trainer.args.world_size == 1
         yield
         self._can_save = False
         self._raise_if_received()
 
     def receive(self, number: int) -> None:
-        """What to do on a signal."""
+        """Handles a signal: the first asks training to stop, the second ends it.
+
+        Raises:
+            Interrupted: It is the second signal, or nothing is training.
+        """
         if self._received is not None or not self._can_save:
             raise Interrupted(number)
         self._received = number
@@ -82,7 +86,7 @@ class SignalStop(TrainerCallback):
 
 @contextmanager
 def signals_to(receive) -> Iterator[None]:
-    """SIGINT and SIGTERM call `receive(number)` inside; afterwards they mean what they meant before."""
+    """Sends SIGINT and SIGTERM to `receive(number)` inside; restores their handlers afterwards."""
     numbers = (signal.SIGINT, signal.SIGTERM)
     before = [signal.signal(number, lambda received, _: receive(received)) for number in numbers]
     try:

@@ -1,4 +1,4 @@
-"""metrics.json: what a run reached, on what, with what."""
+"""metrics.json: a run's results, data and versions."""
 
 import math
 from dataclasses import asdict
@@ -14,7 +14,7 @@ from fla_mesa.train.trainer import RecipeTrainer
 
 
 def parameter_counts(model: torch.nn.Module) -> dict[str, int]:
-    """All parameters, tied ones counted once, and those that are not embeddings."""
+    """Number of all parameters, counting tied ones once, and of those that are not embeddings."""
     embeddings = {id(module.weight) for module in model.modules() if isinstance(module, torch.nn.Embedding)}
     total = sum(parameter.numel() for parameter in model.parameters())
     outside = sum(parameter.numel() for parameter in model.parameters() if id(parameter) not in embeddings)
@@ -22,7 +22,7 @@ def parameter_counts(model: torch.nn.Module) -> dict[str, int]:
 
 
 def history(trainer: RecipeTrainer) -> dict[str, list[list[float]]]:
-    """The loss by step: `[[step, nats a token], ...]` for training (mean since the entry before) and validation."""
+    """Loss by step: `[[step, nats per token], ...]` for training (mean since the previous entry) and validation."""
     curves: dict[str, list[list[float]]] = {"train": [], "validation": []}
     for entry in trainer.state.log_history:
         for curve, name in (("train", "loss"), ("validation", "eval_loss")):
@@ -32,7 +32,7 @@ def history(trainer: RecipeTrainer) -> dict[str, list[list[float]]]:
 
 
 def solver_history(trainer: RecipeTrainer) -> dict[str, list[list[float]]]:
-    """Mean iterations and the share of solves that ended above the tolerance, by step as in `history`; empty for a model without solves."""
+    """Mean iterations and share of solves above the tolerance, by step as in `history`; empty for a model without solves."""
     return {
         name: points
         for name in ("cg_iterations", "cg_unsolved")
@@ -43,7 +43,7 @@ def solver_history(trainer: RecipeTrainer) -> dict[str, list[list[float]]]:
 def collect(
     trainer: RecipeTrainer, settings: RecipeSettings, splits: Splits, final: dict[str, float], command: list[str]
 ) -> dict[str, Any]:
-    """Everything that metrics.json holds. `final` are the figures on all validation data, `final_` before each name.
+    """Everything in metrics.json. `final` holds the figures on all validation data, with `final_` before each name.
 
     Losses are in nats a token; or mean squared errors where there are no tokens, and then neither perplexity nor accuracy.
     `tokens_per_second` is over all processes, without evaluations and checkpoints, and for the steps since the last resume; None if

@@ -1,4 +1,4 @@
-"""Tries the optimizer and the schedule on one parameter, so that a run that cannot begin is refused before work."""
+"""Tries the optimizer and schedule on one parameter, so that a run that cannot start is refused before any work."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ _FROM_MODEL = {"model", "params", "optimizer_dict"}
 
 
 def needs_model(arguments: RecipeArguments) -> bool:
-    """Whether :func:`check_optimization` wants the model: the optimizer looks at its modules (GaLore, Apollo, LOMO)."""
+    """Whether :func:`check_optimization` needs the model, because the optimizer looks at its modules (GaLore, Apollo, LOMO)."""
     return bool(arguments.optim_target_modules) or "lomo" in str(arguments.optim)
 
 
 def check_optimization(arguments: RecipeArguments, model: nn.Module | None = None) -> None:
-    """Raise if no optimizer or no schedule can be made of these arguments.
+    """Checks that these arguments make an optimizer and a schedule.
 
     Args:
         arguments: The settings of a run: optim, optim_args, optim_target_modules, lr_scheduler_type, lr_scheduler_kwargs, warmup_steps.

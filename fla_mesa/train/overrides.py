@@ -1,4 +1,4 @@
-"""`--config_overrides`: changes to a model's configuration by the names of its config.json."""
+"""`--config_overrides`: changes to a model's configuration, by the names in its config.json."""
 
 import difflib
 import json
@@ -14,12 +14,16 @@ _FROM_DATA = ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id", "mod
 
 
 def parse(text: str) -> dict[str, Any]:
-    """`key=value,key=value`, values as in JSON or else strings; or one JSON object. Raises UserError for anything else."""
+    """Parses `key=value,key=value` (values as in JSON, or else strings) or one JSON object.
+
+    Raises:
+        UserError: It is neither.
+    """
     if text.lstrip().startswith("{"):
         try:
             return json.loads(text)
         except json.JSONDecodeError as error:
-            raise UserError(f"config_overrides: no JSON object: {error}") from None
+            raise UserError(f"config_overrides: not a JSON object: {error}") from None
     changes = {}
     for part in text.split(","):
         key, equals, value = (piece.strip() for piece in part.partition("="))
@@ -30,7 +34,7 @@ def parse(text: str) -> dict[str, Any]:
 
 
 def parse_value(text: str) -> Any:
-    """As in JSON, or else a string."""
+    """A JSON value, or else a string."""
     try:
         return json.loads(text)
     except json.JSONDecodeError:
@@ -38,9 +42,10 @@ def parse_value(text: str) -> Any:
 
 
 def apply(config: PreTrainedConfig, text: str) -> PreTrainedConfig:
-    """`config` with the changes, made anew so that it checks them itself.
+    """Applies changes to `config`; rebuilds it, so that it checks them itself.
 
-    Raises UserError for an unknown key, a value of another type than the present one, or what the configuration rejects.
+    Raises:
+        UserError: A key is unknown, a value has another type than the present one, or the configuration rejects it.
     """
     present, changes = config.to_dict(), parse(text)
     for key, value in changes.items():
@@ -49,7 +54,7 @@ def apply(config: PreTrainedConfig, text: str) -> PreTrainedConfig:
             hint = f"; did you mean {near[0]}?" if near else f"; it has {', '.join(sorted(present))}"
             raise UserError(f"config_overrides: {config.model_type} has no setting {key!r}{hint}")
         if key in _FROM_DATA:
-            raise UserError(f"config_overrides: {key} follows from --data, --tokenizer and --model")
+            raise UserError(f"config_overrides: {key} is set by --data, --tokenizer and --model")
         old = present[key]
         is_number = isinstance(old, float) and isinstance(value, int) and not isinstance(value, bool)
         if None not in (old, value) and type(old) is not type(value) and not is_number:

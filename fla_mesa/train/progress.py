@@ -1,4 +1,4 @@
-"""What a run shows: a bar where there is a terminal, a line per log entry where there is none."""
+"""Progress of a run: a bar in a terminal, otherwise a line per log entry."""
 
 import sys
 import time
@@ -15,7 +15,7 @@ from fla_mesa.train.throughput import Throughput
 
 @contextmanager
 def no_bars() -> Iterator[None]:
-    """transformers shows no bars of its own, for files saved and weights loaded, inside."""
+    """Hides transformers' progress bars for saved files and loaded weights."""
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
@@ -26,7 +26,7 @@ def no_bars() -> Iterator[None]:
 
 
 def clock(seconds: float) -> str:
-    """As 1:02:03 or 2:03."""
+    """A duration as 1:02:03 or 2:03."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
@@ -37,13 +37,13 @@ UNSOLVED_LIMIT = 0.05
 
 
 def solver_figures(logs: dict[str, float]) -> str:
-    """In words, "9.2 iterations", and how many solves these were too few for, if any and if the back end says."""
+    """Iterations in words, "9.2 iterations", and the share of unsolved systems if there are any and the back end reports it."""
     share = logs.get("cg_unsolved") or 0.0
     return f"{logs['cg_iterations']:.1f} iterations" + (f" ({share:.1%} unsolved)" if share >= 5e-4 else "")
 
 
 class Progress(TrainerCallback):
-    """Steps, loss, tokens a second and the time left, on standard error; validation figures each on a line of their own."""
+    """Steps, loss, tokens per second and remaining time on standard error; validation figures on a line of their own."""
 
     def __init__(self, throughput: Throughput, *, lines: bool):
         self._throughput = throughput
@@ -97,15 +97,15 @@ class Progress(TrainerCallback):
             self._write(f"{where}  validation loss {logs['eval_loss']:.4f}{more}")
 
     def _warn_of_solver(self, logs, where: str, model) -> None:
-        """Once, if too many solves end above their tolerance, with the settings that change it."""
+        """Warns once if too many solves end above their tolerance, naming the settings that change it."""
         share, config = logs.get("cg_unsolved"), getattr(model, "config", None)
         if share is None or share <= UNSOLVED_LIMIT or self._warned:
             return
         self._warned = True
         steps, tolerance = (getattr(config, name, None) for name in ("max_cg_step_training", "cg_tolerance"))
         self._write(
-            f"{where}  {share:.1%} of the solves of Mesa layers ended above their tolerance after {steps} steps (said once, above "
-            f"{UNSOLVED_LIMIT:.0%}; the log has it as cg_unsolved): raise max_cg_step_training or, where that is exact enough, "
+            f"{where}  {share:.1%} of the Mesa layers' solves ended above their tolerance after {steps} steps (warning once, above "
+            f"{UNSOLVED_LIMIT:.0%}; the log reports this as cg_unsolved): raise max_cg_step_training or, if that is accurate enough, "
             f"cg_tolerance ({TOLERANCE if tolerance is None else tolerance:g}), in --config_overrides"
         )
 

@@ -1,4 +1,4 @@
-"""The one recipe: `prepare` reads and builds, `train` trains, evaluates and writes."""
+"""The training recipe: `prepare` reads and builds, `train` trains, evaluates and writes."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -39,7 +39,7 @@ _TRAJECTORY = (
 
 
 def make_config(settings: RecipeSettings, splits: Splits | None) -> PreTrainedConfig:
-    """The model's configuration for the tokens of `splits`; without them, for bytes, to have the settings checked early.
+    """The model's configuration for the tokens of `splits`; without them, for bytes, to check the settings early.
 
     Raises UserError for a model, size or override that does not exist or is out of range.
     """
@@ -61,7 +61,7 @@ def make_config(settings: RecipeSettings, splits: Splits | None) -> PreTrainedCo
 
 
 def data_request(settings: RecipeSettings, say: Callable[[str], None]) -> DataRequest:
-    """The data that the settings name."""
+    """The data that the settings ask for."""
     return DataRequest(
         spec=settings.data,
         validation=settings.validation,
@@ -76,14 +76,14 @@ def data_request(settings: RecipeSettings, say: Callable[[str], None]) -> DataRe
 
 
 def evenly(rows: Dataset, count: int) -> Dataset:
-    """`count` of the rows, evenly spread, or all of them if there are no more."""
+    """`count` rows, evenly spread, or all if there are no more."""
     total = len(rows)  # pyright: ignore[reportArgumentType] (a data set of known length)
     return rows if count >= total else Subset(rows, np.linspace(0, total - 1, count).round().astype(int).tolist())
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A run made ready by :func:`prepare`, for :func:`train`.
+    """A run that :func:`prepare` has made ready for :func:`train`.
 
     Attributes:
         settings, arguments: What was asked for.
@@ -107,7 +107,7 @@ class Prepared:
     trainer: RecipeTrainer
 
     def validation(self, tokens: int) -> Dataset:
-        """Held-out rows of so many tokens, or all for 0."""
+        """Validation rows with this many tokens; all for 0."""
         return _validation(self.splits, tokens)
 
 
@@ -118,7 +118,7 @@ def prepare(
     command: list[str] | None = None,
     say: Callable[[str], None] = print,
 ) -> Prepared:
-    """Reads the data, builds the model, and finds everything that can be wrong with what was asked for. Nothing is written.
+    """Reads the data, builds the model, and checks everything that was asked for. Writes nothing.
 
     Raises:
         UserError: What was asked for is not allowed, or cannot be had on this machine.
@@ -153,7 +153,7 @@ def prepare(
 
 
 def train(run: Prepared) -> dict[str, Any]:
-    """Trains, evaluates, saves, and returns what metrics.json holds.
+    """Trains, evaluates and saves; returns the contents of metrics.json.
 
     Raises:
         Diverged: The loss is not finite.
@@ -184,7 +184,7 @@ def train(run: Prepared) -> dict[str, Any]:
 
 
 def _open_folder(output: Path, settings: RecipeSettings, arguments: RecipeArguments) -> dict | None:
-    """What is stored of a run that is to go on, None where there is none. Raises UserError where there may be none."""
+    """The stored record of a run to continue; None if there is none. Raises UserError if there must not be one."""
     if settings.resume or arguments.resume_from_checkpoint:
         return run_folder.stored_run(output)
     (run_folder.check_removable if settings.overwrite else run_folder.check_free)(output)
@@ -192,7 +192,7 @@ def _open_folder(output: Path, settings: RecipeSettings, arguments: RecipeArgume
 
 
 def _describe(settings: RecipeSettings, arguments: RecipeArguments, splits: Splits) -> dict[str, Any]:
-    """What must be the same for a run to go on. The data is what it holds, wherever that lies today."""
+    """What must be the same for a run to continue. Data is compared by its contents, wherever it lies."""
     chosen, how = asdict(settings), arguments.to_dict()
     return {
         **{name: chosen[name] for name in ("model", "size", "config_overrides", "tokenizer", "predict_end_of_text")},
@@ -205,19 +205,19 @@ def _describe(settings: RecipeSettings, arguments: RecipeArguments, splits: Spli
 
 
 def _find_checkpoint(output: Path, arguments: RecipeArguments, stored: dict | None) -> Path | None:
-    """Where the run goes on from. Raises UserError if it cannot."""
+    """The checkpoint to continue from. Raises UserError if it cannot be used."""
     chosen = arguments.resume_from_checkpoint
     checkpoint = Path(chosen) if chosen else run_folder.latest_checkpoint(output) if stored is not None else None
     if checkpoint is not None:
         if stored is None or checkpoint.resolve().parent != output.resolve():
-            raise UserError(f"resume_from_checkpoint: {checkpoint} is not of the run in {output}")
+            raise UserError(f"resume_from_checkpoint: {checkpoint} does not belong to the run in {output}")
         run_folder.check_resumable(checkpoint)
         sharding.check_kind(checkpoint, arguments.shard)
     return checkpoint
 
 
 def _check_best_metric(arguments: RecipeArguments, splits: Splits) -> None:
-    """Raises UserError for a --metric_for_best_model that no evaluation gives; the Trainer would find out at the first."""
+    """Raises UserError for a --metric_for_best_model that no evaluation gives, before the Trainer would find out."""
     name = arguments.metric_for_best_model
     figures = ["loss", "accuracy"] if splits.features is None else ["loss"]
     figures += ["bits_per_byte"] if splits.bytes_per_token is not None else []
@@ -252,7 +252,7 @@ def _validation(splits: Splits, tokens: int) -> Dataset:
 
 @contextmanager
 def _recorded(run: Prepared) -> Iterator[None]:
-    """What happens inside is told in status.json."""
+    """Records what happens inside in status.json."""
     status = StatusWriter(run.folder, writes=run.arguments.should_save)
     run.trainer.add_callback(status)
     try:
@@ -270,7 +270,7 @@ def _recorded(run: Prepared) -> Iterator[None]:
 
 
 def _begin(run: Prepared) -> None:
-    """The first writing: from here on the folder is this run's."""
+    """The first write: from here on the folder belongs to this run."""
     run.trainer.accelerator.wait_for_everyone()  # until all have seen the folder as it was
     if run.arguments.should_save:
         run.folder.mkdir(parents=True, exist_ok=True)
@@ -290,7 +290,7 @@ def _checkpoint_state(checkpoint: Path) -> TrainerState:
 
 
 def _steps_left(run: Prepared) -> bool:
-    """Whether there is a step to do. From a checkpoint of the last one the Trainer would do one more."""
+    """Whether any step is left. From a checkpoint of the last step the Trainer would do one more."""
     if run.checkpoint is None:
         return True
     trainer = run.trainer
@@ -299,7 +299,7 @@ def _steps_left(run: Prepared) -> bool:
 
 
 def _load_finished(run: Prepared) -> None:
-    """Gives the trainer the state and the weights of a run whose steps have all been done."""
+    """Loads the state and weights of a run that has done all its steps into the trainer."""
     assert run.checkpoint is not None
     state = run.trainer.state = _checkpoint_state(run.checkpoint)
     run.say(f"all {state.global_step} steps have been done")

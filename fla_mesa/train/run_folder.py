@@ -25,14 +25,20 @@ _STATE_FILES = ("trainer_state.json", "scheduler.pt")
 
 
 def check_free(folder: Path) -> None:
-    """Raises UserError if a new run in `folder` would touch anything."""
+    """Checks that a new run in `folder` would overwrite nothing.
+
+    Raises:
+        UserError: It would.
+    """
     if folder.exists() and not folder.is_dir():
         raise UserError(f"output_dir: {folder} is a file")
     if (folder / RUN_FILE).exists():
-        raise UserError(f"output_dir: {folder} holds a run already: add --resume to go on with it, or name another")
+        raise UserError(
+            f"output_dir: {folder} already holds a run: add --resume to continue it, or name another folder"
+        )
     if folder.exists() and (found := sorted(item.name for item in folder.iterdir())):
         shown = ", ".join(found[:3]) + (", ..." if len(found) > 3 else "")
-        raise UserError(f"output_dir: {folder} holds files that are no run of this program ({shown}): name another")
+        raise UserError(f"output_dir: {folder} holds files that do not belong to a run ({shown}): name another folder")
 
 
 _RESULTS = re.compile(
@@ -42,12 +48,12 @@ _RESULTS = re.compile(
 
 
 def _is_result(path: Path) -> bool:
-    """Whether a run leaves such a file; a model card that its user wrote is the user's."""
+    """Whether a run writes such a file; a model card that the user wrote belongs to the user."""
     return _RESULTS.fullmatch(path.name) is not None or (path.name == card.FILE and card.is_ours(path))
 
 
 def remove_run(folder: Path) -> None:
-    """Removes what a run leaves in `folder`, and nothing else."""
+    """Deletes a run's files in `folder`, and nothing else."""
     for checkpoint in _checkpoints(folder):
         _remove(checkpoint)
     for path in folder.iterdir():
@@ -56,18 +62,28 @@ def remove_run(folder: Path) -> None:
 
 
 def check_removable(folder: Path) -> None:
-    """Raises UserError if `folder` holds anything but a run."""
+    """Checks that `folder` holds nothing but a run.
+
+    Raises:
+        UserError: It holds more.
+    """
     if not (folder / RUN_FILE).exists():
         check_free(folder)
         return
     checkpoints = {checkpoint.name for checkpoint in _checkpoints(folder)}
     foreign = sorted(path.name for path in folder.iterdir() if path.name not in checkpoints and not _is_result(path))
     if foreign:
-        raise UserError(f"output_dir: {folder} holds more than an earlier run ({', '.join(foreign[:3])}): name another")
+        raise UserError(
+            f"output_dir: {folder} holds more than an earlier run ({', '.join(foreign[:3])}): name another folder"
+        )
 
 
 def stored_run(folder: Path) -> dict | None:
-    """What run.json says, or None where no run has begun. Raises UserError if it cannot be read."""
+    """Contents of run.json, or None if no run has started.
+
+    Raises:
+        UserError: It cannot be read.
+    """
     try:
         stored = read_json_if_there(folder / RUN_FILE)
     except Unreadable as error:
@@ -78,11 +94,15 @@ def stored_run(folder: Path) -> dict | None:
 
 
 def check_same(folder: Path, stored: dict, now: dict) -> None:
-    """Raises UserError naming every setting in which the run that is stored differs from the one that is asked for."""
+    """Checks that a stored run has the settings that are asked for.
+
+    Raises:
+        UserError: It has others; the message names them all.
+    """
     differing = [name for name in now if stored.get(name) != now[name]]
     if differing:
         changes = "; ".join(f"{name} was {stored.get(name)!r} and is now {now[name]!r}" for name in differing)
-        raise UserError(f"resume: the run in {folder} had other settings: {changes}")
+        raise UserError(f"resume: the run in {folder} was started with other settings: {changes}")
 
 
 def _step(checkpoint: Path) -> int:
@@ -91,13 +111,13 @@ def _step(checkpoint: Path) -> int:
 
 
 def _checkpoints(folder: Path) -> list[Path]:
-    """Checkpoint folders, whole or not, by step."""
+    """Checkpoint folders, complete or not, by step."""
     found = [item for item in folder.iterdir() if item.is_dir() and _step(item) >= 0] if folder.is_dir() else []
     return sorted(found, key=_step)
 
 
 def mark_complete(checkpoint: Path) -> None:
-    """Declares a checkpoint whole. To be called when everything in it has been written, by all processes."""
+    """Marks a checkpoint as complete. Call it when all processes have written everything."""
     files = {
         path.relative_to(checkpoint).as_posix(): path.stat().st_size for path in checkpoint.rglob("*") if path.is_file()
     }
@@ -106,7 +126,7 @@ def mark_complete(checkpoint: Path) -> None:
 
 
 def is_complete(checkpoint: Path) -> bool:
-    """Whether a checkpoint was declared whole and still is what was declared."""
+    """Whether a checkpoint was marked complete and still has everything it had then."""
     try:
         files = read_json(checkpoint / COMPLETE_FILE)["files"]
         return all((checkpoint / name).stat().st_size == size for name, size in files.items())
@@ -115,17 +135,21 @@ def is_complete(checkpoint: Path) -> bool:
 
 
 def latest_checkpoint(folder: Path) -> Path | None:
-    """The whole checkpoint of the highest step."""
+    """The complete checkpoint of the highest step."""
     return next((checkpoint for checkpoint in reversed(_checkpoints(folder)) if is_complete(checkpoint)), None)
 
 
 def check_resumable(checkpoint: Path) -> None:
-    """Raises UserError if training cannot go on from `checkpoint`."""
+    """Checks that training can continue from `checkpoint`.
+
+    Raises:
+        UserError: It cannot.
+    """
     if not is_complete(checkpoint):
         raise UserError(f"resume_from_checkpoint: {checkpoint} is not a complete checkpoint")
     missing = [name for name in _STATE_FILES if not (checkpoint / name).exists()]
     if missing:
-        raise UserError(f"resume: {checkpoint} holds a model only (save_only_model), not {', '.join(missing)}")
+        raise UserError(f"resume: {checkpoint} was saved with --save_only_model and lacks {', '.join(missing)}")
 
 
 def _remove(checkpoint: Path) -> None:
@@ -134,7 +158,7 @@ def _remove(checkpoint: Path) -> None:
 
 
 def remove_incomplete(folder: Path) -> list[str]:
-    """Removes what was being written when a run was killed; returns the names."""
+    """Deletes checkpoints that a killed run was writing; returns their names."""
     incomplete = [checkpoint for checkpoint in _checkpoints(folder) if not is_complete(checkpoint)]
     for checkpoint in incomplete:
         _remove(checkpoint)
@@ -142,7 +166,7 @@ def remove_incomplete(folder: Path) -> list[str]:
 
 
 def keep_latest(folder: Path, limit: int | None, protected: Iterable[Path] = ()) -> None:
-    """Removes the oldest whole checkpoints beyond `limit`; never the latest, nor a protected one."""
+    """Deletes the oldest complete checkpoints beyond `limit`, but never the latest or a protected one."""
     if limit is None or limit <= 0:
         return
     whole = [checkpoint for checkpoint in _checkpoints(folder) if is_complete(checkpoint)]

@@ -1,4 +1,4 @@
-"""Text from a model that a run has saved."""
+"""Samples text from a model that a run has saved."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from fla_mesa.train.progress import no_bars
 
 
 def sample(folder: Path, prompt: str, *, new_tokens: int = 250, temperature: float = 0.8, seed: int = 42) -> str:
-    """`prompt` and what the model and tokenizer saved in `folder` make of it, the same for the same seed.
+    """`prompt` and its continuation by the model saved in `folder`; the same for the same seed.
 
     Raises what transformers raises if there is no model in `folder`.
     """

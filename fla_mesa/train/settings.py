@@ -1,4 +1,4 @@
-"""The flags of the recipe: its own, and every one of transformers' TrainingArguments with this recipe's defaults.
+"""The flags of the recipe: its own, and all of transformers' TrainingArguments with this recipe's defaults.
 
 The defaults follow the field's recipe for language models (arXiv 2506.05233, appendix G): AdamW (0.9, 0.98), weight decay
 0.1, gradients clipped at norm 1, a linear warm-up, then a cosine to a tenth of the learning rate, bfloat16 where there is
@@ -27,87 +27,90 @@ from fla_mesa.models import zoo
 
 @dataclass
 class RecipeSettings:
-    """What to train on what. The rest, how, is in `RecipeArguments`."""
+    """The model and its data. `RecipeArguments` says how to train it."""
 
-    _argument_group_name = "what to train on what"
+    _argument_group_name = "model and data"
 
-    model: str = field(default="mesanet", metadata={"help": "Architecture, one of those listed at the end."})
-    size: str = field(default="tiny", metadata={"help": "Size of the model, one of those listed at the end."})
+    model: str = field(default="mesanet", metadata={"help": "Architecture; the end of this help lists all."})
+    size: str = field(default="tiny", metadata={"help": "Model size; the end of this help lists all."})
     config_overrides: str | None = field(
         default=None,
         metadata={
-            "help": "Changes to the model's configuration: key=value,key=value or a JSON object, for example "
-            "num_hidden_layers=4,hidden_size=128. The keys are those of the model's config.json."
+            "help": "Changes to the model's configuration, as key=value,key=value or a JSON object, for example "
+            "num_hidden_layers=4,hidden_size=128. Keys are those of the model's config.json."
         },
     )
     data: str = field(
         default="stdlib",
         metadata={
-            "help": "What to learn: a named source (listed at the end), a text, parquet or JSON file, a folder of such "
-            "files, or a data set of the Hugging Face hub."
+            "help": "Training data: a named source (the end of this help lists all), a text, parquet or JSON file, a "
+            "folder of such files, or a Hugging Face hub dataset."
         },
     )
     validation: str | None = field(
         default=None,
         metadata={
-            "help": "Data to validate on, named as in --data. Without it: the data's own validation split if it has "
-            "one, else 5 %% of it, which is then kept from training."
+            "help": "Validation data, in the same form as --data (default: the data's own validation split, or 5 %% "
+            "held out of it if there is none)."
         },
     )
     data_config: str | None = field(
-        default=None, metadata={"help": "Configuration of a hub data set, or variant of a named source."}
+        default=None, metadata={"help": "Configuration of a hub dataset, or variant of a named source."}
     )
     text_column: str | None = field(
-        default=None, metadata={"help": "Column of a table that holds the text (default: `text`, or the only one)."}
+        default=None,
+        metadata={"help": "Text column of a table (default: `text`, or the only column of text)."},
     )
     tokenizer: str | None = field(
         default=None,
-        metadata={"help": "Folder or hub name of a tokenizer (default: bytes, one token a byte; nothing to train)."},
+        metadata={"help": "Folder or hub name of a tokenizer (default: one token per byte)."},
     )
     seq_len: int | None = field(
-        default=None, metadata={"help": "Tokens in a block (default: 256 for text; other sources have their own)."}
+        default=None, metadata={"help": "Tokens per block (default: 256 for text; other sources have their own)."}
     )
     predict_end_of_text: bool = field(
         default=False,
         metadata={
-            "help": "Whether the end-of-text token between documents is itself a target, in training and in validation "
-            "(default: it is only read, as in arXiv 2506.05233, G.3; set it for a model that is to end its answers)."
+            "help": "Train and validate on the end-of-text token between documents too, so that the model learns to "
+            "end its answers. By default the model only reads it, as in arXiv 2506.05233, G.3."
         },
     )
     streaming: bool = field(
         default=False,
         metadata={
-            "help": "Read --data, parquet or JSON files or a data set of the hub, while training on it, so that it may be larger than "
-            "memory and disk; needs --max_steps. --num_train_epochs is then how often to go over it."
+            "help": "Read --data during training, so that it may be larger than memory and disk. Works for parquet and JSON files and "
+            "hub datasets; needs --max_steps. --num_train_epochs then limits the number of passes."
         },
     )
     shuffle_buffer: int | None = field(
-        default=None, metadata={"help": "Blocks of a stream that are shuffled together (default: 1024)."}
+        default=None, metadata={"help": "Number of blocks of a stream to shuffle together (default: 1024)."}
     )
     held_out_tokens: int | None = field(
         default=None,
         metadata={
-            "help": "Tokens to validate a stream with: its first documents, which are then never trained on, or those of its validation "
-            "split or --validation (default: 524288)."
+            "help": "Validation tokens for a stream (default: 524288). They come from --validation, the validation split, or the "
+            "first documents of the data, which are then never trained on."
         },
     )
     eval_tokens: int = field(
         default=131_072,
         metadata={
-            "help": "Tokens, evenly spread over the validation data, that evaluations during training use; 0 for all."
+            "help": "Validation tokens for evaluations during training, spread evenly over the data; 0 uses all."
         },
     )
     final_eval_tokens: int = field(
-        default=0, metadata={"help": "The same for the figures at the end, those of metrics.json."}
+        default=0, metadata={"help": "Validation tokens for the final figures in metrics.json; 0 uses all."}
     )
     resume: bool = field(
         default=False,
-        metadata={"help": "Go on from the last complete checkpoint in --output_dir; start if there is none."},
+        metadata={
+            "help": "Continue from the last complete checkpoint in --output_dir; start from scratch if there is none."
+        },
     )
 
     overwrite: bool = field(
         default=False,
-        metadata={"help": "Start anew where --output_dir holds an earlier run, which is removed when training begins."},
+        metadata={"help": "Replace an earlier run in --output_dir; it is deleted when training begins."},
     )
 
     def __post_init__(self) -> None:
@@ -128,13 +131,11 @@ def _described(name: str) -> Mapping[str, Any]:
 
 @dataclass
 class RecipeArguments(TrainingArguments):
-    """transformers' TrainingArguments with the recipe's defaults, and its traps closed."""
+    """transformers' TrainingArguments with the recipe's defaults and stricter checks."""
 
-    _argument_group_name = "how: transformers.TrainingArguments, with this recipe's defaults"
+    _argument_group_name = "training: transformers.TrainingArguments with this recipe's defaults"
 
-    output_dir: str | None = field(
-        default=None, metadata={"help": "Folder for all results (default: runs/<model>-<size>)."}
-    )
+    output_dir: str | None = field(default=None, metadata={"help": "Output folder (default: runs/<model>-<size>)."})
     num_train_epochs: float = field(default=1.0, metadata=_described("num_train_epochs"))
     learning_rate: float = field(default=3e-3, metadata=_described("learning_rate"))
     lr_scheduler_type: SchedulerType | str = field(
@@ -143,13 +144,13 @@ class RecipeArguments(TrainingArguments):
     warmup_steps: float = field(default=0.05, metadata=_described("warmup_steps"))
     weight_decay: float = field(
         default=0.1,
-        metadata={"help": "Weight decay; biases, norms and parameters marked `_no_weight_decay` have none."},
+        metadata={"help": "Weight decay; not applied to biases, norms and parameters marked `_no_weight_decay`."},
     )
     adam_beta2: float = field(default=0.98, metadata=_described("adam_beta2"))
     bf16: bool | None = field(  # pyright: ignore[reportIncompatibleVariableOverride]
         default=None,
         metadata={
-            "help": "bfloat16 mixed precision (default: where a GPU can).",
+            "help": "bfloat16 mixed precision (default: on if the GPU supports it).",
             "nargs": "?",
             "const": True,
         },
@@ -157,7 +158,7 @@ class RecipeArguments(TrainingArguments):
     logging_steps: float = field(default=10, metadata=_described("logging_steps"))
     logging_nan_inf_filter: bool = field(default=False, metadata=_described("logging_nan_inf_filter"))
     disable_tqdm: bool | None = field(
-        default=None, metadata={"help": "Lines instead of a progress bar (default: where there is no terminal)."}
+        default=None, metadata={"help": "Print lines instead of a progress bar (default: when not in a terminal)."}
     )
     eval_strategy: str = field(default="steps", metadata=_described("eval_strategy"))
     eval_steps: float | None = field(default=0.1, metadata=_described("eval_steps"))
@@ -165,12 +166,12 @@ class RecipeArguments(TrainingArguments):
     save_total_limit: int | None = field(default=2, metadata=_described("save_total_limit"))
     # Every parameter of the zoo's models takes part in every step.
     ddp_find_unused_parameters: bool | None = field(default=False, metadata=_described("ddp_find_unused_parameters"))
-    do_train: bool = field(default=True, metadata={"help": "Always on: this command trains."})
+    do_train: bool = field(default=True, metadata={"help": "Always on, because this command trains."})
     shard: bool = field(
         default=False,
         metadata={
-            "help": "Spread parameters, gradients and optimizer state over the processes of torchrun (FSDP2, on GPUs and CPUs); each "
-            "writes its piece of a checkpoint, and `fla-mesa export` puts one together. Without it, each process has a whole copy."
+            "help": "Shard parameters, gradients and optimizer state over torchrun's processes (FSDP2, on GPUs and CPUs). Each process "
+            "writes its piece of a checkpoint; `fla-mesa export` merges them. Without this flag each process holds a full copy."
         },
     )
 
@@ -190,7 +191,7 @@ class RecipeArguments(TrainingArguments):
         if (
             self.use_liger_kernel and not is_liger_kernel_available()
         ):  # transformers would say so after run.json was written
-            raise UserError("use_liger_kernel: needs a package: pip install liger-kernel")
+            raise UserError("use_liger_kernel: needs another package: pip install liger-kernel")
         _check(self.max_steps != 0, "max_steps", self.max_steps, "1 or more, or -1 to count epochs")
         _check(self.max_steps > 0 or self.num_train_epochs > 0, "num_train_epochs", self.num_train_epochs, "> 0")
 
@@ -198,9 +199,9 @@ class RecipeArguments(TrainingArguments):
         self.use_cpu = on_cpu = self.use_cpu or not torch.accelerator.is_available()
         if on_cpu and (self.fsdp or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"):
             # transformers would run plain data parallelism here and say nothing.
-            raise UserError("fsdp: transformers' and accelerate's needs GPUs; --shard spreads the model over CPUs, too")
+            raise UserError("fsdp: transformers' and accelerate's FSDP needs GPUs; --shard also works on CPUs")
         if on_cpu and self.fp16:  # transformers would compute in float32 and say nothing
-            raise UserError("fp16: needs a GPU; on a CPU leave it out, or use --bf16")
+            raise UserError("fp16: needs a GPU; on a CPU omit it or use --bf16")
         if self.bf16 is None:
             self.bf16 = not on_cpu and not self.fp16 and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
         if self.disable_tqdm is None:
@@ -220,7 +221,7 @@ class RecipeArguments(TrainingArguments):
 
     @property
     def sequences_per_step(self) -> int:
-        """Rows that one optimizer step sees, over all processes."""
+        """Rows per optimizer step, over all processes."""
         return self.train_batch_size * self.gradient_accumulation_steps * self.world_size
 
 
@@ -230,19 +231,19 @@ def _check(holds: bool, name: str, received: Any, allowed: str) -> None:
 
 
 def default_output_dir(model: str, size: str) -> str:
-    """Where a run goes that was not told where to go."""
+    """Default output folder of a run."""
     return os.path.join("runs", f"{model}-{size}")
 
 
 class _Help(ArgumentDefaultsHelpFormatter):
-    """Shows the defaults that there are."""
+    """Shows only defaults that exist."""
 
     def _get_help_string(self, action: Action) -> str | None:
         return action.help if action.default is None else super()._get_help_string(action)
 
 
 def parser(**changes: Any) -> HfArgumentParser:
-    """The parser of `fla-mesa train`: the recipe's own flags first, then every flag of TrainingArguments.
+    """The parser of `fla-mesa train`: first the recipe's own flags, then all of TrainingArguments.
 
     Args:
         changes: Arguments of ArgumentParser in place of this command's: its name, usage, description.
@@ -250,7 +251,7 @@ def parser(**changes: Any) -> HfArgumentParser:
     own = {
         "prog": "fla-mesa train",
         "usage": "fla-mesa train [--model NAME] [--size SIZE] [--data DATA] [--output_dir DIR] [--resume] [flags]",
-        "description": "Train a language model and leave it, its tokenizer, metrics.json and loss.png in --output_dir.",
+        "description": "Train a language model and write it, its tokenizer, metrics.json and loss.png to --output_dir.",
         "epilog": f"Models: {', '.join(zoo.names())}. Sizes: {', '.join(zoo.sizes())}, or LAYERSxWIDTH such as 2x64. "
         f"Data: {', '.join(source_names())}.",
         "formatter_class": _Help,
@@ -260,7 +261,7 @@ def parser(**changes: Any) -> HfArgumentParser:
 
 
 def read(flags: HfArgumentParser, argv: list[str]) -> dict[str, Any]:
-    """The value of each flag by its name. Ends the process with a message for a flag that does not exist."""
+    """Value of each flag by name. Exits with a message if a flag does not exist."""
     known, unknown = flags.parse_known_args(argv)
     if unknown:
         near = difflib.get_close_matches(unknown[0].split("=")[0], [f"--{name}" for name in vars(known)], n=1)
@@ -269,14 +270,15 @@ def read(flags: HfArgumentParser, argv: list[str]) -> dict[str, Any]:
 
 
 def names() -> list[str]:
-    """Of all settings of a training."""
+    """Names of all settings of a training."""
     return [item.name for kind in (RecipeSettings, RecipeArguments) for item in fields(kind) if item.init]
 
 
 def build(values: Mapping[str, Any]) -> tuple[RecipeSettings, RecipeArguments]:
-    """The settings that :func:`read` found; what else is among the values is left out.
+    """Settings objects from the values that :func:`read` returns; other values are ignored.
 
-    Raises UserError for a value that is not allowed.
+    Raises:
+        UserError: A value is not allowed.
     """
     values = {**values, "output_dir": values["output_dir"] or default_output_dir(values["model"], values["size"])}
 
@@ -287,15 +289,16 @@ def build(values: Mapping[str, Any]) -> tuple[RecipeSettings, RecipeArguments]:
 
 
 def parse(argv: list[str]) -> tuple[RecipeSettings, RecipeArguments]:
-    """The settings that a command line names. Ends the process with a message for a flag that does not exist.
+    """Settings from a command line. Exits with a message if a flag does not exist.
 
-    Raises UserError for a value that is not allowed.
+    Raises:
+        UserError: A value is not allowed.
     """
     return build(read(parser(), argv))
 
 
 def words(values: Mapping[str, Any]) -> list[str]:
-    """The command line of `fla-mesa train` that :func:`read` makes these values of, without those that are the defaults."""
+    """The command line of `fla-mesa train` that gives these values, without those that are defaults."""
     flags, line = parser(), []
     for name, value in values.items():
         if value != flags.get_default(name):

@@ -1,4 +1,4 @@
-"""The recipe's trainer over a sharded model."""
+"""The recipe's trainer for a sharded model."""
 
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from fla_mesa.train.trainer import RecipeTrainer
 
 
 class ShardedTrainer(RecipeTrainer):
-    """As :class:`RecipeTrainer`, for several processes of which each holds its share of the model.
+    """As :class:`RecipeTrainer`, for several processes that each hold a share of the model.
 
     transformers' own FSDP needs GPUs; on a CPU it trains whole copies instead and says nothing.
     """
@@ -27,11 +27,11 @@ class ShardedTrainer(RecipeTrainer):
 
     @property
     def _optimizer(self) -> torch.optim.Optimizer:
-        """PyTorch's own, inside of accelerate's."""
+        """PyTorch's own optimizer, inside accelerate's."""
         return getattr(self.optimizer, "optimizer", self.optimizer)  # pyright: ignore[reportReturnType]
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """A folder that `from_pretrained` reads, from the first process; for a checkpoint, a piece from each."""
+        """Saves a folder that `from_pretrained` reads, from the first process; for a checkpoint, a piece from each."""
         folder = Path(str(output_dir or self.args.output_dir))
         if not _internal_call:
             state = sharding.gather(self.model)  # pyright: ignore[reportArgumentType]

@@ -1,4 +1,4 @@
-"""Parameters, gradients and optimizer state spread over the processes of torchrun, by plain PyTorch: FSDP2 and distributed checkpoints.
+"""Shards parameters, gradients and optimizer state over torchrun's processes with plain PyTorch: FSDP2 and distributed checkpoints.
 
 With gloo on CPUs as with NCCL on GPUs. A checkpoint of such a run holds, in place of `model.safetensors` and `optimizer.pt`:
 
@@ -34,7 +34,7 @@ WEIGHTS, OPTIMIZER = "weights_of_ranks", "optimizer_of_ranks"
 
 
 def shard(model: PreTrainedModel, device: torch.device) -> None:
-    """Spreads a model over all processes, in place, block by block. Every process must hold the same weights when it is called.
+    """Shards a model over all processes, in place, block by block. Every process must hold the same weights when calling it.
 
     Computation stays in the dtype that it is called in: under autocast, what is gathered is float32, so that the figures are those of
     one process.
@@ -48,7 +48,7 @@ def shard(model: PreTrainedModel, device: torch.device) -> None:
 
 
 def save_weights(model: nn.Module, checkpoint: Path) -> None:
-    """Called by all processes, as are all functions below but `assemble`."""
+    """Saves the sharded weights. All processes must call this, as all functions below except `assemble`."""
     save({"model": get_model_state_dict(model)}, checkpoint_id=checkpoint / WEIGHTS)
 
 
@@ -69,13 +69,13 @@ def load_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, checkpoin
 
 
 def gather(model: PreTrainedModel) -> dict[str, Any]:
-    """The whole model's weights in the memory of the first process, shared ones once; an empty dictionary in the others."""
+    """The whole model's weights in the first process's memory, shared ones once; an empty dictionary elsewhere."""
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
     return without_tied(get_model_state_dict(model, options=options), model)
 
 
 def assemble(checkpoint: Path) -> PreTrainedModel:
-    """The whole model of a checkpoint that several processes wrote, in one."""
+    """The whole model of a checkpoint that several processes wrote, in one process."""
     model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(checkpoint))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is disabled")  # that is meant
@@ -84,20 +84,24 @@ def assemble(checkpoint: Path) -> PreTrainedModel:
 
 
 def without_tied(state: Mapping[str, Any], model: PreTrainedModel) -> dict[str, Any]:
-    """The weights less those that are others under a second name."""
+    """The weights without those that are others under a second name."""
     tied = getattr(model, "all_tied_weights_keys", {})
     return {name: value for name, value in state.items() if name not in tied}
 
 
 def is_sharded(checkpoint: Path) -> bool:
-    """Whether several processes wrote their pieces of it."""
+    """Whether several processes wrote pieces of this checkpoint."""
     return (checkpoint / WEIGHTS).is_dir()
 
 
 def check_kind(checkpoint: Path, sharded: bool) -> None:
-    """Raises UserError if a checkpoint cannot be gone on from with, or without, sharding."""
+    """Checks that a checkpoint was saved with, or without, sharding as the present run is.
+
+    Raises:
+        UserError: It was not.
+    """
     if is_sharded(checkpoint) != sharded:
         saved, now = ("with", "without") if is_sharded(checkpoint) else ("without", "with")
         raise UserError(
-            f"shard: {checkpoint} was saved {saved} --shard, and the run goes on only so; got a command {now} it"
+            f"shard: {checkpoint} was saved {saved} --shard, so continue it the same way; got a command {now} it"
         )

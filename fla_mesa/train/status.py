@@ -1,4 +1,4 @@
-"""status.json in a run's folder: how far a run is and how it ended, for whoever waits for it.
+"""status.json in a run's folder: how far the run is and how it ended, for programs that wait for it.
 
 {"state": "training", "step": 120, "steps": 1000, "loss": 2.31, "reason": ""}      written whole or not at all
 
@@ -39,12 +39,12 @@ class Status:
 
 
 def write_status(folder: Path, status: Status) -> None:
-    """Replaces the status of the run in `folder`. Raises OSError where it cannot be written."""
+    """Replaces the status of the run in `folder`. Raises OSError if it cannot be written."""
     write_json(folder / STATUS_FILE, asdict(status))
 
 
 def read_status(folder: Path) -> Status | None:
-    """The status of the run in `folder`; None if there is none, or it is none of this program."""
+    """The status of the run in `folder`; None if there is none of this program."""
     try:
         status = Status(**read_json(folder / STATUS_FILE))
     except (OSError, ValueError, TypeError):
@@ -53,7 +53,7 @@ def read_status(folder: Path) -> Status | None:
 
 
 class StatusWriter(TrainerCallback):
-    """Keeps the status of the run in `folder` up to date while its model trains.
+    """Keeps a run's status up to date while its model trains.
 
     Args:
         folder: The run's, which has begun.
@@ -74,7 +74,7 @@ class StatusWriter(TrainerCallback):
             self._write("training", state)
 
     def end(self, how: str, state: TrainerState, reason: str = "", step: int | None = None) -> None:
-        """The last entry. Where a full disk has no room for it there is no second error: the exit code says how the run ended."""
+        """Writes the last entry. If a full disk has no room for it there is no second error; the exit code says how the run ended."""
         with suppress(OSError):
             self._write(how, state, reason, step)
 

@@ -1,4 +1,4 @@
-"""Training on a stream of data: what it needs of the settings, where a checkpoint goes on in it, and what happens where it ends.
+"""Training on a stream of data: checks of the settings, position in checkpoints, and the end of the data.
 
 accelerate reads a stream in the first process alone, which hands each of the others its rows of every step: all together see the
 blocks that one process would have seen, in its order. The place in the stream is therefore that of the first process:
@@ -24,7 +24,7 @@ STREAM_FILE = "stream.json"
 
 
 def requested(settings: Mapping[str, Any]) -> Streaming | None:
-    """How the settings of a run say that data is to be streamed; None if they do not."""
+    """The streaming settings of a run; None if it does not stream."""
     if not settings.get("streaming"):
         return None
     given = {name: settings[name] for name in ("shuffle_buffer", "held_out_tokens") if settings[name] is not None}
@@ -32,10 +32,14 @@ def requested(settings: Mapping[str, Any]) -> Streaming | None:
 
 
 def check(arguments: RecipeArguments) -> None:
-    """Raises UserError for what a stream does not go with."""
+    """Checks that the settings go with a stream.
+
+    Raises:
+        UserError: One does not.
+    """
     passes = arguments.num_train_epochs
     if arguments.max_steps <= 0:
-        raise UserError("streaming: needs --max_steps, as nobody knows how long the data is")
+        raise UserError("streaming: needs --max_steps, because the length of the data is unknown")
     if passes != int(passes):
         raise UserError(f"num_train_epochs: of a stream, allowed are whole numbers of passes over it, got {passes}")
     if arguments.dataloader_num_workers:
@@ -47,12 +51,12 @@ def check(arguments: RecipeArguments) -> None:
         raise UserError("streaming, auto_find_batch_size: allowed is one of the two, got both")
     if arguments.train_sampling_strategy != "random":
         raise UserError(
-            f"train_sampling_strategy: a stream is shuffled by --shuffle_buffer alone; got {arguments.train_sampling_strategy}"
+            f"train_sampling_strategy: a stream is shuffled only by --shuffle_buffer; got {arguments.train_sampling_strategy}"
         )
 
 
 def arrange(splits: Splits, arguments: RecipeArguments) -> Splits:
-    """Gives the stream the order, the length and the steps of this run; other data is left as it is."""
+    """Gives the stream this run's order, length and steps; leaves other data as it is."""
     if not isinstance(splits.train, BlockStream):
         return splits
     seed = arguments.seed if arguments.data_seed is None else arguments.data_seed
@@ -62,21 +66,21 @@ def arrange(splits: Splits, arguments: RecipeArguments) -> Splits:
 
 
 def save(trainer: Trainer, checkpoint: Path) -> None:
-    """Writes the place after the steps that have been done, if there is a stream."""
+    """Writes the stream's position after the steps done so far, if there is a stream."""
     stream = trainer.train_dataset
     if isinstance(stream, BlockStream) and trainer.args.process_index == 0:
         write_json(checkpoint / STREAM_FILE, stream.state_after(trainer.state.global_step * stream.rows))
 
 
 def go_on(splits: Splits, checkpoint: Path) -> None:
-    """Sets the stream, if the data is one, to the place of a checkpoint."""
+    """Sets the data, if it is a stream, to the position in a checkpoint."""
     if isinstance(splits.train, BlockStream):
         steps = TrainerState.load_from_json(str(checkpoint / "trainer_state.json")).global_step
         splits.train.go_on_after(steps * splits.train.rows, read_json(checkpoint / STREAM_FILE))
 
 
 class StopAtItsEnd(TrainerCallback):
-    """The Trainer would begin the stream again; this ends the run, with a checkpoint."""
+    """Ends the run with a checkpoint when the stream ends; the Trainer would start it again."""
 
     def __init__(self) -> None:
         self.ended = False
@@ -89,7 +93,11 @@ class StopAtItsEnd(TrainerCallback):
 
 
 def raise_if_ended(trainer: Trainer, end: StopAtItsEnd, name: str) -> None:
-    """Called by all processes after training. Raises UserError, saying how much there was, if the stream ended before the last step."""
+    """Reports a stream that ended before the last step. All processes call it after training.
+
+    Raises:
+        UserError: The stream ended early; the message says how much data there was.
+    """
     stream, state = trainer.train_dataset, trainer.state
     if not end.ended or not isinstance(stream, BlockStream):
         return
@@ -99,5 +107,5 @@ def raise_if_ended(trainer: Trainer, end: StopAtItsEnd, name: str) -> None:
     raise UserError(
         f"data: the stream {name} ended after {read[0].tokens:,} tokens of {read[0].documents:,} documents{passes}, enough for "
         f"{state.global_step:,} of {state.max_steps:,} steps (max_steps) of {stream.rows} x {stream.seq_len} tokens; "
-        "a larger --num_train_epochs goes over it again, from here with --resume"
+        "to continue, pass --resume and a larger --num_train_epochs"
     )

@@ -1,4 +1,4 @@
-"""Tokens a second of the training loop, the time for evaluations and checkpoints taken out."""
+"""Tokens per second of the training loop, without the time for evaluations and checkpoints."""
 
 import time
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ from transformers import TrainerCallback
 
 
 def _now() -> float:
-    """Seconds, when all work handed to the accelerator is done."""
+    """Seconds, once all work handed to the accelerator is done."""
     if torch.accelerator.is_available():
         torch.accelerator.synchronize()
     return time.perf_counter()
@@ -29,12 +29,12 @@ class Throughput(TrainerCallback):
         self._begin = self._first_step = self._last_step = (0.0, 0)
 
     def add(self, tokens: int) -> None:
-        """Tokens that a forward and backward pass has taken in."""
+        """Adds the tokens of a forward and backward pass."""
         self._tokens += tokens
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Time spent inside does not count."""
+        """Excludes the time spent inside."""
         begin = _now()
         try:
             yield
@@ -56,7 +56,7 @@ class Throughput(TrainerCallback):
             self._first_step = self._last_step
 
     def tokens_per_second(self, processes: int = 1) -> float | None:
-        """Tokens that all processes take in a second; None before there is a step."""
+        """Tokens per second over all processes; None before the first step."""
         start = self._first_step if self._steps > 1 else self._begin
         seconds, tokens = self._last_step[0] - start[0], self._last_step[1] - start[1]
         return processes * tokens / seconds if seconds > 0 and tokens > 0 else None

@@ -1,4 +1,4 @@
-"""transformers' Trainer with what a language-model run needs of it: exempt parameters, exact validation, whole checkpoints."""
+"""transformers' Trainer with what a language-model run needs: exempt parameters, exact validation, complete checkpoints."""
 
 import math
 from collections.abc import Callable
@@ -61,17 +61,17 @@ class RecipeTrainer(Trainer):
             self.label_smoother = _shifted(self.label_smoother)
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
-        """All but those that :mod:`fla_mesa.train.decay` exempts, whatever wraps the model; transformers looks at names alone."""
+        """Parameters that :mod:`fla_mesa.train.decay` does not exempt, however the model is wrapped; transformers goes by names."""
         exempt = exempt_parameters(model)
         return [name for name, _ in model.named_parameters() if name not in exempt]
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
-        """One forward and backward pass; its tokens are counted."""
+        """One forward and backward pass; counts its tokens."""
         self.throughput.add(inputs["labels"].numel())
         return super().training_step(model, inputs, num_items_in_batch)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """As the Trainer's; what the solver of Mesa layers does is counted."""
+        """As the Trainer's; also counts the Mesa layers' solves."""
         with counting(self.model) as self._solves:  # pyright: ignore[reportArgumentType]
             return super().train(*args, **kwargs)
 
@@ -84,7 +84,7 @@ class RecipeTrainer(Trainer):
         return output
 
     def _convergence(self, solves: Solves, prefix: str = "") -> dict[str, float]:
-        """The solver's figures over all processes, by the names of the log; none for a model that solves nothing."""
+        """The solver's figures over all processes, by their names in the log; empty for a model that solves nothing."""
         if not self._has_solver:
             return {}
         found = solves.read(lambda sums: self.accelerator.reduce(sums.to(self.args.device), "sum").cpu())  # pyright: ignore
@@ -94,7 +94,7 @@ class RecipeTrainer(Trainer):
         return {prefix + name: value for name, value in figures.items() if value is not None}
 
     def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> dict:
-        """As the Trainer's, on every row whatever `dataloader_drop_last` says; its time does not count as training."""
+        """As the Trainer's, on every row whatever `dataloader_drop_last` says; not counted as training time."""
         drop_last, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
         try:
             with self.throughput.paused():
@@ -105,7 +105,7 @@ class RecipeTrainer(Trainer):
     def prediction_step(
         self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: Any = None
     ) -> tuple[None, torch.Tensor, torch.Tensor]:
-        """Sums over each row in place of logits, which would not fit into memory, and counts in place of labels."""
+        """Returns sums over each row instead of logits, which would not fit into memory, and counts instead of labels."""
         inputs = self._prepare_inputs(inputs)
         labels = inputs.pop("labels")
         with torch.no_grad(), self.compute_loss_context_manager():
@@ -115,7 +115,11 @@ class RecipeTrainer(Trainer):
         return None, *row_sums(logits, labels, self._end_of_text)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """As the Trainer's, with the solver's figures beside the loss. Raises Diverged for a loss that is not finite."""
+        """As the Trainer's, with the solver's figures next to the loss.
+
+        Raises:
+            Diverged: The loss is not finite.
+        """
         if "loss" in logs and self._solves is not None:
             logs |= self._convergence(self._solves)
         super().log(logs, start_time)
@@ -123,13 +127,13 @@ class RecipeTrainer(Trainer):
             raise Diverged(self.state.global_step)
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
-        """As the Trainer's, less the tied weights, which no file holds twice."""
+        """As the Trainer's, without tied weights, which no file holds twice."""
         tied = getattr(self.model, "all_tied_weights_keys", {})
         missing = [name for name in load_result.missing_keys if name not in tied]
         super()._issue_warnings_after_load(load_result._replace(missing_keys=missing))
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        """As the Trainer's, without a progress bar for each file."""
+        """As the Trainer's, without a progress bar per file."""
         with no_bars():
             super()._save(output_dir, state_dict)
 
@@ -156,7 +160,7 @@ class RecipeTrainer(Trainer):
 
 
 def _shifted(smoother: Callable) -> Callable:
-    """The Trainer shifts the labels of the models it has heard of; a family registered by a package needs it as well."""
+    """Label smoothing on shifted labels, which the Trainer does only for the models it knows."""
 
     def smooth(outputs: Any, labels: torch.Tensor, shift_labels: bool = True, **options: Any) -> torch.Tensor:
         return smoother(outputs, labels, shift_labels=True, **options)

@@ -1,4 +1,4 @@
-"""Work in child processes, so that a crash costs one piece of it and memory is measured from nothing.
+"""Runs work in child processes, so that a crash costs one piece of it and memory is measured from nothing.
 
 Importing the package takes ten seconds and more. Without an accelerator the children are forked from a server that has done it once; with
 one each starts anew, as a GPU's state does not survive a fork.
@@ -26,11 +26,11 @@ Job = Callable[[], int]  # returns an exit code; must be found by its name in an
 
 
 class DiskFull(OSError):
-    """Nothing more can be stored."""
+    """The disk is full."""
 
 
 class Worker:
-    """Runs jobs one at a time, each in a process of its own.
+    """Runs jobs one at a time, each in its own process.
 
     Args:
         held: A file, such as a lock, that every child keeps open as long as it lives.
@@ -43,7 +43,7 @@ class Worker:
         self._context.set_forkserver_preload(list(preload))
 
     def run(self, job: Job, log: Path, follow: Callable[[], None] = lambda: None) -> tuple[int, float]:
-        """Runs one with its output in the file `log`; returns the exit code (-9 if killed by signal 9) and seconds.
+        """Runs one job with its output in the file `log`; returns the exit code (-9 if killed by signal 9) and seconds.
 
         If this process is told to stop, so is the child, and its end is waited for: it saves a checkpoint.
 
@@ -77,7 +77,7 @@ class Worker:
 
 
 class _Inherited:
-    """A file descriptor that arrives open in a child."""
+    """A file descriptor that a child inherits open."""
 
     def __init__(self, descriptor: int):
         self.descriptor = descriptor

@@ -156,7 +156,7 @@ def test_text_column(tmp_path):
     assert texts_of(load(file, text_column="body").train)[0].endswith(" body")
     with pytest.raises(ValueError, match=r"text_column: .*no column of text 'boby'; it has title, body"):
         load(file, text_column="boby")
-    with pytest.raises(ValueError, match="none that could be it"):
+    with pytest.raises(ValueError, match="none to use instead"):
         load(write_parquet(tmp_path / "none.parquet", number=[1, 2, 3]))
 
 
@@ -201,7 +201,7 @@ def test_named_sources_come_first(monkeypatch):
     with pytest.raises(ValueError, match="tokenizer: does not apply to --data recall, got 'bytes'"):
         load_data(DataRequest("recall", tokenizer="bytes"))
     for taken in ("recall", "stdlib", "mqar"):
-        with pytest.raises(ValueError, match="is a source already"):
+        with pytest.raises(ValueError, match="is already a source"):
             register_source(taken)(loader)
 
 
@@ -292,9 +292,9 @@ def test_too_little_text_for_a_block(tmp_path):
 
 def test_configuration_of_what_has_none(tmp_path):
     (tmp_path / "a.txt").write_text("a" * 1000)
-    with pytest.raises(ValueError, match=r"data_config: .* is no data set of the hub.* got 'en'"):
+    with pytest.raises(ValueError, match=r"data_config: .* is not a hub dataset.* got 'en'"):
         load(tmp_path / "a.txt", config="en")
-    with pytest.raises(ValueError, match=r"text_column: .* is text without columns, got 'text'"):
+    with pytest.raises(ValueError, match=r"text_column: .* is plain text and has no columns, got 'text'"):
         load(tmp_path / "a.txt", text_column="text")
 
 

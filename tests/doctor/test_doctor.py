@@ -108,9 +108,9 @@ def test_the_fastest_that_is_right_is_advised():
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--backends", "fla,cuda"], "--backends must be of fla, triton, pytorch; got cuda"),
-        (["--dtypes", "float64"], "--dtypes must be of bfloat16, float16, float32; got float64"),
-        (["--sizes", "64,big"], "--sizes must be integers with commas between; got '64,big'"),
+        (["--backends", "fla,cuda"], "--backends must be among fla, triton, pytorch; got cuda"),
+        (["--dtypes", "float64"], "--dtypes must be among bfloat16, float16, float32; got float64"),
+        (["--sizes", "64,big"], "--sizes must be comma-separated integers; got '64,big'"),
         (["--heads", "0"], "--heads must be above 0; got 0"),
     ],
 )

@@ -226,7 +226,7 @@ BAD = {
     "the whole row": (ValueError, r"the input must be this rank's shard, \[1, 6, ...\].*got shape \[1, 24\]"),
     "two rows": (ValueError, r"the input must be this rank's shard, \[1, 6, ...\].*got shape \[2, 6\]"),
     "no context": (TypeError, "cp_context must come from fla_mesa.ops.make_cp_context"),
-    "attention in a hybrid": (ValueError, "cp_context: layer 1, Attention, cannot be cut"),
+    "attention in a hybrid": (ValueError, "cp_context: layer 1, Attention, cannot be split"),
     "l2warp": (ValueError, "use_l2warp"),
     "softmax": (ValueError, "cp_context: layer 1, SoftmaxAttention"),
     "delta": (ValueError, "cp_context: layer 1, DeltaRule"),

@@ -306,7 +306,7 @@ def test_xlstm_trains_at_small_widths_whatever_its_configuration_says_of_the_cac
 
 @pytest.mark.parametrize("name", ["gla", "mamba2", "transformer", "xlstm"])
 def test_a_shard_of_a_row_is_refused_by_what_cannot_be_cut(models, name):
-    with pytest.raises(ValueError, match=r"cp_context: .* cannot be cut over ranks"):
+    with pytest.raises(ValueError, match=r"cp_context: .* cannot be split over ranks"):
         models(name)(tokens(1), cp_context=object())
 
 

@@ -161,6 +161,6 @@ def test_a_start_of_convolutions_that_nothing_goes_by_is_refused():
     with pytest.raises(ValueError, match=r"conv_init_scale must be .* initializer_range = 0\.02"):
         MesaNetConfig(**SMALL, initializer_range=0.02, conv_init_scale=1.0)
     for rule in ("rg_lru", "softmax"):
-        with pytest.raises(ValueError, match=f"conv_init_scale has no meaning for {rule}"):
+        with pytest.raises(ValueError, match=f"conv_init_scale has no effect on {rule}"):
             MatchedConfig(**SMALL, rule=rule, conv_init_scale=1.0)
     assert MatchedConfig(**SMALL, rule=["mesa", "rg_lru"], conv_init_scale=1.0).conv_init_scale == 1.0

@@ -284,7 +284,7 @@ def test_softmax_layers_of_a_hybrid_stay():
 
 
 def test_a_rule_is_added_in_one_place():
-    with pytest.raises(ValueError, match="rule 'delta' is DeltaRule already; got MesaNet"):
+    with pytest.raises(ValueError, match="rule 'delta' is already DeltaRule; got MesaNet"):
         rule("delta", "")(MesaNet)
     try:
         rule("newest", "")(type("Newest", (DeltaRule,), {}))
@@ -346,22 +346,22 @@ def test_what_softmax_was_in_files_of_old_it_still_is(tmp_path):
         (
             {"rule": "softmax", "window_size": 8},
             ValueError,
-            "window_size has no meaning for softmax, but for sliding_softmax: it must be 64; got 8",
+            "window_size has no effect on softmax, only on sliding_softmax: it must be 64; got 8",
         ),
         (
             {"rule": "softmax", "use_short_conv": False},
             ValueError,
-            "use_short_conv has no meaning for softmax, but for",
+            "use_short_conv has no effect on softmax, only on",
         ),
         (
             {"rule": ["delta", "rg_lru"], "gamma_init": [0.5, 0.9]},
             ValueError,
-            "gamma_init has no meaning for delta, rg_lru",
+            "gamma_init has no effect on delta, rg_lru",
         ),
         (
             {"rule": "gka", "gamma_cap": None},
             ValueError,
-            "gamma_cap has no meaning for gka, but for mesa: it must be 0.9975",
+            "gamma_cap has no effect on gka, only on mesa: it must be 0.9975",
         ),
         ({"rules": "mesa"}, TypeError, "unknown keys"),
     ],

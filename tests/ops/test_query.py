@@ -86,7 +86,11 @@ def test_zero_and_nan_queries():
         ({"h_kk": torch.ones(2, 3, 16, 16).triu()}, ValueError, "h_kk must be symmetric"),
         ({"lamb": torch.zeros(3, 16)}, ValueError, "lamb must be > 0"),
         ({"max_CG_iteration": -1}, ValueError, "max_CG_iteration must be an integer >= 0"),
-        ({"backend": "triton"}, ValueError, "backend='triton' has no read without a step. Use backend='pytorch'"),
+        (
+            {"backend": "triton"},
+            ValueError,
+            "backend='triton' cannot read a state without a step. Use backend='pytorch'",
+        ),
     ],
 )
 def test_bad_arguments(changes, error, message):

@@ -132,7 +132,7 @@ def test_too_few_steps_of_the_solver_are_said_once(flags, text, tmp_path, capsys
     short = ("--max_steps", 4, "--logging_steps", 1, "--config_overrides", f"{TINY},{changes}")
     assert main(flags(text, tmp_path / "run", *short)) == 0
     shown = capsys.readouterr().err
-    assert shown.count("of the solves of Mesa layers ended above their tolerance after 1 steps") == said
+    assert shown.count("of the Mesa layers' solves ended above their tolerance after 1 steps") == said
     assert shown.count("raise max_cg_step_training or") == said
     assert (" unsolved)" in shown) == bool(said)
     assert (metrics_of(tmp_path / "run")["solver"]["cg_unsolved"] > 0.05) == bool(said)
@@ -217,7 +217,7 @@ def test_sigterm_saves_says_how_to_go_on_and_exits_143(flags, text, tmp_path):
     assert "Traceback" not in errors
     checkpoint = run_folder.latest_checkpoint(run)
     assert checkpoint is not None
-    assert f"stopped by SIGTERM: the same command with --resume goes on from {checkpoint}" in output
+    assert f"stopped by SIGTERM: to continue from {checkpoint}, run the same command with --resume" in output
     run_folder.check_resumable(checkpoint)
     state = json.loads((checkpoint / "trainer_state.json").read_text())
     assert checkpoint.name == f"checkpoint-{state['global_step']}" and state["global_step"] < 5000
@@ -323,13 +323,11 @@ def refused(arguments: list[str], capsys) -> str:
 
 def test_folder_with_a_run_or_foreign_files(flags, undisturbed, text, tmp_path, capsys):
     before = listing(undisturbed)
-    assert "holds a run already: add --resume" in refused(flags(text, undisturbed), capsys)
+    assert "already holds a run: add --resume" in refused(flags(text, undisturbed), capsys)
     assert listing(undisturbed) == before
     (tmp_path / "thesis.tex").write_text("x")
     for more in ([], ["--resume"]):
-        assert "holds files that are no run of this program (thesis.tex)" in refused(
-            flags(text, tmp_path, *more), capsys
-        )
+        assert "holds files that do not belong to a run (thesis.tex)" in refused(flags(text, tmp_path, *more), capsys)
     assert list(listing(tmp_path)) == ["thesis.tex"]
     assert "is a file" in refused(flags(text, tmp_path / "thesis.tex"), capsys)
 
@@ -360,12 +358,14 @@ def test_resume_with_other_data(flags, undisturbed, text, tmp_path, capsys):
 
 def test_resume_from_what_cannot_be_resumed(flags, undisturbed, text, tmp_path, capsys):
     elsewhere = flags(text, tmp_path / "run", "--resume_from_checkpoint", undisturbed / "checkpoint-8")
-    assert "is not of the run in" in refused(elsewhere, capsys)
+    assert "does not belong to the run in" in refused(elsewhere, capsys)
     nothing = flags(text, undisturbed, "--resume_from_checkpoint", undisturbed / "checkpoint-3")
     assert "is not a complete checkpoint" in refused(nothing, capsys)
     run = tmp_path / "only"
     assert main(flags(text, run, "--save_only_model", "--max_steps", 4)) == 0
-    assert "holds a model only" in refused(flags(text, run, "--resume", "--save_only_model", "--max_steps", 6), capsys)
+    assert "was saved with --save_only_model" in refused(
+        flags(text, run, "--resume", "--save_only_model", "--max_steps", 6), capsys
+    )
 
 
 def test_resume_from_a_chosen_checkpoint(flags, undisturbed, text, tmp_path):
@@ -382,14 +382,14 @@ def test_resume_from_a_chosen_checkpoint(flags, undisturbed, text, tmp_path):
         (("--data", "nowhere.txt"), "nowhere.txt: no such file or folder"),
         (("--config_overrides", "hiden_size=64"), "no setting 'hiden_size'; did you mean hidden_size?"),
         (("--config_overrides", "hidden_size=0"), "hidden_size"),
-        (("--fsdp", "full_shard", "--use_cpu"), "fsdp: transformers' and accelerate's needs GPUs; --shard"),
+        (("--fsdp", "full_shard", "--use_cpu"), "fsdp: transformers' and accelerate's FSDP needs GPUs; --shard"),
         (("--shard",), "shard: needs several processes: torchrun"),
         (("--shard", "--auto_find_batch_size"), "shard, auto_find_batch_size: allowed is one of the two"),
         (("--fp16",), "fp16: needs a GPU"),
         (("--learning_rate", "nan"), "learning_rate: allowed is > 0, got nan"),
         (("--seq_len", "1"), "seq_len: allowed is at least 2, got 1"),
         (("--do_predict",), "do_train, do_predict: allowed is training alone"),
-        (("--resume_from_checkpoint", "runs/nothing"), "is not of the run in"),
+        (("--resume_from_checkpoint", "runs/nothing"), "does not belong to the run in"),
         (("--lr_scheduler_type", "warmup_stable_decay"), "with lr_scheduler_kwargs=None: get_wsd_schedule() missing"),
         (("--lr_scheduler_type", "cosine_warmup_with_min_lr"), "One of min_lr or min_lr_rate should be set"),
         (
@@ -405,7 +405,7 @@ def test_resume_from_a_chosen_checkpoint(flags, undisturbed, text, tmp_path):
         (("--dataloader_num_workers", "-1"), "dataloader_num_workers: allowed is 0 or more"),
         (("--neftune_noise_alpha", "-1"), "neftune_noise_alpha: allowed is 0 or more"),
         (("--label_smoothing_factor", "2"), "label_smoothing_factor: allowed is in [0, 1)"),
-        (("--use_liger_kernel",), "use_liger_kernel: needs a package: pip install liger-kernel"),
+        (("--use_liger_kernel",), "use_liger_kernel: needs another package: pip install liger-kernel"),
     ],
 )
 def test_wrong_settings_before_any_work(flags, text, tmp_path, capsys, monkeypatch, change, message):
@@ -470,7 +470,7 @@ def test_a_full_disk_has_an_exit_code(flags, text, tmp_path, capsys, monkeypatch
     for module in ("run_folder", "recipe", "status"):
         monkeypatch.setattr(f"fla_mesa.train.{module}.write_json", full)
     assert main(flags(text, tmp_path / "run")) == DISK_FULL
-    assert "make room, and go on with --resume" in capsys.readouterr().err
+    assert "free some space and continue with --resume" in capsys.readouterr().err
     room[0] = 1000
     assert main(flags(text, tmp_path / "run", "--resume")) == 0
 

@@ -68,7 +68,7 @@ def test_a_run_is_removed_and_nothing_else(tmp_path):
         run_folder.check_removable(tmp_path)
     run_folder.remove_run(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
-    with pytest.raises(ValueError, match="no run of this program"):
+    with pytest.raises(ValueError, match="do not belong to a run"):
         run_folder.check_removable(tmp_path)
 
 

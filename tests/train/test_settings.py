@@ -99,10 +99,10 @@ def test_overrides_in_both_forms():
         ("zzz=1", "no setting 'zzz'; it has .*hidden_size"),
         ("hidden_size=wide", "hidden_size is 128, so it cannot become 'wide'"),
         ("hidden_size=true", "hidden_size is 128, so it cannot become True"),
-        ("vocab_size=300", "vocab_size follows from --data"),
+        ("vocab_size=300", "vocab_size is set by --data"),
         ("hidden_size", "expected key=value"),
         ("hidden_size=", "expected key=value"),
-        ('{"hidden_size": ', "no JSON object"),
+        ('{"hidden_size": ', "not a JSON object"),
         ("num_hidden_layers=-1", "num_hidden_layers"),
     ],
 )

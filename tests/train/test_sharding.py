@@ -84,9 +84,9 @@ def test_what_cannot_be_exported(runs, tmp_path, capsys):
     (broken / sharding.WEIGHTS / "__1_0.distcp").unlink()
     for checkpoint, output, message in (
         (broken, tmp_path / "new", "is not complete"),
-        (runs / "whole", tmp_path / "new", "is whole: from_pretrained reads it as it is"),
+        (runs / "whole", tmp_path / "new", "is already whole: from_pretrained reads it directly"),
         (tmp_path, tmp_path / "new", "is no checkpoint"),
-        (tmp_path / "nothing", tmp_path / "new", "is no folder"),
+        (tmp_path / "nothing", tmp_path / "new", "is not a folder"),
         (runs / "whole" / "checkpoint-4", broken, "is not empty"),
     ):
         assert cli.main(["export", str(checkpoint), "--output_dir", str(output)]) == 2
@@ -102,7 +102,7 @@ def test_bfloat16_and_the_best_model(runs):
 
 def test_a_checkpoint_that_is_not_in_pieces_is_not_gone_on_from(undisturbed):
     with pytest.raises(
-        ValueError, match="was saved without --shard, and the run goes on only so; got a command with it"
+        ValueError, match="was saved without --shard, so continue it the same way; got a command with it"
     ):
         sharding.check_kind(undisturbed / "checkpoint-12", sharded=True)
 

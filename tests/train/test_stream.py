@@ -125,7 +125,7 @@ def test_the_end_of_the_stream_is_said_and_more_passes_go_on(flags, folder, tmp_
         f"ended after {stream.read.tokens:,} tokens of {stream.read.documents} documents, enough for {steps} of 20 steps"
         in said
     )
-    assert "a larger --num_train_epochs goes over it again, from here with --resume" in said
+    assert "to continue, pass --resume and a larger --num_train_epochs" in said
     assert not (run / "metrics.json").exists() and run_folder.latest_checkpoint(run) == run / f"checkpoint-{steps}"
     status = read_status(run)
     assert status is not None and (status.state, status.step) == ("failed", steps) and "ended after" in status.reason
@@ -152,7 +152,7 @@ def test_a_stream_shorter_than_a_step(flags, folder, tmp_path, capsys):
         (("--max_steps", "-1"), "streaming: needs --max_steps"),
         (("--num_train_epochs", "1.5"), "allowed are whole numbers of passes over it, got 1.5"),
         (("--dataloader_num_workers", "1"), "dataloader_num_workers: with --streaming, allowed is 0"),
-        (("--train_sampling_strategy", "sequential"), "a stream is shuffled by --shuffle_buffer alone"),
+        (("--train_sampling_strategy", "sequential"), "a stream is shuffled only by --shuffle_buffer"),
         (("--auto_find_batch_size",), "streaming, auto_find_batch_size: allowed is one of the two"),
         (("--shuffle_buffer", "0"), "shuffle_buffer: allowed is 1 or more, got 0"),
     ],

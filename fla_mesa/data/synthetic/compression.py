@@ -1,4 +1,4 @@
-"""Compression, one of the six tasks of MAD, in a form that a causal language model can learn.
+"""Compression, one of MAD's six tasks, in a form that a causal language model can learn.
 
     Poli et al., "Mechanistic Design and Scaling of Hybrid Architectures", arXiv 2403.17844.
 

@@ -9,6 +9,9 @@ def choose_distinct(rng: np.random.Generator, rows: int, population: int, k: int
     """[rows, k] int64: each row holds k different numbers of range(population), in random order.
 
     Floyd's sampling, a column at a time for all rows: exact, and its cost does not grow with the population.
+
+    Raises:
+        ValueError: k is larger than the population.
     """
     if k > population:
         raise ValueError(f"k must be at most the population {population}, got {k}")
@@ -22,9 +25,12 @@ def choose_distinct(rng: np.random.Generator, rows: int, population: int, k: int
 
 
 def choose_weighted(rng: np.random.Generator, rows: int, weights: np.ndarray, k: int) -> np.ndarray:
-    """[rows, k] int64: k different indices of `weights` a row, drawn one after the other in proportion to them.
+    """[rows, k] int64: k different indices of `weights` per row, drawn one after another in proportion to the weights.
 
     Exponential clocks: the k indices whose clocks E / weight ring first, in that order, are such a draw.
+
+    Raises:
+        ValueError: k is larger than the number of weights.
     """
     if k > len(weights):
         raise ValueError(f"k must be at most the number of weights {len(weights)}, got {k}")
@@ -33,7 +39,7 @@ def choose_weighted(rng: np.random.Generator, rows: int, weights: np.ndarray, k:
 
 
 def _finalise(h: np.ndarray) -> np.ndarray:
-    """splitmix64's finaliser: every input bit reaches every output bit."""
+    """splitmix64's finalizer: every input bit affects every output bit."""
     h = (h ^ (h >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     h = (h ^ (h >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return h ^ (h >> np.uint64(31))

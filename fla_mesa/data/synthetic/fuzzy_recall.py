@@ -1,4 +1,4 @@
-"""Fuzzy in-context recall, one of the six tasks of MAD.
+"""Fuzzy in-context recall, one of MAD's six tasks.
 
     Poli et al., "Mechanistic Design and Scaling of Hybrid Architectures", arXiv 2403.17844.
 
@@ -106,7 +106,7 @@ class FuzzyInContextRecall(Task):
     def _lay_out(
         self, split: str, keys: np.ndarray, value_of_key: np.ndarray, key_tokens: np.ndarray, value_tokens: np.ndarray
     ) -> Rows:
-        """Write the pairs `keys` [n, m] (-1: none) one after the other, flush right."""
+        """Write the pairs `keys` [n, m] (-1: none) one after another, flush right."""
         n, m = keys.shape
         values = np.take_along_axis(value_of_key, np.maximum(keys, 0), axis=1)
         answer = np.broadcast_to(_repeats(keys)[:, :, None], (n, m, self.max_value_motif))
@@ -129,13 +129,13 @@ class FuzzyInContextRecall(Task):
 
 
 def _by_size(rng: np.random.Generator, sizes: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """Motif numbers of the given shape: first the size, every size as likely as another, then a motif of that size."""
+    """Motif numbers of the given shape: first a size, all equally likely, then a motif of that size."""
     start = np.searchsorted(sizes, np.arange(1, sizes[-1] + 2))  # motifs are sorted by size
     size = rng.integers(0, sizes[-1], size=shape)
     return start[size] + (rng.random(shape) * (start[size + 1] - start[size])).astype(np.int64)
 
 
 def _repeats(keys: np.ndarray) -> np.ndarray:
-    """[n, m] bool: the same key (not -1) lies earlier in the row."""
+    """[n, m] bool: whether the same key (not -1) occurs earlier in the row."""
     same = (keys[:, :, None] == keys[:, None, :]) & (keys >= 0)[:, :, None]
     return np.tril(same, k=-1).any(axis=2)

@@ -1,4 +1,4 @@
-"""In-context recall and noisy in-context recall, two of the six tasks of MAD.
+"""In-context recall and noisy in-context recall, two of MAD's six tasks.
 
     Poli et al., "Mechanistic Design and Scaling of Hybrid Architectures", arXiv 2403.17844.
 
@@ -88,7 +88,7 @@ class InContextRecall(Task):
 @register("mad-noisy-in-context-recall", sizes=(12_800, 1_280, 1_280))
 @dataclass(frozen=True)
 class NoisyInContextRecall(InContextRecall):
-    """The noisy variant with the paper's values: 16 content symbols, 16 noise symbols, a fifth of the pairs noise."""
+    """The noisy variant with the paper's values: 16 content symbols, 16 noise symbols, a fifth of the pairs are noise."""
 
     name: ClassVar[str] = "mad-noisy-in-context-recall"
 
@@ -102,13 +102,13 @@ def _learn_all(train_on: str, split: str) -> bool:
 
 
 def _one_of(rng: np.random.Generator, values: np.ndarray, allowed: np.ndarray) -> np.ndarray:
-    """[n]: a random element of each row of `values` [n, m] among those where `allowed` [n, m] is true."""
+    """[n]: a random element of each row of `values` [n, m] among those with `allowed` [n, m] true."""
     pick = np.argmax(np.where(allowed, rng.random(values.shape), -1.0), axis=1)
     return values[np.arange(len(values)), pick]
 
 
 def _seen_before(keys: np.ndarray, num_keys: int) -> np.ndarray:
-    """[n, m] bool: the key at this place (-1: none) lies at an earlier place of the row too."""
+    """[n, m] bool: whether the key at this place (-1: none) also occurs earlier in the row."""
     first = np.full((len(keys), num_keys), keys.shape[1], dtype=np.int64)
     rows, places = np.nonzero(keys >= 0)
     np.minimum.at(first, (rows, keys[rows, places]), places)

@@ -1,4 +1,4 @@
-"""Memorization, one of the six tasks of MAD.
+"""Memorization, one of MAD's six tasks.
 
     Poli et al., "Mechanistic Design and Scaling of Hybrid Architectures", arXiv 2403.17844.
 
@@ -27,7 +27,7 @@ from fla_mesa.errors import UserError
 @register("mad-memorization", sizes=(256, 1_280, 1_280))
 @dataclass(frozen=True)
 class Memorization(Task):
-    """Parameters of memorization. The map depends on `map_seed` only, so that all splits share it.
+    """Parameters of memorization. The map depends only on `map_seed`, so all splits share it.
 
     Keys are 0 .. (vocab_size - 1) // 2 - 1, values the rest, vocab_size - 1 the insert symbol.
     """
@@ -56,7 +56,7 @@ class Memorization(Task):
 
     @property
     def value_of_key(self) -> np.ndarray:
-        """[keys] int64: the map to be learnt; no two keys have the same value."""
+        """[keys] int64: the map to learn; no two keys have the same value."""
         content = self.vocab_size - 1
         values = np.random.default_rng(self.map_seed).permutation(np.arange(content // 2, content))
         return values[: content // 2]

@@ -79,7 +79,7 @@ class MQAR(Task):
 
     @property
     def gap_weights(self) -> np.ndarray:
-        """[slots] float64: unnormalised probability that a query lies in each slot (two positions) after the pairs."""
+        """[slots] float64: unnormalized probability that a query is in each slot (two positions) after the pairs."""
         slots = (self.length - 2 * self.num_pairs) // 2
         return np.arange(1, slots + 1, dtype=np.float64) ** (self.power_a - 1)
 

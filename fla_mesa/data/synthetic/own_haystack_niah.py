@@ -1,4 +1,4 @@
-"""Single-needle retrieval after RULER's three variants, with a haystack and wording of this package's own.
+"""Single-needle retrieval modelled on RULER's three variants, with this package's own haystack and wording.
 
     Hsieh et al., "RULER: What's the Real Context Size of Your Long-Context Language Models?", arXiv 2404.06654.
 
@@ -71,7 +71,7 @@ _QUESTION = "\nWhich {kind} was it? The {kind} of {key} is"
 
 @dataclass(frozen=True)
 class Document:
-    """`context` ends where the answer begins; `answer` starts with the space that parts them."""
+    """`context` ends where the answer begins; `answer` starts with the space that separates them."""
 
     context: str
     answer: str
@@ -105,7 +105,11 @@ class OwnHaystackNIAH(Task):
         return self.length
 
     def document(self, rng: np.random.Generator, length: int | None = None) -> Document:
-        """A random document of exactly `length` characters (all ASCII), by default of the task's length."""
+        """A random document of exactly `length` characters (all ASCII), by default of the task's length.
+
+        Raises:
+            UserError: `length` is too short for the needle and the question.
+        """
         length = self.length if length is None else length
         kind = "password" if self.variant == 3 else "code"
         key = f"{_pick(rng, _ADJECTIVES)}-{_pick(rng, _NOUNS)}"
@@ -159,7 +163,7 @@ def _pick(rng: np.random.Generator, words: Sequence[str]) -> str:
 
 
 def _just_enough(sentences: list[str], room: int) -> list[str]:
-    """The fewest last sentences that have at least `room` characters together."""
+    """The fewest last sentences that together have at least `room` characters."""
     total, first = 0, len(sentences)
     while total < room:
         first -= 1

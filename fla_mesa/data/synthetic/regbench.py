@@ -115,7 +115,7 @@ class RegBench(Task):
         }
 
     def _language(self, symbol: np.ndarray, target: np.ndarray) -> np.ndarray:
-        """[n] uint64: equal for automata that generate the same strings, different otherwise (but for collisions).
+        """[n] uint64: equal for automata that generate the same strings, different otherwise (except for collisions).
 
         A state's hash after r rounds tells what can be walked from it in r steps. Of two automata of S states each, every
         round tells at least one more of their 2 S states apart or none ever will: 2 S - 1 rounds do, so that the start
@@ -139,7 +139,7 @@ class RegBench(Task):
         return rows["language"]
 
     def generate(self, split: str, n: int, seed: int = 0) -> Rows:
-        """As Task.generate; "allowed" int64 [n, L] has bit s of column t set where symbol s may stand at t."""
+        """As Task.generate; "allowed" int64 [n, L] has bit s of column t set if symbol s may follow at t."""
         rows = super().generate(split, n, seed)
         return {key: rows[key] for key in ("input_ids", "labels", "allowed")}
 

@@ -1,4 +1,4 @@
-"""Names of synthetic tasks, so that a task is one file: here with a line in `suite.py`, or a plug-in's."""
+"""Registry of synthetic tasks, so that a task is one file: a line in `suite.py`, or a plug-in."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Decorated = TypeVar("Decorated", bound=type[Task])
 
 @dataclass(frozen=True)
 class Entry:
-    """How a suite is made of a task.
+    """How to build a suite from a task.
 
     Attributes:
         task: Its class, a frozen dataclass of its parameters.
@@ -36,7 +36,7 @@ REGISTRY: dict[str, Entry] = {}
 def register(
     name: str, *, sizes: tuple[int, int, int], mixture: Mixture | None = None, **fixed: Any
 ) -> Callable[[Decorated], Decorated]:
-    """Decorator of a task: makes it a suite by name, for `--data` and `--suite` alike.
+    """Decorator that registers a task as a suite, for both `--data` and `--suite`.
 
     Args:
         name: Of the suite; words with hyphens between.
@@ -48,7 +48,7 @@ def register(
 
     def add(task: Decorated) -> Decorated:
         if name in REGISTRY:
-            raise ValueError(f"name: {name!r} is a synthetic task already, {REGISTRY[name].task.__name__}")
+            raise ValueError(f"name: {name!r} is already a synthetic task, {REGISTRY[name].task.__name__}")
         REGISTRY[name] = Entry(task, sizes, fixed, mixture)
         return task
 

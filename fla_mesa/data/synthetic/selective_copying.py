@@ -1,4 +1,4 @@
-"""Selective copying, one of the six tasks of MAD.
+"""Selective copying, one of MAD's six tasks.
 
     Poli et al., "Mechanistic Design and Scaling of Hybrid Architectures", arXiv 2403.17844.
 

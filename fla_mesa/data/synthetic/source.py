@@ -1,4 +1,4 @@
-"""The suites as sources of `fla-mesa train --data`."""
+"""The synthetic suites as sources for `fla-mesa train --data`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fla_mesa.data.tokenizer import byte_tokenizer
 
 
 def load(request: DataRequest) -> Splits:
-    """The loader behind every suite's name: `request.spec` is a spec of :func:`fla_mesa.data.synthetic.get`.
+    """The loader of every suite; `request.spec` is a spec of :func:`fla_mesa.data.synthetic.get`.
 
     All rows have one length: that of the longest sequence to train on or to validate with; shorter ones are filled up at the end with
     what is not scored.
@@ -38,5 +38,5 @@ def load(request: DataRequest) -> Splits:
 
 
 def _description(suite: Suite) -> str:
-    """All that the sequences depend on: parameters, numbers and seed."""
+    """Everything that the sequences depend on: parameters, numbers and seed."""
     return repr((suite.seed, suite.train, suite.validation))

@@ -1,4 +1,4 @@
-"""A suite: which tasks in which numbers make its train, validation and test splits; from a spec, such as mqar:length=64,num_pairs=4."""
+"""A suite says which tasks, and how many sequences of each, make its splits; built from a spec such as mqar:length=64,num_pairs=4."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Suite:
-    """Named splits, each a list of (task, number of sequences); most suites have one task, MQAR's default several.
+    """Named splits, each a list of (task, number of sequences); most suites have one task, MQAR's default has several.
 
     `spec` is the text that makes this suite again: get(suite.spec) == suite.
     """
@@ -50,7 +50,7 @@ class Suite:
 
     @property
     def is_text(self) -> bool:
-        """The ids are bytes of text, so that a checkpoint needs the byte tokenizer, not `number_tokenizer`."""
+        """Whether the ids are bytes of text, so that a checkpoint needs the byte tokenizer instead of `number_tokenizer`."""
         return any(task.is_text for task in self.tasks)
 
     def segments(self, split: str) -> Segments:
@@ -98,6 +98,9 @@ class Suite:
         Returns:
             {"accuracy", "accuracy_stderr"} over all sequences, and "accuracy/<setting>" for each task where the split
             has several.
+
+        Raises:
+            ValueError: `predictions` has the wrong shape.
         """
         data = self.generate(split) if data is None else data
         predictions = np.asarray(predictions)
@@ -125,19 +128,19 @@ def _pad(array: np.ndarray, width: int, filler: int) -> np.ndarray:
 
 
 def suites() -> list[str]:
-    """Names that `get` knows."""
+    """Names that `get` accepts."""
     return list(REGISTRY)
 
 
 def get(spec: str) -> Suite:
-    """A suite by name, with the paper's values or others: 'mqar', or 'mqar:vocab_size=256,length=64,train=20000'.
+    """A suite by name, with the paper's values or changed ones: 'mqar', or 'mqar:vocab_size=256,length=64,train=20000'.
 
     Args:
         spec: NAME or NAME:key=value,key=value. Keys are the fields of the task, the sizes `train`, `validation`,
             `test`, and `seed`. Without task fields 'mqar' is the paper's mixture of lengths; with any, a single setting.
 
     Raises:
-        ValueError: unknown suite or key, or a value that the task does not allow.
+        UserError: Unknown suite or key, or a value that the task does not allow.
     """
     name, _, settings = spec.partition(":")
     name = name.replace("_", "-")
@@ -175,7 +178,7 @@ def get(spec: str) -> Suite:
 
 
 def merge_specs(base: str, over: str) -> str | None:
-    """The settings of `over` on top of those of `base`, without base's sizes; None if they are of different suites."""
+    """The settings of `over` on top of those of `base`, without base's sizes; None for different suites."""
     base_name, over_name = (spec.partition(":")[0].replace("_", "-") for spec in (base, over))
     if base_name != over_name:
         return None
@@ -186,7 +189,11 @@ def merge_specs(base: str, over: str) -> str | None:
 
 
 def parse_settings(name: str, settings: str) -> dict[str, Any]:
-    """'a=1,b=2.5,c=(4, 12),d=all' to a dictionary; a comma inside parentheses does not part settings."""
+    """Parses 'a=1,b=2.5,c=(4, 12),d=all' into a dictionary; a comma inside parentheses does not separate settings.
+
+    Raises:
+        UserError: A part is not key=value, or a key is repeated.
+    """
     parts, depth, current = [], 0, ""
     for character in settings:
         depth += (character == "(") - (character == ")")

@@ -1,4 +1,4 @@
-"""What every synthetic task is: frozen parameters, a generator of disjoint splits, a score.
+"""The base of every synthetic task: frozen parameters, a generator of disjoint splits, and a score.
 
 Labels follow the convention of causal language models in transformers: the model shifts by one inside, so that the
 logits at position t are compared with labels[t + 1], and -100 is not scored. For a task whose paper reads L symbols
@@ -33,7 +33,7 @@ _MAX_DRAWS = 200
 
 @dataclass(frozen=True)
 class Task(ABC):
-    """Base of all tasks. A subclass is a frozen dataclass of the parameters of its paper."""
+    """Base class of all tasks. A subclass is a frozen dataclass of its paper's parameters."""
 
     name: ClassVar[str]
     paper: ClassVar[str]
@@ -41,7 +41,7 @@ class Task(ABC):
 
     @property
     def setting(self) -> str:
-        """A short name of these parameters among those that a suite mixes."""
+        """A short name that distinguishes these parameters within a suite."""
         return self.name
 
     @property
@@ -56,14 +56,14 @@ class Task(ABC):
 
     @abstractmethod
     def draw(self, rng: np.random.Generator, n: int, split: str) -> Rows:
-        """n random rows, not yet sorted into splits."""
+        """n random rows, before they are divided into splits."""
 
     def identity(self, rows: Rows) -> np.ndarray:
-        """[n] uint64: rows of equal identity never lie in different splits. By default the tokens themselves."""
+        """[n] uint64: rows with equal identity are never in different splits. By default a hash of the tokens."""
         return hash_rows(rows["input_ids"])
 
     def generate(self, split: str, n: int, seed: int = 0) -> Rows:
-        """n sequences of a split, the same ones for the same (parameters, split, n, seed).
+        """n sequences of a split; the same for the same (parameters, split, n, seed).
 
         Splits are disjoint whatever the seeds and sizes, because a hash of each row's identity decides where it
         belongs.
@@ -78,7 +78,7 @@ class Task(ABC):
             -100 where nothing is scored. RegBench adds "allowed".
 
         Raises:
-            ValueError: an argument is not allowed, or the task has too few different sequences to fill the split.
+            UserError: An argument is not allowed, or the task has too few different sequences to fill the split.
         """
         check_choice(self.name, "split", split, SPLITS)
         check_int(self.name, "n", n, 1)
@@ -111,6 +111,9 @@ class Task(ABC):
 
         Returns:
             (right, scored): boolean [n, L - 1] each; column t is about the target labels[:, t + 1].
+
+        Raises:
+            UserError: `predictions` does not have the shape of the labels.
         """
         predictions, labels = np.asarray(predictions), np.asarray(rows["labels"])
         if predictions.shape != labels.shape:
@@ -121,7 +124,7 @@ class Task(ABC):
         return (predictions[:, :-1] == labels[:, 1:]) & scored, scored
 
     def scores(self, predictions: np.ndarray, rows: Rows) -> np.ndarray:
-        """[n] float64: the score of each sequence, the share of its scored positions that are right."""
+        """[n] float64: the score of each sequence, its share of correct predictions."""
         right, scored = self.correct(predictions, rows)
         return right.sum(axis=1) / np.maximum(scored.sum(axis=1), 1)
 

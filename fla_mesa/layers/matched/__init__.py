@@ -1,4 +1,4 @@
-"""MesaNet and its rivals in one parametrisation, in which only the recurrence rule differs (arXiv 2506.05233, appendix E.1).
+"""MesaNet and its rivals in one parametrization, differing only in the recurrence rule (arXiv 2506.05233, appendix E.1).
 
 To add a rule, write its file and name it in the list below, whose order is that of error messages and tests.
 """

@@ -1,4 +1,4 @@
-"""Softmax attention as a rule: its states are the keys and values of the tokens that later ones may see."""
+"""Softmax attention as a rule: its states are the keys and values that later tokens may see."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ BLOCK = 64
 
 
 class SoftmaxRule(QKVMixer):
-    """``o_t = sum_s softmax_s(scale q_t' k_s) v_s`` over the last `window` tokens s <= t, q and k turned by RoPE; a subclass is a rule.
+    """Base of rules ``o_t = sum_s softmax_s(scale q_t' k_s) v_s`` over the last `window` tokens s <= t, with RoPE on q and k.
 
     States before and after: keys (not yet turned) and values ``[N, S, H d]``, and how many of the S, at their end, are tokens, ``[N]``.
     RoPE knows differences of positions only, so that positions may be counted from the first place kept. Padding is no token: no place
@@ -38,7 +38,7 @@ class SoftmaxRule(QKVMixer):
         return self.head_dim**-0.5
 
     def _normalise(self, x: Tensor) -> Tensor:
-        """What queries and keys go through before RoPE."""
+        """Applied to queries and keys before RoPE."""
         return x
 
     def _recur(
@@ -89,7 +89,7 @@ class SoftmaxRule(QKVMixer):
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=self._scale()).transpose(1, 2)
 
     def _turn(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
-        """``q [B, T, H, d]``, the last of ``k [B, S, H, d]``, turned by RoPE; positions count from the first key."""
+        """``q [B, T, H, d]``, the last of ``k [B, S, H, d]``, rotated by RoPE; positions count from the first key."""
         before, longest = k.shape[1] - q.shape[1], k.shape[1]
         wide = torch.promote_types(q.dtype, torch.float32)  # fla turns in the dtype that it is given
         q_wide, k_wide = q.to(wide), k.to(wide)
@@ -101,7 +101,7 @@ class SoftmaxRule(QKVMixer):
         return q_wide.to(q.dtype), k_wide.to(k.dtype)
 
     def _attend_in_blocks(self, q: Tensor, k: Tensor, v: Tensor, count: Tensor | None, window: int) -> Tensor:
-        """The same where the window ends, for C queries at a time, which see C + window - 1 keys and no others."""
+        """The same with a window, for C queries at a time, which see C + window - 1 keys and no others."""
         (B, T), S = q.shape[:2], k.shape[1]
         C = min(max(window, BLOCK), T)
         blocks = -(-T // C)
@@ -136,5 +136,5 @@ def _sequences(
 
 
 def pad_front(x: Tensor, length: int) -> Tensor:
-    """``[N, S, ...]`` with zeros before, up to this length."""
+    """``[N, S, ...]`` padded with zeros in front to this length."""
     return x if x.shape[1] == length else torch.cat([x.new_zeros(len(x), length - x.shape[1], *x.shape[2:]), x], 1)

@@ -17,7 +17,7 @@ Tensor = torch.Tensor
 
 @dataclass(frozen=True, kw_only=True)
 class GatedKalmaNetSettings(QKVSettings):
-    """What :class:`GatedKalmaNet` is made of.
+    """Settings of :class:`GatedKalmaNet`.
 
     Attributes:
         ridge_ratio: a, > 0.

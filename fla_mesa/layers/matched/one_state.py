@@ -1,4 +1,4 @@
-"""What rules with a single state have in common: a head's S ``[K, V]``, which is read as ``o = S' q`` after its update."""
+"""The common part of rules with one state: a head's S ``[K, V]``, read as ``o = S' q`` after its update."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Tensor = torch.Tensor
 
 
 class OneState(QKVMixer):
-    """A rule with one state, on q and k of norm 1: fla's op for sequences, and its op for a few tokens."""
+    """A rule with one state, on q and k of norm 1: fla's op for sequences, and its op for single tokens."""
 
     def _op(self, q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, beta: Tensor | None, decode: bool, **call):
         """-> o `[B, T, H, V]` and the final state or None"""
@@ -20,7 +20,7 @@ class OneState(QKVMixer):
     def _state_before(
         self, k: Tensor, v: Tensor, g: Tensor | None, beta: Tensor | None, states: States | None, call: Call
     ) -> Tensor | None:
-        """The state before each sequence, or None for zero; a rule that can be cut over ranks asks them for it (``call.cp_context``)."""
+        """State before each sequence, or None for zero; rules that support context parallelism get it from other ranks."""
         return None if states is None else states[0]
 
     def _recur(

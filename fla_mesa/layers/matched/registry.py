@@ -1,4 +1,4 @@
-"""Names of recurrence rules, so that a rule is one file: here with a line in this folder's ``__init__``, or a plug-in's."""
+"""Registry of recurrence rules, so that a rule is one file: a line in this folder's ``__init__``, or a plug-in."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ RULES: dict[str, Rule] = {}
 
 
 def rule(name: str, description: str, *, architecture: str | None = None) -> Callable[[Mixer], Mixer]:
-    """Decorator of a token mixer: registers it under the name that ``MatchedConfig.rule`` takes.
+    """Decorator that registers a token mixer under the name used in ``MatchedConfig.rule``.
 
     Args:
         name: Of the rule.
@@ -42,7 +42,7 @@ def rule(name: str, description: str, *, architecture: str | None = None) -> Cal
     def register(mixer: Mixer) -> Mixer:
         taken = RULES.get(name)
         if taken is not None and taken.mixer is not mixer:
-            raise ValueError(f"rule {name!r} is {taken.mixer.__name__} already; got {mixer.__name__}")
+            raise ValueError(f"rule {name!r} is already {taken.mixer.__name__}; got {mixer.__name__}")
         RULES[name] = Rule(mixer, description, architecture or name)
         return mixer
 

@@ -22,13 +22,13 @@ DECAYS = (0.9, 0.999)
 
 
 def matching_width(hidden_size: int, blocks: int) -> int:
-    """The width R of a recurrence with 3 D R + 2 R² / blocks = 4 D², to a multiple of 8 in a block; 1.25 D at 12 blocks of the paper."""
+    """Width R of a recurrence with 3 D R + 2 R² / blocks = 4 D², rounded to a multiple of 8 per block; 1.25 D at the paper's 12 blocks."""
     width = (math.sqrt(9 + 32 / blocks) - 3) * blocks / 4 * hidden_size
     return max(1, round(width / (8 * blocks))) * 8 * blocks
 
 
 class BlockDiagonal(nn.Module):
-    """``y = W x + b`` with W of `blocks` square blocks on its diagonal."""
+    """``y = W x + b`` with `blocks` square blocks on the diagonal of W."""
 
     def __init__(self, width: int, blocks: int):
         super().__init__()
@@ -48,7 +48,7 @@ class BlockDiagonal(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class RGLRUSettings:
-    """What :class:`RGLRU` is made of.
+    """Settings of :class:`RGLRU`.
 
     Attributes:
         hidden_size: Width of input and output, D.
@@ -68,7 +68,7 @@ class RGLRUSettings:
 
     @property
     def width(self) -> int:
-        """Of the recurrence, in any case."""
+        """Width of the recurrence, also if none is given."""
         return self.recurrence_width or matching_width(self.hidden_size, self.num_heads)
 
 
@@ -104,7 +104,7 @@ class RGLRU(RecurrentMixer):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Start a^(1 / r) evenly spread. The other parameters belong to modules that initialise themselves."""
+        """Spread the initial a^(1 / r) evenly. The other parameters belong to modules that initialize themselves."""
         decay = torch.empty(self.decay_params.shape, device=self.decay_params.device).uniform_(*DECAYS)
         fill(self.decay_params, torch.log(torch.expm1(-torch.log(decay) / C)))
 

@@ -1,4 +1,4 @@
-"""Softmax attention that sees a window: the paper's controls SWA-4 to SWA-1024."""
+"""Sliding-window softmax attention: the paper's controls SWA-4 to SWA-1024."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from fla_mesa.layers.matched.softmax import SoftmaxAttention, SoftmaxSettings
 
 @dataclass(frozen=True, kw_only=True)
 class SlidingSoftmaxSettings(SoftmaxSettings):
-    """What :class:`SlidingSoftmaxAttention` is made of.
+    """Settings of :class:`SlidingSoftmaxAttention`.
 
     Attributes:
         window_size: How many tokens a query sees, itself included.

@@ -1,4 +1,4 @@
-"""Softmax attention as the paper's transformer has it."""
+"""Softmax attention as in the paper's transformer."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fla_mesa.layers.recurrent import QKVSettings
 
 @dataclass(frozen=True, kw_only=True)
 class SoftmaxSettings:
-    """What :class:`SoftmaxAttention` is made of; each as in :class:`~fla_mesa.layers.recurrent.QKVSettings`, `head_dim` even."""
+    """Settings of :class:`SoftmaxAttention`, as in :class:`~fla_mesa.layers.recurrent.QKVSettings`; `head_dim` is even."""
 
     hidden_size: int
     num_heads: int

@@ -31,7 +31,7 @@ def chunk_gka(
     output_final_state: bool = False,
     cu_seqlens: Tensor | None = None,
 ) -> tuple[Tensor, States | None]:
-    """Ridge regression on all that was seen, with a ridge that grows with it (Peng et al., arXiv 2511.21016, section 4).
+    """Ridge regression on the whole past, with a ridge that grows with it (Peng et al., arXiv 2511.21016, section 4).
 
     ::
 
@@ -87,7 +87,11 @@ def chunk_gka(
 
 
 def check_options(ridge_ratio: float, num_iter: int, name: str = "num_iter") -> None:
-    """Raise ValueError if one is out of range; `name` is what the caller calls the second."""
+    """Checks the ridge and the number of iterations; `name` is the caller's name for the latter.
+
+    Raises:
+        ValueError: One is out of range.
+    """
     if not 0 < ridge_ratio < math.inf:
         raise ValueError(f"ridge_ratio must be a finite number > 0; got {ridge_ratio!r}")
     if isinstance(num_iter, bool) or not isinstance(num_iter, int) or num_iter < 1:
@@ -95,7 +99,7 @@ def check_options(ridge_ratio: float, num_iter: int, name: str = "num_iter") -> 
 
 
 def _frobenius(k: Tensor, decays: Decays, before: Tensor) -> Tensor:
-    """``||H_t||_F [Z, C, 1]``, by the products of its terms with each other; no term is negative.
+    """``||H_t||_F [Z, C, 1]``, from the products of its terms with each other; no term is negative.
 
     With ``H_t = e_t H_0 + sum_s M_ts k_s k_s'``: ``e_t^2 ||H_0||^2 + 2 e_t sum_s M_ts k_s'H_0 k_s + sum_rs M_tr M_ts (k_r'k_s)^2``.
     """
@@ -111,7 +115,7 @@ def _frobenius(k: Tensor, decays: Decays, before: Tensor) -> Tensor:
 def _solve(
     q: Tensor, k: Tensor, decays: Decays, before: Tensor, norm: Tensor, ridge_ratio: float, num_iter: int
 ) -> Tensor:
-    """``(H + a ||H|| I)^-1 q [Z, C, K]``, differentiable in all that H and q come from.
+    """``(H + a ||H|| I)^-1 q [Z, C, K]``, differentiable in everything that H and q depend on.
 
     x is found without a record; then ``x + A^-1 (q - A x)``, of which only the second term's gradient is taken, has the gradients of
     ``A^-1 q`` in q and in A.
@@ -127,7 +131,7 @@ def _solve(
 
 
 class _System(tuple[Tensor, Tensor, Tensor, Tensor, Tensor]):
-    """``H / ||H||`` of every position: k, M / ||H||, entry / ||H||, the states before the tiles, and 1 / ||H|| (0 where H is)."""
+    """``H / ||H||`` at every position: k, M / ||H||, entry / ||H||, the states before the tiles, and 1 / ||H|| (0 if H is 0)."""
 
     @classmethod
     def of(cls, k: Tensor, decays: Decays, before: Tensor, norm: Tensor) -> _System:
@@ -150,7 +154,7 @@ class _System(tuple[Tensor, Tensor, Tensor, Tensor, Tensor]):
 
 
 class _Correction(torch.autograd.Function):
-    """``x``, with the gradient of ``x + A^-1 residual`` in the residual."""
+    """``x``, with the gradient of ``x + A^-1 residual`` with respect to the residual."""
 
     @staticmethod
     def forward(ctx: Any, residual: Tensor, x: Tensor, ridge_ratio: float, num_iter: int, *system: Tensor):

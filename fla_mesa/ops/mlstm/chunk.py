@@ -25,7 +25,7 @@ def chunk_mlstm(
     output_final_state: bool = False,
     cu_seqlens: Tensor | None = None,
 ) -> tuple[Tensor, States | None]:
-    """Linear attention with an exponential input gate and a normaliser (Beck et al., arXiv 2405.04517, equations 19-27).
+    """Linear attention with an exponential input gate and a normalizer (Beck et al., arXiv 2405.04517, equations 19-27).
 
     ::
 

@@ -1,4 +1,4 @@
-"""Back end for any device, in plain PyTorch."""
+"""The back end in plain PyTorch, for any device."""
 
 from fla_mesa.ops.pytorch.backward import chunk_backward
 from fla_mesa.ops.pytorch.forward import chunk_forward
@@ -21,4 +21,4 @@ TOLERANCE = 1e-4
 
 
 def why_not(function: str, tensors, *, max_steps: int, tolerance: float | None) -> None:
-    """It takes everything."""
+    """Always None: it supports everything."""

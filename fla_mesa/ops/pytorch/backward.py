@@ -80,7 +80,7 @@ def _states_before(
     lamb: torch.Tensor,
     initial: States | None,
 ) -> list[States | None]:
-    """The states before each segment of a run: cheaper to compute again than to keep."""
+    """The states before each segment of a run, recomputed because that is cheaper than storing them."""
     starts = [initial]
     for segment in run[:-1]:
         starts.append(Problem(segment, k, v, g, beta, lamb, starts[-1]).last_states())

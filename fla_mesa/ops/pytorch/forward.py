@@ -27,7 +27,7 @@ def chunk_forward(
     tolerance: float,
     solve: Solve = conjugate_gradients,
 ) -> ChunkForward:
-    """See :func:`fla_mesa.ops.chunk_mesa_net`; q and k come normalised. Returns what the backward pass and the caller need."""
+    """See :func:`fla_mesa.ops.chunk_mesa_net`; q and k are already normalized. Returns what the backward pass and the caller need."""
     boundaries = cu_seqlens if cu_seqlens_cpu is None else cu_seqlens_cpu
     nonfinite = Nonfinite(k, v, g, beta, cu_seqlens)
     k, v, g, beta = nonfinite.clean(k, v, g, beta)

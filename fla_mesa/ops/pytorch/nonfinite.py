@@ -1,4 +1,4 @@
-"""NaN in, NaN out, where it belongs: positions before it in the same tile must not see it through 0 * NaN in a product."""
+"""Confines NaN: earlier positions of the same tile must not see it through 0 * NaN in a product."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 
 
 class Nonfinite:
-    """Finds NaN and infinities, takes them out of the inputs, and marks what depends on them with NaN.
+    """Finds NaN and infinities, removes them from the inputs, and marks everything that depends on them with NaN.
 
     A position s whose k, g or beta is not finite touches every output of its head from s to the end of its sequence; one of v only
     its own channel. (One of q touches its own row alone and needs no help.) When all is finite, each method returns what it gets.
@@ -30,7 +30,7 @@ class Nonfinite:
         self.bad_head, self.cu_seqlens = bad_head, cu_seqlens
 
     def _touched(self, bad: torch.Tensor) -> torch.Tensor:
-        """Whether there is a fault at or before each position in its sequence; same shape."""
+        """Whether there is a fault at or before each position of its sequence; same shape."""
         count = bad.cumsum(1)
         if self.cu_seqlens is None:
             return count > 0
@@ -39,7 +39,7 @@ class Nonfinite:
         return count > before.repeat_interleave(starts.diff(), 1)
 
     def clean(self, k: torch.Tensor, v: torch.Tensor, g: torch.Tensor, beta: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """The inputs with zeros at the faults."""
+        """The inputs with zeros in place of the faults."""
         if not self.found:
             return k, v, g, beta
         head = self.bad_head
@@ -51,14 +51,14 @@ class Nonfinite:
         )
 
     def mark(self, x: torch.Tensor, channels: bool = False) -> torch.Tensor:
-        """``x [B, T, H, ...]`` with NaN where it depends on a fault, by value channel where x has those."""
+        """``x [B, T, H, ...]`` with NaN at everything that depends on a fault, per value channel if x has those."""
         if not self.found:
             return x
         touched = self._touched(self.bad if channels else self.bad_head)
         return x.masked_fill(touched.reshape(touched.shape + (1,) * (x.ndim - touched.ndim)), torch.nan)
 
     def mark_states(self, h_kk: torch.Tensor, h_kv: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Final states with NaN where they depend on a fault."""
+        """Final states with NaN at everything that depends on a fault."""
         if not self.found:
             return h_kk, h_kv
         last = slice(-1, None) if self.cu_seqlens is None else self.cu_seqlens[1:].to(h_kk.device, torch.long) - 1

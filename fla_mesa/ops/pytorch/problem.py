@@ -1,4 +1,4 @@
-"""One segment of a call, cut into tiles and scaled: what its forward and its backward pass both start from.
+"""One segment of a call, cut into tiles and scaled: the starting point of its forward and backward passes.
 
 With ``L = diag(lamb)``, the substitution ``k~ = L^-1/2 k``, ``q~ = L^-1/2 q``, ``H~ = L^-1/2 H L^-1/2``, ``G~ = L^-1/2 G`` turns
 ``(H + L) x = q, o = G'x`` into ``(H~ + I) x~ = q~, o = G~'x~`` with ``x = L^-1/2 x~``. It costs nothing, saves the product with lamb in
@@ -85,7 +85,7 @@ class Problem:
         return torch.cat([left * h_kk * self.unit[:, None, :], left * h_kv], -1)
 
     def unscale_states(self, states: torch.Tensor) -> States:
-        """The way back."""
+        """Inverse of :func:`scale_states`."""
         norm = self.unit.reciprocal()
         K, left = norm.shape[-1], norm[:, :, None]
         return left * states[..., :K] * norm[:, None, :], left * states[..., K:]
@@ -149,5 +149,5 @@ class MesaOperator:
 
 
 def accumulation_dtype(x: torch.Tensor) -> torch.dtype:
-    """What is computed in for inputs like x: float64 for float64, float32 for all else."""
+    """The dtype to compute in for inputs ``x [...]``: float64 for float64, float32 for all others."""
     return torch.promote_types(x.dtype, torch.float32)

@@ -1,4 +1,4 @@
-"""Many queries on one state, in PyTorch: the rows of a tile that is as long as there are queries, all with the same matrix."""
+"""Many queries on one state, in PyTorch: one tile with a row per query, all with the same matrix."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def query_backward(
     tolerance: float,
     solve: Solve = conjugate_gradients,
 ) -> QueryGradients:
-    """With ``y = (H + diag(lamb))^-1 G do``: ``dq = y``, ``dH = - sum y x'``, ``dG = sum x do'``, ``dlamb = - sum x * y``."""
+    """With ``y = (H + diag(lamb))^-1 G do [B, T, H, K]``: ``dq = y``, ``dH = - sum y x'``, ``dG = sum x do'``, ``dlamb = - sum x * y``."""
     if solve is conjugate_gradients:
         check_gradients(max_steps)
     x, do = x.transpose(1, 2), do.transpose(1, 2).to(x.dtype)  # [B, H, T, *]

@@ -1,4 +1,4 @@
-"""What of a call is worked on at once. On a CPU it is cut so that a piece and all that is computed about it stay in the cache.
+"""Splits a call into pieces. On a CPU, a piece and its intermediate results fit into the cache.
 
 Cut or not, the result is the same: batch rows and packed sequences do not know of each other, and a sequence that is cut in time hands
 its state on. It bounds the memory that a call needs besides its inputs and outputs, too.
@@ -18,7 +18,7 @@ SEGMENT_ELEMENTS = 2**18
 
 @dataclass(frozen=True)
 class Segment:
-    """One piece: a range of batch rows and of time, and the states that belong to it.
+    """One piece: a range of batch rows and of time, and its states.
 
     Attributes:
         batch, time: Ranges of ``[B, T, ...]``.
@@ -78,7 +78,7 @@ def _split_time(batch: slice, sequences: slice, start: int, end: int, budget: in
 
 
 def _gather(boundaries: list[int], budget: int) -> list[tuple[int, int]]:
-    """Ranges of sequences, each of no more than ``budget`` tiles or of one sequence."""
+    """Ranges of sequences, each with at most ``budget`` tiles or a single sequence."""
     ranges: list[tuple[int, int]] = []
     first, used = 0, 0
     for n in range(len(boundaries) - 1):
@@ -91,7 +91,7 @@ def _gather(boundaries: list[int], budget: int) -> list[tuple[int, int]]:
 
 
 def _packed(boundaries: list[int], first: int, last: int, budget: int) -> list[Run]:
-    """Sequences first .. last - 1 as one run; a single one needs no boundaries and may be cut in time."""
+    """Sequences first .. last - 1 as one run; a single one needs no boundaries and may be split in time."""
     start, end, sequences = boundaries[first], boundaries[last], slice(first, last)
     if last - first == 1:
         return [_split_time(slice(0, 1), sequences, start, end, budget)]

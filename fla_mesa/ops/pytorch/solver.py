@@ -9,7 +9,7 @@ import torch
 
 
 class Operator(Protocol):
-    """The matrices A of all tiles, one for every row: symmetric, with eigenvalues >= 1."""
+    """The matrices A of all tiles, one per row: symmetric, with eigenvalues >= 1."""
 
     def __call__(self, p: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
         """Writes ``A p`` to ``out`` and returns it; both ``[Z, C, K]``."""
@@ -20,11 +20,11 @@ class Operator(Protocol):
         ...
 
     def matrices(self) -> torch.Tensor:
-        """A itself, ``[Z, C, K, K]``, or ``[Z, 1, K, K]`` where all rows of a tile have the same."""
+        """A itself, ``[Z, C, K, K]``, or ``[Z, 1, K, K]`` if all rows of a tile share it."""
         ...
 
     def select(self, tiles: torch.Tensor) -> Operator:
-        """The operator of some tiles only, given their numbers."""
+        """The operator of some tiles only, given their numbers ``[n]``."""
         ...
 
 
@@ -124,5 +124,5 @@ def conjugate_gradients(
 def _put_back(
     part: tuple[torch.Tensor, ...], whole: tuple[torch.Tensor, ...], tiles: torch.Tensor | None
 ) -> tuple[torch.Tensor, ...]:
-    """Results of some tiles into those of all."""
+    """Writes results of some tiles into those of all."""
     return part if tiles is None else tuple(w.index_copy_(0, tiles, t) for w, t in zip(whole, part, strict=True))

@@ -1,4 +1,4 @@
-"""States between tiles: H and G of the Mesa layer side by side, ``[R, slots, K, K + V]``, forwards and backwards in time."""
+"""States between tiles: the Mesa layer's H and G side by side, ``[R, slots, K, K + V]``, forwards and backwards in time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Decayed sums of outer products over tiles, differentiable: what chunkwise forms of many rules are made of.
+"""Decayed sums of outer products over tiles, differentiable: the building blocks of many rules' chunkwise forms.
 
     S_t = (what is left of the state before the tile) + sum_{s <= t} M_ts k_s u_s'
 

@@ -1,4 +1,4 @@
-"""Cutting [B, T, H, ...] into tiles of C positions, for one layout of dense batches and packed sequences.
+"""Cuts [B, T, H, ...] into tiles of C positions, in one layout for dense batches and packed sequences.
 
 Names of dimensions in this folder:
     B batch, T time, H heads, N sequences, K key size, V value size, C positions of a tile

@@ -1,4 +1,4 @@
-"""What forward and backward share before they launch: cumulative gates, chunks of packed sequences, states before each chunk."""
+"""Shared by the forward and backward passes: cumulative gates, chunks of packed sequences, states before each chunk."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ local_cumsum: Any = chunk_local_cumsum
 
 
 class Chunks(NamedTuple):
-    """How the positions are cut. A chunk never spans two sequences."""
+    """How positions are divided into chunks. A chunk never spans two sequences."""
 
     n_sequences: int
     per_grid: int  # chunks a row of the grid: of one sequence, or of all packed ones
@@ -47,11 +47,13 @@ def cumulative_gates(g: torch.Tensor, chunks: Chunks) -> torch.Tensor:
 
 
 def marked_beta(k: torch.Tensor, beta: torch.Tensor) -> torch.Tensor:
-    """beta in float32, NaN where the key is not finite, so that the kernels can take such keys as zero."""
+    """beta ``[B, T, H]`` in float32, NaN at non-finite keys, so that the kernels can treat such keys as zero."""
     return beta.float() + 0 * k.sum(-1, dtype=torch.float32)
 
 
 class States(NamedTuple):
+    """The states H and G before each chunk and after each sequence."""
+
     h_kk: torch.Tensor  # [chunks, H, K, K] before each chunk, float32
     h_kv: torch.Tensor  # [chunks, H, K, V]
     h_kk_final: torch.Tensor  # [N, H, K, K] after the last position
@@ -59,7 +61,7 @@ class States(NamedTuple):
 
 
 def state_blocks(K: int, V: int) -> dict[str, int]:
-    """Blocks of the state kernels, and how many of them there are."""
+    """Blocks of the state kernels and their number."""
     BK = min(STATE_BLOCK, power_of_two(K))
     BC = min(STATE_BLOCK, power_of_two(max(K, V)))
     return {"BK": BK, "BC": BC, "N_K": triton.cdiv(K, BK), "N_CK": triton.cdiv(K, BC), "N_CV": triton.cdiv(V, BC)}

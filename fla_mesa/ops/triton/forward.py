@@ -29,7 +29,7 @@ def chunk_forward(
     tolerance: float,
     stages: tuple[Plan, ...] = (),
 ) -> ChunkForward:
-    """The forward pass in Triton kernels. Shapes as in ``fla_mesa.ops.chunk_mesa_net``; q and k are used as they are.
+    """The forward pass in Triton kernels. Shapes ``[B, T, H, ...]`` as in ``fla_mesa.ops.chunk_mesa_net``; q and k are not normalized.
 
     Args:
         stages: Tile shapes and precisions of the solve; each stage takes the rows that those before it left above the tolerance.
@@ -59,5 +59,5 @@ def chunk_forward(
 
 
 def output_block(V: int, AGAIN: bool) -> int:
-    """Columns of the output computed at a time: the more, the less often x_t'k_s is; in a second stage 128 would spill."""
+    """Columns of the output computed at a time: larger blocks compute x_t'k_s less often; 128 would spill in a second stage."""
     return min(64 if AGAIN else 128, power_of_two(V))

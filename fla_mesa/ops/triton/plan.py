@@ -1,4 +1,4 @@
-"""What the kernels take, and in which tiles and precision they run it."""
+"""Which inputs the kernels support, and the tiles and precision they use."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 class Plan(NamedTuple):
-    """Tile shapes and precisions of one stage of the solve, by name as the kernels take them.
+    """Tile shapes and precisions of one stage of the solve, by the kernels' argument names.
 
     Attributes:
         BT: Positions a chunk.
@@ -67,7 +67,7 @@ def make_plan(
 
 
 def make_stages(K: int, *, kind: Gpu = HOPPER) -> tuple[Plan, ...]:
-    """The default plans: rounds of float16 where state and keys fit shared memory, then the float32 iteration for the rows left."""
+    """The default plans: rounds of float16 if state and keys fit shared memory, then the float32 iteration for the remaining rows."""
     precise = make_plan(K, kind=kind)
     if not precise.RESIDENT:
         return (precise,)
@@ -78,23 +78,23 @@ def make_stages(K: int, *, kind: Gpu = HOPPER) -> tuple[Plan, ...]:
 
 
 def kind_of(device: torch.device | Gpu) -> Gpu:
-    """The kind of GPU that kernels are laid out for."""
+    """The kind of GPU that kernels are planned for."""
     return gpu.of(device) or HOPPER
 
 
 def _gets(arguments: dict) -> Treatment:
-    """What the GPU gets that a kernel's arguments are on."""
+    """Settings for the GPU that holds a kernel's arguments."""
     return treatment(kind_of(next(x.device for x in arguments.values() if hasattr(x, "device"))))
 
 
 def trusted(configs: list[triton.Config], named_args: dict, **constants) -> list[triton.Config]:
-    """Those that this GPU's compiler may be trusted with, for kernels whose products have 64 rows."""
+    """Configurations that this GPU's compiler handles correctly, for kernels whose products have 64 rows."""
     gets = _gets(named_args | constants)
     return [c for c in configs if c.num_stages <= gets.most_stages and c.num_warps <= gets.most_warps]
 
 
 def solve_configs(configs: list[triton.Config], named_args: dict, **constants) -> list[triton.Config]:
-    """What autotuning may choose for a stage of the solve, the first being one that does not spill.
+    """Autotuning's choices for a stage of the solve; the first does not spill.
 
     Some of the others spill registers, though not in the iteration, and may be faster: time decides. MERGE = 2 solves two tiles as one
     and halves what the iteration reads (K = 128); fewer registers leave room for a third program (K <= 64).
@@ -123,7 +123,7 @@ def forward_positions_block(kind: Gpu, dtype: torch.dtype) -> int:
 
 
 def positions_block(kind: Gpu) -> int:
-    """Positions read at a time for the gradients of states: a whole chunk, of which the next can be fetched meanwhile, where that fits."""
+    """Positions read at a time for the gradients of states: a whole chunk if the next one fits too, to be fetched meanwhile."""
     return CHUNK if treatment(kind).wide or interpreted() else 32
 
 
@@ -142,7 +142,7 @@ def gradient_blocks(K: int, V: int, dtype: torch.dtype, precise: str) -> dict[st
 
 
 def gradient_configs(configs: list[triton.Config], named_args: dict, **constants) -> list[triton.Config]:
-    """What autotuning may choose for the gradients of keys and values, the first being one that does not spill."""
+    """Autotuning's choices for the gradients of keys and values; the first does not spill."""
     if (named_args | constants)["BR"] == CHUNK:
         return trusted(configs, named_args, **constants)
     most_stages = _gets(named_args | constants).most_stages
@@ -150,7 +150,7 @@ def gradient_configs(configs: list[triton.Config], named_args: dict, **constants
 
 
 def size_class(programs: int) -> int:
-    """What autotuning tells apart by size: less than a large GPU runs at once, a few times that, and more.
+    """Problem sizes that autotuning distinguishes: less than a large GPU runs at once, a few times that, and more.
 
     Without it, whoever calls first, with 100 tokens say, chooses for the training that follows: choices are kept on disk.
     """
@@ -158,16 +158,16 @@ def size_class(programs: int) -> int:
 
 
 def power_of_two(n: int) -> int:
-    """The block that holds n columns: a power of two, and at least the 16 that a matrix instruction needs."""
+    """The block size for n columns: a power of two, at least the 16 that a matrix instruction needs."""
     return max(triton.next_power_of_2(n), 16)
 
 
 def why_not(
     function: str, tensors: Mapping[str, torch.Tensor | None], *, max_steps: int, tolerance: float | None
 ) -> str | None:
-    """What keeps the kernels from taking these tensors; q, k and v carry the head size in their last dimension."""
+    """Why the kernels do not support these tensors ``[..., K]``, whose last dimension is the head size; None if they do."""
     if function == "query":
-        return "has no read without a step"
+        return "cannot read a state without a step"
     q = tensors["q"]
     assert q is not None
     if (reason := gpu.why_no_kernels(q.device)) is not None:

@@ -1,4 +1,4 @@
-"""The stages of a solve, as its kernels are launched: each takes the tiles that the one before it could not finish."""
+"""The stages of a solve: each handles the tiles that the previous one could not finish."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fla_mesa.ops.triton.plan import CHUNK, Plan, size_class
 
 
 class Stage(NamedTuple):
-    """How one stage of the solve is launched."""
+    """How to launch one stage of the solve."""
 
     plan: Plan
     tiles: int  # of its own size
@@ -26,13 +26,13 @@ class Stage(NamedTuple):
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """What the kernels take by these names."""
+        """The kernels' arguments of these names."""
         lists = {"todo": self.todo, "left": self.left, "NEXT": self.NEXT, "AGAIN": self.todo is not None}
         return self.plan._asdict() | lists | {"size": size_class(self.tiles)}
 
 
 def lay_out(plans: tuple[Plan, ...], chunks: int, like: torch.Tensor) -> list[Stage]:
-    """The stages of a solve over this many chunks (of all heads), on the device of ``like``."""
+    """The stages of a solve over this many chunks (of all heads), on the device of ``like [...]``."""
     stages, todo = [], None
     for plan, NEXT in zip(plans, (*(after.BR for after in plans[1:]), 0), strict=True):
         left = torch.zeros(1 + (chunks * (CHUNK // NEXT) if NEXT else 0), dtype=torch.int32, device=like.device)
@@ -42,5 +42,5 @@ def lay_out(plans: tuple[Plan, ...], chunks: int, like: torch.Tensor) -> list[St
 
 
 def programs_at_once(device: torch.device) -> int:
-    """One for each multiprocessor: the last stage's kernels fill one."""
+    """Number of multiprocessors: a kernel of the last stage fills one."""
     return get_multiprocessor_count(device.index or 0) if device.type == "cuda" else 2

@@ -24,7 +24,7 @@ def decoding_step(
     max_steps: int,
     tolerance: float,
 ) -> DecodingStep:
-    """One position in one kernel, without gradients. Shapes as in ``fla_mesa.ops.mesa_net_decoding_one_step``."""
+    """One position in one kernel, without gradients. Shapes ``[B, H, ...]`` as in ``fla_mesa.ops.mesa_net_decoding_one_step``."""
     B, H, K, V = *k.shape, v.shape[-1]
     BK = power_of_two(K)
     result = DecodingStep(
