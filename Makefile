@@ -18,7 +18,7 @@ NUMERICAL := tests/ops tests/cpu tests/models tests/train/test_recall.py tests/t
 # The Triton that the CUDA build of the torch in constraints.txt asks for, where `make test` beside a CPU build takes the newest.
 TRITON_OF_TORCH := $(VENV)/triton-of-torch
 
-.PHONY: demo test test-oldest test-newest test-rounding test-triton test-docs integrations coverage lint docs dist checkpoints clean
+.PHONY: demo test test-oldest test-newest test-rounding test-triton test-docs integrations coverage lint docs links dist checkpoints clean
 
 demo: $(VENV)/demo
 	$(BIN)/fla-mesa demo --output_dir runs/demo
@@ -59,6 +59,10 @@ coverage: $(VENV)/test
 # The site, in site/, from docs/ and docstrings. A warning, such as a link to nowhere, is an error.
 docs: $(VENV)/docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+# Links to other sites, of README and the pages. Not a part of CI: it needs a network, and says "Connection failed" where there is none.
+links: $(VENV)/lint
+	$(BIN)/lychee --no-progress --scheme https --scheme http README.md CONTRIBUTING.md CHANGELOG.md SECURITY.md docs benchmarks/results
 
 lint: $(VENV)/lint
 	$(BIN)/ruff check .

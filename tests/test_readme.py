@@ -28,9 +28,32 @@ def test_make_targets_exist():
         subprocess.run(["make", "-n", target], cwd=ROOT, check=True, capture_output=True)
 
 
+def anchors(text: str) -> set[str]:
+    """Those of the headings of a Markdown file, as GitHub and mkdocs make them."""
+    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w-]", "", heading.lower().replace(" ", "-")) for heading in headings}
+
+
+def test_repositories_are_named_alike():
+    """Each repository has one address, in README, the pages and the package."""
+    files = [
+        ROOT / "README.md",
+        *ROOT.glob("*.md"),
+        *ROOT.glob("docs/*.md"),
+        *ROOT.glob("fla_mesa/**/*.py"),
+        ROOT / "CITATION.cff",
+    ]
+    found = {name for path in files for name in re.findall(r"github\.com/([\w-]+/[\w-]+)", path.read_text())}
+    assert found == {"fla-org/flash-linear-attention", "fla-org/flame", "EleutherAI/lm-evaluation-harness"}
+
+
 def test_everything_it_points_to_exists():
-    links = [path.partition("#")[0] for path in re.findall(r"\]\((?!http)([^)]+)\)", TEXT)]
-    for path in links + re.findall(r"`((?:fla_mesa|benchmarks|docs|tests|configs)/[\w/.]*)`", TEXT):
+    links = [link.partition("#") for link in re.findall(r"\]\((?!http)([^)]+)\)", TEXT)]
+    for path, _, anchor in links:
+        assert not anchor or anchor in anchors((ROOT / path).read_text()), f"{path}#{anchor}"
+    for path in [path for path, *_ in links] + re.findall(
+        r"`((?:fla_mesa|benchmarks|docs|tests|configs)/[\w/.]*)`", TEXT
+    ):
         assert (ROOT / path).exists(), path
 
 
