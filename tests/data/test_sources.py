@@ -70,7 +70,7 @@ def test_standard_library_leaves_out_tests_and_foreign_packages(tmp_path):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(name)
     assert list(standard_library(tmp_path, quiet).texts) == ["argparse.py", "json/decoder.py"]
-    with pytest.raises(ValueError, match="without the source"):
+    with pytest.raises(ValueError, match="does not include the source"):
         standard_library(tmp_path / "json" / "tests" / "none", quiet)
 
 
@@ -154,7 +154,7 @@ def test_text_column(tmp_path):
     with pytest.raises(ValueError, match=r"text_column: .*two.parquet .*title, body.*--text_column"):
         load(file)
     assert texts_of(load(file, text_column="body").train)[0].endswith(" body")
-    with pytest.raises(ValueError, match=r"text_column: .*no column of text 'boby'; it has title, body"):
+    with pytest.raises(ValueError, match=r"text_column: .*no text column 'boby'; it has title, body"):
         load(file, text_column="boby")
     with pytest.raises(ValueError, match="none to use instead"):
         load(write_parquet(tmp_path / "none.parquet", number=[1, 2, 3]))
@@ -237,7 +237,7 @@ def test_empty_files(tmp_path):
         load(write_parquet(tmp_path / "none.parquet", text=pa.array([], pa.string())))
     folder = tmp_path / "folder"
     folder.mkdir()
-    with pytest.raises(ValueError, match="folder: no file of a known type"):
+    with pytest.raises(ValueError, match="folder: the folder has no file of a known type"):
         load(folder)
     (folder / "a.txt").write_text("")
     with pytest.raises(ValueError, match="all 1 text files in it are empty"):
@@ -269,7 +269,7 @@ def test_broken_tables_are_named(tmp_path):
     (tmp_path / "both").mkdir()
     write_parquet(tmp_path / "both" / "a.parquet", text=rows(3))
     (tmp_path / "both" / "b.json").write_text("{}")
-    with pytest.raises(ValueError, match="both holds parquet and JSON files"):
+    with pytest.raises(ValueError, match="both holds both parquet and JSON files"):
         load(tmp_path / "both")
 
 

@@ -145,5 +145,5 @@ def test_number_tokenizer_round_trip_and_memory(tmp_path):
 
 
 def test_number_tokenizer_refuses_text_suites():
-    with pytest.raises(ValueError, match="got 'own-haystack-niah-2', whose ids are bytes"):
+    with pytest.raises(ValueError, match="the ids of 'own-haystack-niah-2' are bytes"):
         synthetic.number_tokenizer(synthetic.get("own-haystack-niah-2"))

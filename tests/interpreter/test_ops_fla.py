@@ -90,7 +90,7 @@ def test_a_tolerance_is_refused_and_statistics_say_what_is_known():
     o, _, _, stats = op(**x, return_stats=True)
     assert (stats.iterations == 12).all() and stats.residual.isnan().all() and not o[:, 2].any()
     with pytest.raises(
-        ValueError, match=r"'fla' takes max_CG_iteration steps always.*cg_tolerance=0.01. Use backend='pytorch'"
+        ValueError, match=r"'fla' always takes max_CG_iteration steps.*cg_tolerance=0.01. Use backend='pytorch'"
     ):
         op(**x, cg_tolerance=1e-2)
 
