@@ -127,6 +127,19 @@ def describe(config: triton.Config) -> str:
     return f"{config.num_warps}, {config.num_stages}{merged}{limit}"
 
 
+def function_of(job: Job) -> Any:
+    """The function under a kernel's decorators."""
+    jit = job.kernel
+    while not isinstance(jit, triton.runtime.jit.JITFunction):
+        jit = jit.fn
+    return jit
+
+
+def parameters(job: Job) -> list[str]:
+    """The names of what a kernel takes."""
+    return function_of(job).arg_names
+
+
 def compile_for(job: Job, arch: int, config: triton.Config) -> tuple[Any, Usage]:
     """Compiles one kernel in one configuration for one target; returns Triton's result and ptxas's output.
 
@@ -134,9 +147,7 @@ def compile_for(job: Job, arch: int, config: triton.Config) -> tuple[Any, Usage]
         PTXASError: ptxas refuses the kernel, for example because of shared memory.
         RuntimeError: ptxas did not report registers.
     """
-    jit = job.kernel
-    while not isinstance(jit, triton.runtime.jit.JITFunction):
-        jit = jit.fn
+    jit = function_of(job)
     constants = {n: c for n, c in job.constants.items() if n in jit.arg_names} | config.kwargs
     signature = {n: "constexpr" if n in constants else job.types[n] for n in jit.arg_names}
     aligned = {(i,): [["tt.divisibility", 16]] for i, n in enumerate(jit.arg_names) if signature[n].startswith("*")}

@@ -149,6 +149,15 @@ def test_occupancy_is_that_of_cuda_s_calculator():
     assert ampere.occupancy(registers=32, shared=100 * 1024, warps=4) == 4 / 64
 
 
+def test_a_training_step_is_counted_in_bytes_too():
+    kernels_pass = load("kernels_pass")
+    jobs = {job.name: job for job in kernels_pass.jobs(64)}
+    rows, numbers, state = 64, 4, 64 * 64 // 64
+    assert kernels_pass.moved(jobs["chunk states"], 64) == 2 * 2 * rows + 2 * numbers + 2 * 4 * state
+    assert kernels_pass.moved(jobs["fla: chunk states"], 64) == 2 * 2 * rows + 2 * numbers + (4 + 2) * state
+    assert all(kernels_pass.passes(job, 64) for job in jobs.values())
+
+
 def test_op_gpu_parses_and_refuses_without_a_gpu(capsys, monkeypatch):
     op_gpu = load("op_gpu")
     assert op_gpu.parse([]).lengths[-1] == 65536
