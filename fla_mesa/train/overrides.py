@@ -24,21 +24,35 @@ def parse(text: str) -> dict[str, Any]:
             return json.loads(text)
         except json.JSONDecodeError as error:
             raise UserError(f"config_overrides: not a JSON object: {error}") from None
-    changes = {}
-    for part in text.split(","):
-        key, equals, value = (piece.strip() for piece in part.partition("="))
-        if not (key and equals and value):
-            raise UserError(f"config_overrides: expected key=value,key=value or a JSON object, got {part!r}")
-        changes[key] = parse_value(value)
-    return changes
+    wrong = "config_overrides: expected key=value,key=value or a JSON object, got"
+    return dict(setting(part, f"{wrong} {part!r}") for part in split_outside_brackets(text, ",") or [text])
 
 
-def parse_value(text: str) -> Any:
-    """A JSON value, or else a string."""
+def setting(part: str, wrong: str) -> tuple[str, Any]:
+    """Key and value of "key=value", the value as in JSON or else a string.
+
+    Raises:
+        UserError: The part is something else; the message is `wrong`.
+    """
+    key, equals, value = (piece.strip() for piece in part.partition("="))
+    if not (key and equals and value):
+        raise UserError(wrong)
     try:
-        return json.loads(text)
+        return key, json.loads(value)
     except json.JSONDecodeError:
-        return text
+        return key, value
+
+
+def split_outside_brackets(text: str, separator: str) -> list[str]:
+    """The parts between separators that do not stand in brackets, stripped; none that is empty."""
+    parts, depth = [""], 0
+    for character in text:
+        depth += (character in "([{") - (character in ")]}")
+        if character == separator and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return [part.strip() for part in parts if part.strip()]
 
 
 def apply(config: PreTrainedConfig, text: str) -> PreTrainedConfig:

@@ -9,6 +9,7 @@ from urllib.parse import quote
 from fla_mesa.errors import UserError
 from fla_mesa.models import zoo
 from fla_mesa.train import overrides
+from fla_mesa.train.overrides import split_outside_brackets
 
 
 @dataclass(frozen=True)
@@ -31,18 +32,6 @@ class Variant:
     def folder_name(self) -> str:
         """Of its cells."""
         return self.zoo_name + quote(self.label.removeprefix(self.architecture), safe="@=,[] ")
-
-
-def split_outside_brackets(text: str, separator: str) -> list[str]:
-    """The parts between separators that do not stand in brackets, stripped; none that is empty."""
-    parts, depth = [""], 0
-    for character in text:
-        depth += (character in "([{") - (character in ")]}")
-        if character == separator and depth == 0:
-            parts.append("")
-        else:
-            parts[-1] += character
-    return [part.strip() for part in parts if part.strip()]
 
 
 def parse_variants(
@@ -71,7 +60,8 @@ def parse_variants(
 
     def variant(label: str) -> Variant:
         name, *settings = split_outside_brackets(label, "@")
-        changes = {**common, **own.get(name, {}), **dict(_setting(label, part) for part in settings)}
+        wrong = f"models: expected NAME@setting=value@setting=value; got {label!r}"
+        changes = {**common, **own.get(name, {}), **dict(overrides.setting(part, wrong) for part in settings)}
         written = None if config_overrides is None and not settings else json.dumps(changes)
         return Variant(label, name, zoo.resolve(name, parametrization), written)
 
@@ -82,10 +72,3 @@ def parse_variants(
 
 def _architectures() -> set[str]:
     return {name for parametrization in zoo.PARAMETRIZATIONS for name in zoo.names(parametrization)}
-
-
-def _setting(label: str, text: str) -> tuple[str, object]:
-    key, equals, value = (piece.strip() for piece in text.partition("="))
-    if not (key and equals and value):
-        raise UserError(f"models: expected NAME@setting=value@setting=value; got {label!r}")
-    return key, overrides.parse_value(value)
