@@ -6,6 +6,7 @@ import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 # Exit codes. DISK_FULL has its own: whoever started the command may have to stop, too, and a full disk has no room for a file that says so.
 MISTAKE, DISK_FULL, STOPPED = 2, 3, 130
@@ -34,6 +35,20 @@ def mistakes_of(*kinds: type[Exception], prefix: str = "") -> Iterator[None]:
         raise
     except kinds as error:
         raise UserError(f"{prefix}{error}") from error
+
+
+def check_integer(name: str, value: object, low: int) -> int:
+    """`value`, if it is an integer of at least `low`; else UserError."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < low:
+        raise UserError(f"{name} must be an integer >= {low}; got {value!r}")
+    return value
+
+
+def check_folder(name: str, path: Path) -> Path:
+    """`path`, if it is a folder or can become one; else, because a file is in its way, UserError."""
+    if file := next((place for place in (path, *path.parents) if place.is_file()), None):
+        raise UserError(f"{name}: {str(file)!r} is a file")
+    return path
 
 
 def is_disk_full(error: BaseException | None) -> bool:

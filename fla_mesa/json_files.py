@@ -1,4 +1,4 @@
-"""JSON files: written completely or not at all, and read with errors that name the file."""
+"""JSON files and others: written completely or not at all, and read with errors that name the file."""
 
 from __future__ import annotations
 
@@ -13,6 +13,17 @@ class Unreadable(UserError):
     """The file exists but is not a JSON object of this program. The message names it and says why."""
 
 
+def write_text(path: Path, text: str) -> None:
+    """Replaces `path` with `text`, completely or not at all.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    unfinished = path.with_name(path.name + ".tmp")
+    unfinished.write_text(text, encoding="utf-8")
+    unfinished.replace(path)
+
+
 def write_json(path: Path, content: Any) -> None:
     """Replaces `path` with `content`, completely or not at all.
 
@@ -20,10 +31,7 @@ def write_json(path: Path, content: Any) -> None:
         ValueError: JSON cannot hold it; NaN, for example.
         OSError: It cannot be written.
     """
-    text = json.dumps(content, indent=2, allow_nan=False) + "\n"
-    unfinished = path.with_name(path.name + ".tmp")
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.replace(path)
+    write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
 def read_json(path: Path) -> dict[str, Any]:

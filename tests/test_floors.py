@@ -20,8 +20,9 @@ MAY_IMPORT = {
     "layers": {"ops"},
     "models": {"ops", "cpu", "layers"},
     "data": set(),
+    "report": set(),
     "train": {"ops", "layers", "models", "data"},
-    "eval": {"ops", "layers", "models", "data", "train", "cpu"},
+    "eval": {"ops", "layers", "models", "data", "train", "cpu", "report"},
     "doctor": {"ops"},
     "testing": {"ops"},
 }

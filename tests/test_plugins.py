@@ -128,7 +128,7 @@ def go_on(plugin, folder):
 
 
 def read(folder):
-    from fla_mesa.eval.checkpoint import check_checkpoint, load_model
+    from fla_mesa.models.checkpoint import check_checkpoint, load_model
 
     check_checkpoint(str(folder / "rule"))
     layer = load_model(str(folder / "rule")).model.layers[0].attn

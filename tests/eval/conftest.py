@@ -14,9 +14,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from fla_mesa.data import synthetic
 from fla_mesa.data.tokenizer import VOCAB_SIZE, byte_tokenizer
 from fla_mesa.eval.compare import columns
-from fla_mesa.eval.compare.cell import Training
 from fla_mesa.eval.measure import speed
 from fla_mesa.models import MesaNetConfig, MesaNetForCausalLM
+from fla_mesa.train.attempt import Training
 from fla_mesa.train.worker import Worker
 
 OVERRIDES = "hidden_size=32,num_hidden_layers=2,num_heads=2,head_dim=16,intermediate_size=32"

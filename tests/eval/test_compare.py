@@ -22,23 +22,27 @@ from fla_mesa import cli
 from fla_mesa.data import synthetic
 from fla_mesa.data.tokenizer import byte_tokenizer
 from fla_mesa.eval.compare import cell as cells
-from fla_mesa.eval.compare import columns, plots, suite, tables
+from fla_mesa.eval.compare import columns, pictures, suite
 from fla_mesa.eval.compare import command as compare
 from fla_mesa.eval.compare import flags as flags_
 from fla_mesa.eval.compare import folder as folders
-from fla_mesa.eval.compare.cell import Cell, CellResult, Outcome
-from fla_mesa.eval.compare.columns import MORE, Spread, digits, whole
+from fla_mesa.eval.compare.cell import Cell, CellResult
 from fla_mesa.eval.compare.display import Display, Estimate
 from fla_mesa.eval.compare.flags import PRESETS, read_preset
 from fla_mesa.eval.compare.paired import t_quantile
 from fla_mesa.eval.compare.plan import parse
 from fla_mesa.eval.compare.results import ModelResult
 from fla_mesa.eval.compare.run import _Runner
-from fla_mesa.eval.compare.variants import Variant, split_outside_brackets
+from fla_mesa.eval.compare.variants import Variant
 from fla_mesa.eval.measure.trained import Metrics, Trained
 from fla_mesa.json_files import read_json
 from fla_mesa.models import zoo
+from fla_mesa.report import tables
+from fla_mesa.report.tables import MORE, Spread, digits, whole
+from fla_mesa.train import attempt
+from fla_mesa.train.attempt import Outcome
 from fla_mesa.train.interrupt import Interrupted
+from fla_mesa.train.overrides import split_outside_brackets
 from fla_mesa.train.recipe import prepare
 from fla_mesa.train.settings import build, words
 from fla_mesa.train.settings import parse as parse_training
@@ -232,10 +236,10 @@ def test_where_another_seed_diverges_at_the_best_rate_the_next_best_is_taken(
 ):
     train = cells.train
 
-    def diverging(plan, cell, worker, show):
+    def diverging(cell, worker, show):
         if (cell.point.learning_rate, cell.seed) == (diverges[0], 2):
             return CellResult(cell, Outcome("diverged", 1.0, "too far", 1))
-        return train(plan, cell, worker, show)
+        return train(cell, worker, show)
 
     flags = ("--models", "gla", "--lr", "1e-5,3e-3", "--grid_seeds", "1", "--seeds")
     assert run(text, tmp_path, *flags, "1") == 0
@@ -378,7 +382,7 @@ def test_several_sizes_end_in_one_table_and_a_picture(tmp_path, here):
     assert widths == {64}
     text = (tmp_path / "suite.md").read_text()
     assert "# Test accuracy by size" in text and "(1x32/report.md)" in text
-    assert imread(tmp_path / suite.PICTURE).std() > 0
+    assert imread(tmp_path / f"{suite.PICTURE}.png").std() > 0
     # Another size later: what is there stays.
     assert compare.main([*flags, "--size", "1x64,1x32"]) == 0
     assert sum(job[0] == "train" for job in here) == 8
@@ -465,7 +469,7 @@ def program(monkeypatch):
     """Makes all trainings run a piece of source code."""
 
     def use(source: str) -> None:
-        monkeypatch.setattr(cells, "Training", lambda values: Program(source))
+        monkeypatch.setattr(attempt, "Training", lambda values: Program(source))
 
     return use
 
@@ -476,11 +480,11 @@ def plan_of(tmp_path, *flags):
 
 
 def cell_of(plan) -> Cell:
-    return cells.cells_of(plan, plan.variants[0], plan.grid, plan.seeds)[0]
+    return Cell(plan, plan.variants[0], plan.grid[0], plan.seeds[0])
 
 
 def outcome_of(plan, show=lambda share, what: None):
-    return cells.train(plan, cell_of(plan), Worker(), show).outcome
+    return cells.train(cell_of(plan), Worker(), show).outcome
 
 
 def test_a_killed_child_is_named_and_its_cell_goes_on(tmp_path, program):
@@ -818,13 +822,13 @@ def test_a_setting_that_came_later_was_at_its_default(text, tmp_path, here, caps
 
 
 def row_of(label, figures):
-    return ModelResult(Variant(label, label, label, None), (), (), figures, {}, ())
+    return ModelResult(Variant(label, label, label, None), (), figures, {}, ())
 
 
 def test_the_best_of_a_column_is_bold():
     columns = [
-        tables.Shown("bits per byte", lambda model: model.spread("bits_per_byte"), digits(2), "less"),
-        tables.Shown("speed", lambda model: model.spread("speed"), whole, MORE),
+        tables.Column("bits per byte", lambda model: model.spread("bits_per_byte"), digits(2), "less"),
+        tables.Column("speed", lambda model: model.spread("speed"), whole, MORE),
     ]
     rows = [
         row_of("gla", {"bits_per_byte": {"": Spread(2.5, 0.01)}, "speed": {"": Spread(3000.0)}}),
@@ -872,5 +876,5 @@ def test_time_left_goes_by_what_has_been_done(monkeypatch):
 
 def test_every_model_has_a_look_of_its_own():
     labels = [*dict.fromkeys([*zoo.names("released"), *zoo.names("matched")]), "mesanet@cg_tolerance=0.1"]
-    looks = [tuple(plots.look(label, labels)[name] for name in ("color", "marker", "linestyle")) for label in labels]
-    assert len(set(looks)) == len(looks)
+    looks = [(look.color, look.marker, look.linestyle) for look in pictures.looks(labels).values()]
+    assert len(set(looks)) == len(labels)

@@ -15,10 +15,9 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from fla_mesa.data import synthetic
+from fla_mesa.data import documents, synthetic
 from fla_mesa.data.synthetic.registry import REGISTRY
 from fla_mesa.data.tokenizer import byte_tokenizer
-from fla_mesa.eval import heldout
 from fla_mesa.eval.harness.command import main
 from fla_mesa.eval.harness.cut import cut_inputs
 from fla_mesa.eval.harness.model import FlaMesaLM
@@ -457,12 +456,12 @@ def test_a_synthetic_task_of_a_plugin_has_its_entry(llama_checkpoint, tmp_path, 
 def test_held_out_text(tmp_path):
     (tmp_path / "b.txt").write_text("second")
     (tmp_path / "a.md").write_text("first")
-    assert heldout.read_documents(str(tmp_path)) == ["first", "second"]
-    assert heldout.read_documents(str(tmp_path / "a.md")) == ["first"]
+    assert documents.read_documents(str(tmp_path)) == ["first", "second"]
+    assert documents.read_documents(str(tmp_path / "a.md")) == ["first"]
     (tmp_path / "c.jsonl").write_text('{"text": "one"}\n{"words": "two"}\n')
     with pytest.raises(ValueError, match=r"line 2 of '.*c\.jsonl' is no JSON object with a 'text'"):
-        heldout.read_documents(str(tmp_path / "c.jsonl"))
-    assert len(heldout.read_documents("stdlib")) > 20
+        documents.read_documents(str(tmp_path / "c.jsonl"))
+    assert len(documents.read_documents("stdlib")) > 20
 
 
 def test_buckets_cover_every_position_once():

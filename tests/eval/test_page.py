@@ -9,8 +9,9 @@ import subprocess
 import pytest
 
 from fla_mesa.eval.compare import command as compare
-from fla_mesa.eval.compare.page import page
-from fla_mesa.eval.compare.tables import Cell, Section, Table
+from fla_mesa.report.page import page
+from fla_mesa.report.sections import Section
+from fla_mesa.report.tables import Cell, Table
 from tests.eval.conftest import SMALL
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -89,7 +90,7 @@ def test_what_has_no_value_is_sorted_last(tmp_path):
     rows = [[Cell("gla", "gla"), Cell("–")], [Cell("mesanet", "mesanet"), Cell("10", 10.0)]]
     rows += [[Cell("hawk", "hawk"), Cell("9", 9.0)]]
     path = tmp_path / "report.html"
-    path.write_text(page([Section("<b> & co", [Table(["model", "n"], rows), "- `a<b`\n- c"])]), encoding="utf-8")
+    path.write_text(page([Section("<b> & co", [Table(["model", "n"], rows), "- `a<b`\n- c"])], {}), encoding="utf-8")
     names = "[...document.querySelectorAll('tbody tr')].map(row => row.cells[0].textContent)"
     click = f"n => {{ document.querySelectorAll('th button')[n].click(); return {names}; }}"
     found = seen(path, tmp_path, f"() => {{ const c = {click}; return [c(1), c(1), c(0), document.body.innerText]; }}")
@@ -98,6 +99,6 @@ def test_what_has_no_value_is_sorted_last(tmp_path):
 
 
 def test_the_page_needs_no_network():
-    text = page([Section("Nothing", ["A paragraph."])])
+    text = page([Section("Nothing", ["A paragraph."])], {})
     assert not re.search(r"""(src|href)\s*=|url\(|@import|https?:""", text)
     assert len(text) < 3e6  # plotly.js is packed

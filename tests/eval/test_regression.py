@@ -10,11 +10,11 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from fla_mesa.data.regression import Regression, features
-from fla_mesa.eval.checkpoint import check_checkpoint
 from fla_mesa.eval.compare import command as compare
 from fla_mesa.eval.compare.pictures import judged_by
 from fla_mesa.eval.measure import squared_error
 from fla_mesa.models import zoo
+from fla_mesa.models.checkpoint import check_checkpoint
 from fla_mesa.models.regression import RegressionConfig, RegressionModel
 from fla_mesa.train.command import main as train
 from tests.eval.conftest import OVERRIDES

@@ -9,34 +9,23 @@ Its name is its name in report.json; it appears in the tables, and finished runs
 
 from __future__ import annotations
 
-import functools
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+from transformers import PreTrainedModel
 
 from fla_mesa.eval.measure import quality, speed, squared_error
-from fla_mesa.eval.measure.trained import Trained, Value, device
+from fla_mesa.eval.measure.trained import Trained, Value
 from fla_mesa.layers.solver import Solver, mesa_layers
+from fla_mesa.report.tables import LESS, MORE, Spread, Text, change, digits, percent, size, whole
 
 BATCHES = (1, 8)
 DECODED = 32  # tokens a sequence
 SOLVED = 8192  # tokens on which other solvers are tried
 
-LESS, MORE = "less", "more"  # which of two values is better
-
-
-@dataclass(frozen=True)
-class Spread:
-    """Mean and standard deviation (over n - 1; None for a single value)."""
-
-    mean: float
-    std: float | None = None
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> Spread:
-        return cls(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None)
+Figures = Mapping[str, Spread] | list[float] | None  # of a model: by key ("" for a single one), or a curve
 
 
 @dataclass(frozen=True)
@@ -59,7 +48,7 @@ class Column:
 
     name: str
     heading: str
-    text: Callable[[float], str]
+    text: Text
     function: Callable[[Trained], Value]
     better: str | None = None
     measured: bool = True
@@ -73,11 +62,9 @@ class Column:
         """Its figure of a run, if that has been measured."""
         return run.measured.get(self.name) if self.measured else self.function(run)
 
-    def over(self, runs: Sequence[Trained]) -> Mapping[str, Spread] | list[float] | None:
-        """Its figures of a model's runs by key ("" for a single one), or their mean curve; None if a run has none."""
-        found = [self.of(run) for run in runs]
-        if self.over_seeds == "first":
-            found = found[:1]
+    def over(self, runs: Sequence[Trained]) -> Figures:
+        """Its figures of a model's runs, or their mean curve; None if a run has none."""
+        found = [self.of(run) for run in (runs[:1] if self.over_seeds == "first" else runs)]
         if self.over_seeds == "median":
             found = [value for value in found if value is not None]
         if not found or any(value is None for value in found):
@@ -92,7 +79,7 @@ class Column:
 COLUMNS: dict[str, Column] = {}
 
 
-def column(heading: str, text: Callable[[float], str], **others) -> Callable[[Callable[[Trained], Value]], Column]:
+def column(heading: str, text: Text, **others) -> Callable[[Callable[[Trained], Value]], Column]:
     """Make a function a column of that name; the arguments are those of :class:`Column`."""
 
     def register(function: Callable[[Trained], Value]) -> Column:
@@ -107,34 +94,6 @@ def missing(measured: Mapping[str, Value], *, first: bool) -> list[str]:
     """Columns that a run still has to be measured for; `first` if it is the first of its model's seeds."""
     wanted = [c for c in COLUMNS.values() if c.measured and (first or c.over_seeds != "first")]
     return [c.name for c in sorted(wanted, key=lambda c: not c.fresh) if c.name not in measured]
-
-
-# How values are written
-
-
-def digits(count: int) -> Callable[[float], str]:
-    """So many behind the point."""
-    return lambda value: f"{value:.{count}f}"
-
-
-def whole(value: float) -> str:
-    return f"{value:,.0f}"
-
-
-def percent(value: float) -> str:
-    return f"{100 * value:.2f} %"
-
-
-def change(value: float) -> str:
-    return f"{100 * value:+.2f} %"
-
-
-def size(value: float) -> str:
-    """Bytes."""
-    for unit, factor in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
-        if value >= factor:
-            return f"{value / factor:.1f} {unit}"
-    return f"{value:.0f} B"
 
 
 # Quality: the same to the last digit when a comparison is run again on the same machine
@@ -273,17 +232,7 @@ def not_converged(run: Trained) -> Value:
     return run.metrics.solver.get("cg_unsolved")
 
 
-# Speed and memory: measured anew in every comparison
-
-
-def of_tokens(function: Callable[[Trained], Value]) -> Callable[[Trained], Value]:
-    """A figure of models that read tokens, and of no other."""
-
-    @functools.wraps(function)
-    def figure(run: Trained) -> Value:
-        return function(run) if run.regression is None else None
-
-    return figure
+# Speed and memory, of models that read tokens: measured anew in every comparison
 
 
 @column("training tokens/s", whole, better=MORE, measured=False, over_seeds="median", table="speed")
@@ -292,53 +241,56 @@ def training_tokens_per_second(run: Trained) -> Value:
 
 
 @column("prefill tokens/s, batch {}", whole, better=MORE, over_seeds="first", table="speed")
-@of_tokens
 def prefill_tokens_per_second(run: Trained) -> Value:
     """Of prompts of the training length."""
-    return {str(batch): _prefill_speed(run, batch) for batch in BATCHES}
-
-
-@torch.no_grad()
-def _prefill_speed(run: Trained, batch: int) -> float:
-    prompt = _ids(run, run.model.config.vocab_size, batch, run.metrics.seq_len)
-    with run.precision():
-        return prompt.numel() / speed.median_seconds(lambda: speed.prefill(run.model, prompt))
+    return _rates(run, run.metrics.seq_len, lambda prompt: lambda: speed.prefill(run.model, prompt))
 
 
 @column("decode tokens/s, batch {}", whole, better=MORE, over_seeds="first", table="speed")
-@of_tokens
 def decode_tokens_per_second(run: Trained) -> Value:
     """After a prompt of the training length."""
-    return {str(batch): _decoding_speed(run, batch) for batch in BATCHES}
+
+    def decoding(prompt: torch.Tensor) -> Callable[[], None]:
+        continued = speed.prefill(run.model, prompt)
+        return lambda: continued.decode(DECODED)
+
+    return _rates(run, DECODED, decoding)
 
 
-def _decoding_speed(run: Trained, batch: int) -> float:
+def _rates(run: Trained, tokens: int, work: Callable[[torch.Tensor], Callable[[], object]]) -> Value:
+    """Tokens a second, by the size of the batch, of what `work` makes of a prompt: so many tokens of each sequence."""
+    if run.regression is not None:
+        return None
+    found = {}
     with run.precision():
-        continued = speed.prefill(run.model, _ids(run, run.model.config.vocab_size, batch, run.metrics.seq_len))
-        return batch * DECODED / speed.median_seconds(lambda: continued.decode(DECODED))
+        for batch in BATCHES:
+            seconds = speed.median_seconds(work(_random_ids(run.model, batch, run.metrics.seq_len)))
+            found[str(batch)] = batch * tokens / seconds
+    return found
 
 
 @column("peak memory of a step", size, better=LESS, over_seeds="first", table="speed", fresh=True)
-@of_tokens
 def training_peak_bytes(run: Trained) -> Value:
     """Of the accelerator, or what the process grew by on a CPU."""
+    if run.regression is not None:
+        return None
     with run.precision(), speed.peak_memory() as peak:
         model = run.load()
-        speed.training_step(model, _ids(run, model.config.vocab_size, run.train_batch, run.metrics.seq_len))
+        speed.training_step(model, _random_ids(model, run.train_batch, run.metrics.seq_len))
     return peak.grown
 
 
 @column("state at {}", size, better=LESS, over_seeds="first", table="speed")
-@of_tokens
 def state_bytes(run: Trained) -> Value:
     """What one sequence needs to be continued after so many tokens."""
+    if run.regression is not None:
+        return None
     lengths = sorted({run.metrics.seq_len, run.extrapolation * run.metrics.seq_len})
     with run.precision():
-        vocabulary = run.model.config.vocab_size
-        found = {str(n): speed.prefill(run.model, _ids(run, vocabulary, 1, n)).state_bytes() for n in lengths}
+        found = {str(n): speed.prefill(run.model, _random_ids(run.model, 1, n)).state_bytes() for n in lengths}
     return None if None in found.values() else found  # pyright: ignore[reportReturnType]
 
 
-def _ids(run: Trained, vocabulary: int, batch: int, length: int) -> torch.Tensor:
+def _random_ids(model: PreTrainedModel, batch: int, length: int) -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
-    return torch.randint(0, vocabulary, (batch, length), generator=generator).to(device())
+    return torch.randint(0, model.config.vocab_size, (batch, length), generator=generator).to(model.device)

@@ -30,6 +30,10 @@ class Estimate:
         self.todo["train"] += trainings
         self.total += trainings
 
+    def skip(self, kind: str, count: int) -> None:
+        """So many pieces of work are not needed."""
+        self.todo[kind] -= count
+
     def start(self) -> None:
         """A piece of work begins."""
         self._begin = time.perf_counter()

@@ -8,7 +8,7 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any
 
 import yaml
 from transformers import HfArgumentParser
@@ -18,8 +18,6 @@ from fla_mesa.errors import UserError
 from fla_mesa.eval.suites import SUITES as LEARNT
 from fla_mesa.models import zoo
 from fla_mesa.train import settings as training
-
-Number = TypeVar("Number", int, float)
 
 PRESETS = {path.stem: path for path in sorted((Path(__file__).parent / "presets").glob("*.yaml"))}
 
@@ -64,50 +62,50 @@ def parser() -> HfArgumentParser:
         default = made.get_default(name)
         made.add_argument(*_spellings(name), action=_Taken, nargs="?", default=default, help=argparse.SUPPRESS)
     made.set_defaults(data=None)  # to tell whether it is given
-    add = made.add_argument_group("what to compare").add_argument
-    add("--preset", help=f"start from a named set of flags, {', '.join(PRESETS)}; flags given beside it win")
-    add(
-        "--models",
-        default="mesanet,gated_deltanet,delta_net,gla,mamba2,transformer",
-        help=f"comma-separated; available: {', '.join(zoo.names('released'))}. A model may have settings of its own, by the names of its "
-        "config.json: mesanet,mesanet@max_cg_step_training=5,mesanet@cg_tolerance=0.1@backend=pytorch are three rows",
-    )
     sizes = f"{', '.join(zoo.sizes())}, or LAYERSxWIDTH such as 2x64"
-    add("--size", default="tiny", help=f"comma-separated; available: {sizes}")
-    add(
-        "--seeds",
-        default="1",
-        help="comma-separated integers; each sets initial weights and order of data",
-    )
-    add("--lr", default="3e-3", help="comma-separated learning rates; each model keeps its best")
-    add(
-        *_spellings("weight_decay"),
-        default=made.get_default("weight_decay"),
-        help="comma-separated; each model keeps its best pair of learning rate and weight decay. A later command that goes on may name "
-        "others behind the first",
-    )
-    add(
-        "--grid_seeds",
-        help="so many of --seeds, from the front, run with every learning rate, the others with each model's best (default: all)",
-    )
-    add(
-        "--parametrization",
-        default="released",
-        help="released: each model as fla or transformers ships it; matched: one layer for all, in which only the "
-        f"recurrence rule differs (arXiv 2506.05233, appendix E.1), for {', '.join(zoo.names('matched'))}",
-    )
-    add(
-        "--suite",
-        help=f"what to learn and to be scored on: {', '.join(SUITES)}, or a synthetic task with its settings, such as "
-        "mqar:vocab_size=256,length=64,num_pairs=4,train=20000; the score is that of its test split",
-    )
-    add("--position_tokens", default="131072", help="validation tokens for the loss by position")
-    add("--extrapolation", default="4", help="loss by position up to so many times the training length")
-    add(
-        "--baseline",
-        help="one of --models: the report shows how the others differ from it, in pairs of runs of one seed, with 95 %% intervals",
-    )
-    add("--output_dir", help="folder for all results (default: runs/compare-<size>, or runs/compare-<size>-matched)")
+    own: dict[str, tuple[object, str]] = {  # default and help
+        "preset": (None, f"start from a named set of flags, {', '.join(PRESETS)}; flags given beside it win"),
+        "models": (
+            "mesanet,gated_deltanet,delta_net,gla,mamba2,transformer",
+            f"comma-separated; available: {', '.join(zoo.names('released'))}. A model may have settings of its own, by the names of its "
+            "config.json: mesanet,mesanet@max_cg_step_training=5,mesanet@cg_tolerance=0.1@backend=pytorch are three rows",
+        ),
+        "size": ("tiny", f"comma-separated; available: {sizes}"),
+        "seeds": ("1", "comma-separated integers; each sets initial weights and order of data"),
+        "lr": ("3e-3", "comma-separated learning rates; each model keeps its best"),
+        "weight_decay": (
+            made.get_default("weight_decay"),
+            "comma-separated; each model keeps its best pair of learning rate and weight decay. A later command that goes on may name "
+            "others behind the first",
+        ),
+        "grid_seeds": (
+            None,
+            "so many of --seeds, from the front, run with every learning rate, the others with each model's best (default: all)",
+        ),
+        "parametrization": (
+            "released",
+            "released: each model as fla or transformers ships it; matched: one layer for all, in which only the "
+            f"recurrence rule differs (arXiv 2506.05233, appendix E.1), for {', '.join(zoo.names('matched'))}",
+        ),
+        "suite": (
+            None,
+            f"what to learn and to be scored on: {', '.join(SUITES)}, or a synthetic task with its settings, such as "
+            "mqar:vocab_size=256,length=64,num_pairs=4,train=20000; the score is that of its test split",
+        ),
+        "position_tokens": ("131072", "validation tokens for the loss by position"),
+        "extrapolation": ("4", "loss by position up to so many times the training length"),
+        "baseline": (
+            None,
+            "one of --models: the report shows how the others differ from it, in pairs of runs of one seed, with 95 %% intervals",
+        ),
+        "output_dir": (
+            None,
+            "folder for all results (default: runs/compare-<size>, or runs/compare-<size>-matched)",
+        ),
+    }
+    group = made.add_argument_group("what to compare")
+    for name, (default, described) in own.items():
+        group.add_argument(*_spellings(name), default=default, help=described)
     return made
 
 
@@ -141,6 +139,16 @@ def tasks(suite: str) -> list[str]:
 
 # Values
 
+# Of flags that take numbers: what they are, and what is allowed.
+_NUMBERS: dict[str, tuple[Callable[[str], float], Callable[[float], bool], str]] = {
+    "seeds": (int, lambda value: value >= 0, "integers >= 0"),
+    "grid_seeds": (int, lambda value: value >= 1, "integers >= 1"),
+    "position_tokens": (int, lambda value: value >= 1, "integers >= 1"),
+    "extrapolation": (int, lambda value: value >= 1, "integers >= 1"),
+    "lr": (float, lambda value: value > 0, "numbers > 0, such as 1e-3,3e-3"),
+    "weight_decay": (float, lambda value: value >= 0, "numbers >= 0, such as 0,0.1"),
+}
+
 
 def names(flag: str, text: str) -> list[str]:
     parts = [part.strip() for part in text.split(",") if part.strip()]
@@ -149,29 +157,18 @@ def names(flag: str, text: str) -> list[str]:
     return parts
 
 
-def several(flag: str, text: str, one: Callable[[str], Number]) -> tuple[Number, ...]:
-    values = tuple(map(one, names(flag, text)))
-    if len(set(values)) < len(values):
-        raise UserError(f"{flag}: each value once; got {text}")
-    return values
-
-
-def integer(flag: str, text: str, least: int) -> int:
-    return _number(flag, text, int, lambda value: value >= least, f"integers >= {least}")
-
-
-def rate(text: str) -> float:
-    return _number("lr", text, float, lambda value: value > 0, "numbers > 0, such as 1e-3,3e-3")
-
-
-def decay(text: str) -> float:
-    return _number("weight_decay", text, float, lambda value: value >= 0, "numbers >= 0, such as 0,0.1")
-
-
-def _number(
-    flag: str, text: str, kind: Callable[[str], Number], holds: Callable[[Number], bool], allowed: str
-) -> Number:
+def number(flag: str, text: str) -> Any:
+    """The value of a flag, an int or a float as the flag has it."""
+    kind, holds, allowed = _NUMBERS[flag]
     with contextlib.suppress(ValueError):
         if math.isfinite(value := kind(text)) and holds(value):
             return value
     raise UserError(f"{flag}: allowed are {allowed}; got {text!r}")
+
+
+def numbers(flag: str, text: str) -> tuple[Any, ...]:
+    """Several values, each once."""
+    values = tuple(number(flag, part) for part in names(flag, text))
+    if len(set(values)) < len(values):
+        raise UserError(f"{flag}: each value once; got {text}")
+    return values

@@ -1,63 +1,57 @@
-"""What the pictures of a comparison show, as numbers: plots.py draws them into PNG files, page.py into report.html."""
+"""What the pictures of a comparison show."""
 
 from __future__ import annotations
 
 import itertools
 import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 
-from fla_mesa.eval.compare.columns import COLUMNS, Spread
+from fla_mesa.eval.compare.columns import COLUMNS
 from fla_mesa.eval.compare.paired import Difference
 from fla_mesa.eval.compare.results import ModelResult
-from fla_mesa.eval.measure.trained import Trained
+from fla_mesa.models import zoo
+from fla_mesa.report.pictures import Line, Look, Panel, Picture
+from fla_mesa.report.tables import Spread
 
 POSITION, LOSS = "position in the context", "loss (nats a token)"
 OPTIMUM = "optimum"
+NAMES = ("loss_curves", "loss_by_position", "loss_difference", "error_by_position", "quality_speed")
+
+# Colours that stay apart for colour-blind readers (Okabe and Ito), then darker ones; a model has one colour in all pictures.
+_COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#7F7F7F", "#8C564B")
+_COLOURS += ("#6A3D9A", "#B2DF8A", "#3B3B98")
+_MARKERS = "osD^vPX*<>hp"
+_DASHES = ("-", "--", ":", "-.")
 
 
-@dataclass(frozen=True)
-class Line:
-    """A model's values; `half` is how far they may lie off: a standard deviation over seeds, or half of an interval."""
+def looks(labels: Iterable[str]) -> dict[str, Look]:
+    """Colour and marker by the architecture's place in the zoo, so that they are the same in every comparison; MesaNet stands out.
 
-    x: list[float]
-    y: list[float]
-    half: list[float] | None = None
+    What is no model but what models are held against is grey and dashed.
 
-    @classmethod
-    def of(cls, x: Sequence[float], values: Sequence[Spread]) -> Line:
-        half = [value.std or 0.0 for value in values] if any(value.std is not None for value in values) else None
-        return cls(list(x), [value.mean for value in values], half)
-
-
-@dataclass(frozen=True)
-class Panel:
-    """Axes and a line for each model.
-
-    Attributes:
-        log: Whether x doubles from tick to tick.
-        points: Whether the values are points with bars rather than lines with bands.
-        mark: Where a vertical line stands.
-        limits: Of y.
+    Args:
+        labels: Of all models, "mesanet" or "mesanet@max_cg_step_training=5": those of one architecture differ in dashes and markers.
     """
-
-    x: str
-    y: str
-    lines: Mapping[str, Line]
-    title: str = ""
-    log: bool = False
-    points: bool = False
-    mark: float | None = None
-    limits: tuple[float, float] | None = None
-
-
-@dataclass(frozen=True)
-class Picture:
-    name: str  # of its file, without the suffix
-    title: str
-    caption: str
-    panels: list[Panel] = field(repr=False)
+    known = list(dict.fromkeys([*zoo.names("released"), *zoo.names("matched")]))
+    turns = dict.fromkeys(known, 0)
+    found = {}
+    for label in dict.fromkeys(labels):
+        architecture = label.partition("@")[0]
+        if architecture not in turns:
+            found[label] = Look("#333333", linestyle="--", linewidth=1.0, zorder=4)
+            continue
+        place, turn, mesa = known.index(architecture), turns[architecture], architecture == "mesanet"
+        turns[architecture] += 1
+        found[label] = Look(
+            _COLOURS[place % len(_COLOURS)],
+            _MARKERS[(place + place // len(_COLOURS) + turn) % len(_MARKERS)],
+            _DASHES[turn % len(_DASHES)],
+            2.2 if mesa else 1.3,
+            3 if mesa else 2,
+        )
+    return found
 
 
 def pictures(models: Sequence[ModelResult], seq_len: int, baseline: str | None = None) -> list[Picture]:
@@ -69,40 +63,44 @@ def pictures(models: Sequence[ModelResult], seq_len: int, baseline: str | None =
         baseline: The model that losses by position are held against, by its label.
     """
     shaded = "; shaded: one standard deviation over the seeds" if any(len(model.runs) > 1 for model in models) else ""
-    found = [
-        Picture(
-            "loss_curves",
+    contents = (
+        (
             "Loss in training",
             f"Validation loss in training{shaded}.",
             _loss_curves(models),
         ),
-        Picture(
-            "loss_by_position",
+        (
             "Loss by position",
             f"Loss by position in the context{shaded}. The dashed line is the length of the training sequences.",
             _loss_by_position(models, seq_len),
         ),
-        Picture(
-            "loss_difference",
+        (
             f"Loss by position, less that of {baseline}",
             f"Left: loss by position less that of {baseline}. Right: the same for the mean of all losses up to a position. The axes are "
             "those of the training length, the dashed line. Shaded: 95 % intervals over pairs of runs of one seed.",
             _loss_difference(models, seq_len, baseline),
         ),
-        Picture(
-            "error_by_position",
+        (
             "Squared error by position",
             f"Left: squared error by position, and that of the closed-form {OPTIMUM}, dashed. Right: what is above it, as a share of it.",
             _error_by_position(models),
         ),
-        Picture(
-            "quality_speed",
+        (
             "Quality and speed",
             "Quality against speed in training and in decoding.",
             _quality_against_speed(models),
         ),
-    ]
-    return [picture for picture in found if picture.panels]
+    )
+    styles = looks([*(model.label for model in models), OPTIMUM])
+    return [Picture(name, *content, styles) for name, content in zip(NAMES, contents, strict=True) if content[-1]]
+
+
+def draw(shown: Sequence[Picture], folder: Path) -> None:
+    """PNG files; one of an earlier report that is not drawn again is removed."""
+    for name in set(NAMES) - {picture.name for picture in shown}:
+        (folder / f"{name}.png").unlink(missing_ok=True)
+    for picture in shown:
+        picture.draw(folder)
 
 
 def judged_by(models: Sequence[ModelResult]) -> tuple[str, str, str]:
@@ -117,10 +115,11 @@ def judged_by(models: Sequence[ModelResult]) -> tuple[str, str, str]:
     return "validation accuracy", "accuracy", ""
 
 
-def quality_by_width(found: Mapping[tuple[str, int], Mapping[str, Spread]], label: str) -> list[Panel]:
+def quality_by_width(name: str, found: Mapping[tuple[str, int], Mapping[str, Spread]], label: str) -> Picture:
     """Quality against model width, a panel for each task.
 
     Args:
+        name: Of the file, without its suffix.
         found: By task and width: the quality by model.
         label: What the quality is.
     """
@@ -130,18 +129,18 @@ def quality_by_width(found: Mapping[tuple[str, int], Mapping[str, Spread]], labe
         widths = sorted(width for other, width in found if other == task and model in found[other, width])
         return Line.of(widths, [found[task, width][model] for width in widths])
 
-    tasks = dict.fromkeys(task for task, _ in found)
-    return [
+    panels = [
         Panel("model width", label, {model: line(task, model) for model in models}, title=task, log=True)
-        for task in tasks
+        for task in dict.fromkeys(task for task, _ in found)
     ]
+    return Picture(name, "Quality by width", f"{label} against the width of the model", panels, looks(models))
 
 
 def _loss_curves(models: Sequence[ModelResult]) -> list[Panel]:
     lines = {}
     for model in models:
         # A run that was interrupted may have evaluated at more steps than the others: those that all seeds have.
-        by_step = [{step: loss for step, loss in metrics.history["validation"]} for metrics in model.metrics]
+        by_step = [{step: loss for step, loss in run.metrics.history["validation"]} for run in model.trained]
         steps = sorted(set(by_step[0]).intersection(*by_step[1:]))
         if steps:
             lines[model.label] = Line.of(steps, [Spread.of([curve[step] for curve in by_step]) for step in steps])
@@ -157,50 +156,68 @@ def _loss_curves(models: Sequence[ModelResult]) -> list[Panel]:
     return [Panel("step", "validation squared error" if of_vectors else f"validation {LOSS}", lines, limits=limits)]
 
 
-View = Callable[
-    [list[float]], tuple[list[float], list[float]]
-]  # of a loss at positions 1, 2, ...: some positions, and values there
+# Of a loss at positions 1, 2, ...: some positions, and values there.
+View = Callable[[list[float]], tuple[list[float], list[float]]]
 
 
-def _by_position(models: Sequence[ModelResult]) -> dict[str, list[list[float]]]:
-    """The curve of each seed, of the models that have them."""
-    curves = {model.label: [_curve(trained) for trained in model.trained] for model in models}
-    return {label: of for label, of in curves.items() if of and all(of)}
+def _by_position(models: Sequence[ModelResult], view: View) -> dict[str, tuple[list[float], list[tuple[float, ...]]]]:
+    """Of the models that have losses by position: some positions, and at each the values of all seeds."""
+    found = {}
+    for model in models:
+        curves = [COLUMNS["loss_by_position"].of(run) for run in model.trained]
+        views = [view(curve) for curve in curves if isinstance(curve, list)]
+        if views and len(views) == len(curves):
+            found[model.label] = (views[0][0], list(zip(*(values for _, values in views), strict=True)))
+    return found
 
 
 def _loss_by_position(models: Sequence[ModelResult], seq_len: int) -> list[Panel]:
-    lines = {}
-    for label, of in _by_position(models).items():
-        at, values = _over_seeds(of, _windows)
-        lines[label] = Line.of(at, [Spread.of(seeds) for seeds in values])
+    found = _by_position(models, _windows)
+    lines = {label: Line.of(at, [Spread.of(seeds) for seeds in values]) for label, (at, values) in found.items()}
     return [Panel(POSITION, LOSS, lines, log=True, mark=seq_len)] if lines else []
-
-
-def _over_seeds(curves: Sequence[list[float]], view: View) -> tuple[list[float], list[tuple[float, ...]]]:
-    """Positions, and at each the values of all seeds."""
-    views = [view(curve) for curve in curves]
-    return views[0][0], list(zip(*(values for _, values in views), strict=True))
 
 
 def _loss_difference(models: Sequence[ModelResult], seq_len: int, baseline: str | None) -> list[Panel]:
     """By position, and of the mean so far; one line a model, over pairs of runs."""
-    curves = _by_position(models)
-    if baseline not in curves or len(curves) < 2:
-        return []
     panels = []
     for what, view in (("loss", _windows), ("mean so far", _so_far)):
-        base, lines = _over_seeds(curves[baseline], view)[1], {}
-        for label, of in curves.items():
-            if len(of) != len(curves[baseline]):
-                continue
-            at, values = _over_seeds(of, view)
-            found = [Difference.of(own, others) for own, others in zip(values, base, strict=True)]
-            sure = label != baseline and len(of) > 1
-            half = [one.half or 0.0 for one in found] if sure else None
-            lines[label] = Line(at, [one.mean for one in found], half)
+        found = _by_position(models, view)
+        if baseline not in found or len(found) < 2:
+            return []
+        base, lines = found[baseline][1], {}
+        for label, (at, values) in found.items():
+            if len(values[0]) == len(base[0]):
+                of = [Difference.of(own, others) for own, others in zip(values, base, strict=True)]
+                sure = label != baseline and len(values[0]) > 1
+                lines[label] = Line(at, [d.mean for d in of], [d.half or 0.0 for d in of] if sure else None)
         name = f"{what} less {baseline}'s (nats a token)"
         panels.append(Panel(POSITION, name, lines, log=True, mark=seq_len, limits=_within(lines, seq_len)))
     return panels
+
+
+def _within(lines: Mapping[str, Line], seq_len: int) -> tuple[float, float]:
+    """Limits by what lies within the training length: beyond it one model may leave all others a line."""
+    values = [y for line in lines.values() for x, y in zip(line.x, line.y, strict=True) if x <= seq_len]
+    margin = 0.25 * (max(values) - min(values)) or 0.1
+    return min(values) - margin, max(values) + margin
+
+
+def _halves(length: int) -> list[int]:
+    """Positions from 8 on, two for each doubling."""
+    return [at for k in range(6, 2 * length.bit_length() + 1) if (at := round(2 ** (k / 2))) <= length]
+
+
+def _so_far(curve: list[float]) -> tuple[list[float], list[float]]:
+    """The mean of all losses up to a position, at the ends of the windows of :func:`_windows`."""
+    sums = list(itertools.accumulate(curve))
+    ends = sorted({*_halves(len(curve)), len(curve)})
+    return [float(end) for end in ends], [sums[end - 1] / end for end in ends]
+
+
+def _windows(curve: list[float]) -> tuple[list[float], list[float]]:
+    """Means over windows of positions: their geometric middles and the losses."""
+    pairs = list(itertools.pairwise([*_halves(len(curve)), len(curve) + 1]))
+    return [math.sqrt(a * b) for a, b in pairs], [statistics.fmean(curve[a - 1 : b - 1]) for a, b in pairs]
 
 
 def _error_by_position(models: Sequence[ModelResult]) -> list[Panel]:
@@ -219,38 +236,6 @@ def _error_by_position(models: Sequence[ModelResult]) -> list[Panel]:
         Panel(POSITION, "squared error", errors, log=True),
         Panel(POSITION, f"above the {OPTIMUM} (%)", above, log=True),
     ]
-
-
-def _within(lines: Mapping[str, Line], seq_len: int) -> tuple[float, float]:
-    """Limits by what lies within the training length: beyond it one model may leave all others a line."""
-    values = [y for line in lines.values() for x, y in zip(line.x, line.y, strict=True) if x <= seq_len]
-    margin = 0.25 * (max(values) - min(values)) or 0.1
-    return min(values) - margin, max(values) + margin
-
-
-def _curve(run: Trained) -> list[float]:
-    found = COLUMNS["loss_by_position"].of(run)
-    return found if isinstance(found, list) else []
-
-
-def _so_far(curve: list[float]) -> tuple[list[float], list[float]]:
-    """The mean of all losses up to a position, at the ends of the windows of :func:`_windows`."""
-    sums = list(itertools.accumulate(curve))
-    ends = [round(2 ** (k / 2)) for k in range(6, 2 * len(curve).bit_length() + 1)]
-    ends = [end for end in ends if end < len(curve)] + [len(curve)]
-    return [float(end) for end in ends], [sums[end - 1] / end for end in ends]
-
-
-def _windows(curve: list[float], a_doubling: int = 2) -> tuple[list[float], list[float]]:
-    """Means over windows of positions, so many for each doubling from 8 on: their geometric middles and the losses."""
-    edges, edge = [8], 8.0
-    while edges[-1] <= len(curve):
-        edge *= 2 ** (1 / a_doubling)
-        edges.append(min(round(edge), len(curve) + 1))
-        if edges[-1] == len(curve) + 1:
-            break
-    pairs = [(a, b) for a, b in zip(edges, edges[1:], strict=False) if b > a]  # noqa: RUF007
-    return [math.sqrt(a * b) for a, b in pairs], [statistics.fmean(curve[a - 1 : b - 1]) for a, b in pairs]
 
 
 def _quality_against_speed(models: Sequence[ModelResult]) -> list[Panel]:

@@ -13,9 +13,10 @@ from transformers import AutoModelForCausalLM
 
 from fla_mesa.errors import UserError, mistakes_of
 from fla_mesa.eval.compare import flags
-from fla_mesa.eval.compare.variants import Variant, parse_variants, split_outside_brackets
+from fla_mesa.eval.compare.variants import Variant, parse_variants
 from fla_mesa.train import settings as training
 from fla_mesa.train.optimization import check_optimization, needs_model
+from fla_mesa.train.overrides import split_outside_brackets
 from fla_mesa.train.recipe import make_config
 
 Values = Mapping[str, Any]  # of flags, by their names
@@ -48,11 +49,10 @@ class Plan:
     Attributes:
         grid_seeds: The first of `seeds`: those that run the whole grid.
         weight_decays: The first is that of the folder: its cells have the names that they have without a grid of weight decays.
-        position_tokens: Validation tokens for the loss by position.
-        extrapolation: Up to how many times the training length that goes.
         baseline: The variant, by its label, that the others are held against, pair by pair of runs; or None.
         training: Settings of `fla-mesa train` by name, the same for all.
-        fixed: What must be the same whenever the comparison goes on.
+        fixed: What must be the same whenever the comparison goes on: among it `position_tokens`, validation tokens for the loss by
+            position, and `extrapolation`, up to how many times the training length that goes.
     """
 
     variants: tuple[Variant, ...]
@@ -63,8 +63,6 @@ class Plan:
     learning_rates: tuple[float, ...]
     weight_decays: tuple[float, ...]
     folder: Path
-    position_tokens: int
-    extrapolation: int
     baseline: str | None
     training: Values = field(repr=False)
     fixed: Values = field(repr=False)
@@ -124,10 +122,8 @@ def _plan(given: Values, folder: Path) -> Plan:
     """The comparison on one task at one size."""
     parametrization = given["parametrization"]
     variants, others = parse_variants(given["models"], parametrization, given["config_overrides"])
-    seeds = flags.several("seeds", given["seeds"], lambda text: flags.integer("seeds", text, 0))
-    rates = flags.several("lr", given["lr"], flags.rate)
-    decays = flags.several("weight_decay", str(given["weight_decay"]), flags.decay)
-    of_grid = len(seeds) if given["grid_seeds"] is None else flags.integer("grid_seeds", given["grid_seeds"], 1)
+    seeds, rates, decays = (flags.numbers(flag, str(given[flag])) for flag in ("seeds", "lr", "weight_decay"))
+    of_grid = len(seeds) if given["grid_seeds"] is None else flags.number("grid_seeds", given["grid_seeds"])
     if of_grid > len(seeds):
         raise UserError(f"grid_seeds: allowed are 1 to {len(seeds)}, as many as --seeds names; got {of_grid}")
     labels = [variant.label for variant in variants]
@@ -144,7 +140,6 @@ def _plan(given: Values, folder: Path) -> Plan:
             with torch.device("meta"):
                 model = AutoModelForCausalLM.from_config(config) if needs_model(arguments) else None
             check_optimization(arguments, model)
-    fixed = _fixed(given, settings, arguments)
     return Plan(
         variants=tuple(variants),
         parametrization=parametrization,
@@ -154,19 +149,16 @@ def _plan(given: Values, folder: Path) -> Plan:
         learning_rates=rates,
         weight_decays=decays,
         folder=folder,
-        position_tokens=fixed["position_tokens"],
-        extrapolation=fixed["extrapolation"],
         baseline=given["baseline"],
         training=values,
-        fixed=fixed,
+        fixed=_fixed(given, settings, arguments),
     )
 
 
 def _fixed(given: Values, settings: training.RecipeSettings, arguments: training.RecipeArguments) -> Values:
     return {
         "parametrization": given["parametrization"],
-        "position_tokens": flags.integer("position_tokens", given["position_tokens"], 1),
-        "extrapolation": flags.integer("extrapolation", given["extrapolation"], 1),
+        **{flag: flags.number(flag, given[flag]) for flag in ("position_tokens", "extrapolation")},
         **{name: value for name, value in asdict(settings).items() if name not in _FREE},
         **{name: value for name, value in arguments.to_sanitized_dict().items() if name not in _FREE},
     }

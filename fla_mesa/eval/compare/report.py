@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 
-from fla_mesa.eval.compare import plots
-from fla_mesa.eval.compare.columns import COLUMNS, Column, Spread
-from fla_mesa.eval.compare.page import page
-from fla_mesa.eval.compare.pictures import Picture, pictures
+from fla_mesa.eval.compare import pictures
+from fla_mesa.eval.compare.columns import COLUMNS, Column, Figures
+from fla_mesa.eval.compare.paired import Difference
 from fla_mesa.eval.compare.plan import Point
 from fla_mesa.eval.compare.results import ModelResult, Report, failure
-from fla_mesa.eval.compare.tables import Of, Section, Shown, Table, difference, differences, shown_columns, table_rows
-from fla_mesa.json_files import write_json
+from fla_mesa.json_files import write_json, write_text
 from fla_mesa.models import zoo
+from fla_mesa.report import tables
+from fla_mesa.report.page import page
+from fla_mesa.report.pictures import Picture
+from fla_mesa.report.sections import Section, as_markdown, listed
+from fla_mesa.report.tables import Cell, Spread, Table, digits
 
 _PARAMETRIZATIONS = {
     "released": "Released parametrization: each model as flash-linear-attention or transformers ships it, at equal depth, width, MLP and "
@@ -45,7 +48,70 @@ _INTERVAL = (
 )
 
 
-def _figure(column: Column, found: Mapping[str, Spread] | list[float] | None) -> object:
+@dataclass(frozen=True)
+class Shown(tables.Column[ModelResult]):
+    """A column of a table; `name` and `key` are those of the comparison's column that it shows, if it is of one."""
+
+    name: str = ""
+    key: str = ""
+
+    @classmethod
+    def of(cls, column: Column, key: str) -> Shown:
+        """A column's values under a key."""
+        value: Callable[[ModelResult], Spread | None] = lambda model: model.spread(column.name, key)  # noqa: E731
+        return cls(column.heading.format(key), value, column.text, column.better, column.name, key)
+
+    def difference(self, model: ModelResult, base: ModelResult) -> Difference | None:
+        """Between two models, over pairs of runs; None where one of them has no value."""
+        values, others = (of.values(self.name, self.key) for of in (model, base))
+        return Difference.of(values, others) if values and len(values) == len(others) else None
+
+
+def shown_columns(report: Report, kind: str) -> list[Shown]:
+    """The columns of a table, "quality", "solver" or "speed": those that some model has a value for."""
+    shown = []
+    for name, column in COLUMNS.items():
+        found = [figure for model in report.models if isinstance(figure := model.figures[name], Mapping)]
+        covered = any(model.figures[other] is not None for model in report.models for other in column.unless)
+        if column.table != kind or covered or not found:
+            continue
+        keys = column.shown(list(dict.fromkeys(key for figure in found for key in figure)), report.run["seq_len"])
+        shown += [Shown.of(column, key) for key in keys]
+        if name == "parameters":
+            shown.append(_of_point("lr", lambda point: point.learning_rate))
+            if len(report.plan.weight_decays) > 1:
+                shown.append(_of_point("weight decay", lambda point: point.weight_decay))
+    return shown
+
+
+def _of_point(heading: str, value: Callable[[Point], float]) -> Shown:
+    return Shown(heading, lambda model: None if model.point is None else value(model.point), tables.shortest)
+
+
+def _table(report: Report, kind: str) -> Table | None:
+    """All models, or of the solver those that have one; None if there is nothing to show."""
+    columns = shown_columns(report, kind)
+    solves = [model for model in report.models if any(column.value(model) is not None for column in columns)]
+    return Table.of(solves if kind == "solver" else report.models, columns) if columns else None
+
+
+def differences(report: Report) -> dict[str, dict[Shown, Difference | None]]:
+    """How each model differs from the baseline; empty if there is nothing to hold them against."""
+    base = report.baseline
+    shown = [column for column in shown_columns(report, "quality") if column.better is not None]
+    others = [model for model in report.finished if base is not None and model is not base]
+    return {model.label: {column: column.difference(model, base) for column in shown} for model in others if base}
+
+
+def _differences_table(found: Mapping[str, Mapping[Shown, Difference | None]]) -> Table:
+    def cell(column: Shown, one: Difference | None) -> Cell:
+        return Cell.of(one and Spread(one.mean, one.half), column.text, signed=True)
+
+    rows = [[Cell(label, label), *(cell(*each) for each in of.items())] for label, of in found.items()]
+    return Table(["model", *(column.heading for column in next(iter(found.values())))], rows)
+
+
+def _figure(column: Column, found: Figures) -> object:
     """A figure as report.json holds it: spreads as mean and std where they are over seeds, else bare numbers."""
     if not isinstance(found, Mapping):
         return found
@@ -55,9 +121,10 @@ def _figure(column: Column, found: Mapping[str, Spread] | list[float] | None) ->
 
 def as_json(report: Report) -> dict[str, object]:
     """Everything that report.json holds."""
-    rows = []
+    rows, differ = [], differences(report)
     for model in report.models:
-        curves = [metrics.history for metrics in model.metrics]
+        own = differ.get(model.label)
+        found = [run.metrics for run in model.trained]
         rows.append(
             {
                 "model": model.label,
@@ -66,24 +133,19 @@ def as_json(report: Report) -> dict[str, object]:
                 "learning_rate": None if model.point is None else model.point.learning_rate,
                 "weight_decay": None if model.point is None else model.point.weight_decay,
                 "seeds": len(model.runs),
-                "parameters_without_embeddings": next((m.parameters_without_embeddings for m in model.metrics), None),
+                "parameters_without_embeddings": found[0].parameters_without_embeddings if found else None,
                 **{name: _figure(column, model.figures[name]) for name, column in COLUMNS.items()},
-                "difference": _difference_as_json(report, model),
-                "validation_curves": [curve["validation"] for curve in curves],
-                "training_curves": [curve["train"] for curve in curves],
+                "difference": own and {column.heading: one and asdict(one) for column, one in own.items()},
+                "validation_curves": [metrics.history["validation"] for metrics in found],
+                "training_curves": [metrics.history["train"] for metrics in found],
                 "mean_loss_by_learning_rate": {str(point): loss for point, loss in model.mean_loss.items()},
                 "failures": [failure(result) for result in model.failures],
             }
         )
     plan = report.plan
+    of_plan = ("baseline", "parametrization", "size", "seeds", "grid_seeds", "learning_rates", "weight_decays")
     return {
-        "baseline": plan.baseline,
-        "parametrization": plan.parametrization,
-        "size": plan.size,
-        "seeds": list(plan.seeds),
-        "grid_seeds": list(plan.grid_seeds),
-        "learning_rates": list(plan.learning_rates),
-        "weight_decays": list(plan.weight_decays),
+        **{name: getattr(plan, name) for name in of_plan},
         "models": rows,
         "notes": notes(report),
         "run": dict(report.run),
@@ -97,76 +159,38 @@ def notes(report: Report) -> dict[str, str]:
     return {label: zoo.NOTES[name] for label, name in names.items() if name in zoo.NOTES}
 
 
-def _difference_as_json(report: Report, model: ModelResult) -> dict[str, object] | None:
-    """From the baseline, in each column of the quality table by its heading."""
-    base = report.baseline
-    if base is None or model is base:
-        return None
-    shown = [column for column in shown_columns(report, "quality") if column.better is not None]
-    found = {column.heading: difference(model, base, column) for column in shown}
-    return {heading: None if one is None else asdict(one) for heading, one in found.items()}
-
-
 def terminal(report: Report) -> str:
     """The tables for a terminal."""
     parts = [f"{report.plan.size}, {report.plan.parametrization} parametrization"]
     for kind in _TABLES:
-        if columns := shown_columns(report, kind):
-            after = report.yardsticks if kind == "quality" else []
-            parts.append("\n".join([Table.of(table_rows(report, kind), columns).markdown(bold=False), *after]))
+        if table := _table(report, kind):
+            parts.append("\n".join([table.markdown(bold=False), *(report.yardsticks if kind == "quality" else [])]))
     return "\n\n" + "\n\n".join(parts + (["\n".join(report.failures)] if report.failures else []))
 
 
-def sections(report: Report, pictures: Sequence[Picture]) -> list[Section]:
+def sections(report: Report, shown: Sequence[Picture]) -> list[Section]:
     """What the report says; the first section's heading is its title."""
     plan, models = report.plan, report.models
     several = f"{len(models)} model" + ("s" if len(models) > 1 else "")
     done = [_what_was_done(report)] if "steps" in report.run else []
     found = [Section(f"{several} at size {plan.size}", [_PARAMETRIZATIONS[plan.parametrization], *done])]
     for kind, (head, said) in _TABLES.items():
-        if columns := shown_columns(report, kind):
-            after = (
-                [*report.yardsticks, said.format(losses=report.losses, **report.run)] if kind == "quality" else [said]
-            )
-            found.append(Section(head, [Table.of(table_rows(report, kind), columns), *after]))
-        if kind == "quality" and (differs := differences(report)) is not None:
-            found.append(Section(f"Differences from {plan.baseline}", [differs, _INTERVAL]))
-        if kind == "quality" and pictures:
-            found.append(Section("Pictures", list(pictures)))
+        if table := _table(report, kind):
+            above = report.yardsticks if kind == "quality" else []
+            found.append(Section(head, [table, *above, said.format(losses=report.losses, **report.run)]))
+        if kind == "quality":
+            if differ := differences(report):
+                found.append(Section(f"Differences from {plan.baseline}", [_differences_table(differ), _INTERVAL]))
+            if shown:
+                found.append(Section("Pictures", shown))
     if len(plan.grid) > 1:
-        columns = [Shown(str(point), _loss_at(point), lambda value: f"{value:.4f}") for point in plan.grid]
+        columns = [Shown(str(point), lambda model, at=point: model.mean_loss.get(at), digits(4)) for point in plan.grid]
         found.append(Section("Validation loss by learning rate", [Table.of(models, columns)]))
     if report.failures:
         found.append(Section("What did not finish", ["\n".join(report.failures)]))
-    if said_of := notes(report):
-        said = "\n".join(f"- {label}: {note}" for label, note in said_of.items())
-        found.append(Section("In what the models differ from MesaNet's frame", [said]))
-    return [*found, Section("How it was measured", ["\n".join(circumstances(report, report.line))])]
-
-
-def markdown(found: Sequence[Section]) -> str:
-    """report.md."""
-    lines = []
-    for i, section in enumerate(found):
-        lines += [f"{'##' if i else '#'} {section.head}", ""]
-        for block in section.blocks:
-            if isinstance(block, Picture):
-                lines += [f"![{block.caption}]({block.name}.png)", "", block.caption, ""]
-            else:
-                lines += [block if isinstance(block, str) else block.markdown(), ""]
-    return "\n".join(lines)
-
-
-def _loss_at(point: Point) -> Of:
-    def value(model: ModelResult) -> Spread | None:
-        loss = model.mean_loss.get(point)
-        return None if loss is None else Spread(loss)
-
-    return value
-
-
-def _listed(values: Sequence[float]) -> str:
-    return ", ".join(f"{value:g}" for value in values)
+    if differ_by := notes(report):
+        found.append(Section("In what the models differ from MesaNet's frame", [listed(differ_by)]))
+    return [*found, Section("How it was measured", [circumstances(report)])]
 
 
 def _named(seeds: Sequence[int]) -> str:
@@ -181,42 +205,41 @@ def _what_was_done(report: Report) -> str:
         f"{run['sequences_per_step']} sequences of {run['seq_len']} tokens), with {_named(seeds)}."
     )
     if len(plan.grid) > 1:
-        grid = f"Learning rates {_listed(plan.learning_rates)}"
-        if len(plan.weight_decays) > 1:
-            grid += f" with each of the weight decays {_listed(plan.weight_decays)}"
+        rates, decays = (", ".join(map(tables.shortest, of)) for of in (plan.learning_rates, plan.weight_decays))
+        grid = f"Learning rates {rates}" + f" with each of the weight decays {decays}" * (len(plan.weight_decays) > 1)
         some = plan.grid_seeds != seeds
         on, then = (f" on {_named(plan.grid_seeds)}", ", at which the other seeds ran") if some else ("", "")
         said += f" {grid}{on}; each model keeps the one with the least validation loss{then}."
     return said + (" Figures are means ± standard deviations over the seeds." if len(seeds) > 1 else "")
 
 
-def circumstances(report: Report, line: Sequence[str]) -> list[str]:
+def circumstances(report: Report) -> str:
     """Command, machine, versions, data and commit, a line each."""
     run = report.run
-    lines = [f"- command: `{shlex.join(line)}`"]
+    changed = run.get("settings", {}).get("config_overrides")
+    facts = {"command": f"`{shlex.join(report.line)}`"}
     if "device" in run:
-        lines.append(f"- device: {run['device']}, {run['processes']} process(es)")
-    lines.append(f"- machine: {run['machine']}")
-    if run.get("settings", {}).get("config_overrides"):
-        lines.append(f"- changed in the configurations: `{run['settings']['config_overrides']}`")
+        facts["device"] = f"{run['device']}, {run['processes']} process(es)"
+    facts["machine"] = run["machine"]
+    if changed:
+        facts["changed in the configurations"] = f"`{changed}`"
     if "versions" in run:
-        lines.append("- versions: " + ", ".join(f"{name} {version}" for name, version in run["versions"].items()))
-        lines.append(f"- data: {run['data']['source']}, sha256 {run['data']['sha256'][:16]}")
+        facts["versions"] = ", ".join(f"{name} {version}" for name, version in run["versions"].items())
+        facts["data"] = f"{run['data']['source']}, sha256 {run['data']['sha256'][:16]}"
     if run["commit"]:
         trained_at = run.get("trained_at", [run["commit"]])
         elsewhere = f"; trained at {', '.join(trained_at)}" if trained_at != [run["commit"]] else ""
-        lines.append(f"- commit: {run['commit']}{elsewhere}")
-    return lines
+        facts["commit"] = f"{run['commit']}{elsewhere}"
+    return listed(facts)
 
 
 def write(report: Report) -> None:
     """Writes pictures, report.md, report.html and report.json into the comparison's folder."""
     folder = report.plan.folder
-    shown = pictures(report.finished, report.run.get("seq_len", 0), report.plan.baseline)
-    plots.draw(shown, folder)
+    shown = pictures.pictures(report.finished, report.run.get("seq_len", 0), report.plan.baseline)
+    pictures.draw(shown, folder)
     found = sections(report, shown)
-    for name, text in (("report.md", markdown(found)), ("report.html", page(found))):
-        unfinished = folder / f"{name}.tmp"
-        unfinished.write_text(text, encoding="utf-8")
-        unfinished.replace(folder / name)
+    looks = pictures.looks(model.label for model in report.models)
+    write_text(folder / "report.md", as_markdown(found))
+    write_text(folder / "report.html", page(found, looks))
     write_json(folder / "report.json", as_json(report))

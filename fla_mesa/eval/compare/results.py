@@ -9,16 +9,26 @@ from dataclasses import dataclass
 from typing import Any
 
 from fla_mesa.eval.compare.cell import CellResult
-from fla_mesa.eval.compare.columns import COLUMNS, Spread
+from fla_mesa.eval.compare.columns import COLUMNS, Figures
 from fla_mesa.eval.compare.plan import Plan, Point
 from fla_mesa.eval.compare.variants import Variant
-from fla_mesa.eval.measure.trained import Metrics, Trained
+from fla_mesa.eval.measure.trained import Trained
 from fla_mesa.provenance import commit
+from fla_mesa.report.tables import Spread
 from fla_mesa.train.command import scale
 
 # What the runs of a comparison have in common, as each records it.
-_CIRCUMSTANCES = ("steps", "sequences_per_step", "seq_len", "data", "yardsticks")
-_CIRCUMSTANCES += ("device", "processes", "versions", "settings")
+_CIRCUMSTANCES = [
+    "steps",
+    "sequences_per_step",
+    "seq_len",
+    "data",
+    "yardsticks",
+    "device",
+    "processes",
+    "versions",
+    "settings",
+]
 
 
 @dataclass(frozen=True)
@@ -27,16 +37,14 @@ class ModelResult:
 
     Attributes:
         runs: Of that point, one for each seed; none if nothing was finished.
-        trained: The same, as columns take them.
-        figures: By the name of the column: a spread by key, a curve, or None where it does not apply.
+        figures: By the name of the column.
         mean_loss: By point of the grid: validation loss over the seeds of the grid; None where a seed diverged or failed.
         failures: Runs that ended otherwise than they should.
     """
 
     variant: Variant
     runs: tuple[CellResult, ...]
-    trained: tuple[Trained, ...]
-    figures: Mapping[str, Mapping[str, Spread] | list[float] | None]
+    figures: Mapping[str, Figures]
     mean_loss: Mapping[Point, float | None]
     failures: tuple[CellResult, ...]
 
@@ -49,16 +57,16 @@ class ModelResult:
         """Its best."""
         return self.runs[0].cell.point if self.runs else None
 
+    @property
+    def trained(self) -> list[Trained]:
+        """Its runs, as columns take them."""
+        return [result.run for result in self.runs if result.run is not None]
+
     def values(self, name: str, key: str = "") -> list[float]:
         """A column's value of each run that has one."""
         found = [COLUMNS[name].of(run) for run in self.trained]
         picked = [value.get(key) if isinstance(value, dict) else value for value in found]
         return [value for value in picked if isinstance(value, float | int)]
-
-    @property
-    def metrics(self) -> list[Metrics]:
-        """Of each seed."""
-        return [run.metrics for run in self.runs if run.metrics is not None]
 
     def spread(self, name: str, key: str = "") -> Spread | None:
         """A value of a column."""
@@ -76,16 +84,17 @@ def _by_point(results: Sequence[CellResult]) -> dict[Point, list[CellResult]]:
     return {point: [result for result in results if result.cell.point == point] for point in points}
 
 
-def _mean_loss(plan: Plan, results: Sequence[CellResult]) -> float | None:
+def _mean_loss(results: Sequence[CellResult]) -> float | None:
     """Over the seeds that ran the whole grid; None if any seed diverged or failed."""
-    if any(result.metrics is None for result in results):
+    if any(result.run is None for result in results):
         return None
-    return statistics.fmean(r.metrics.loss for r in results if r.metrics and r.cell.seed in plan.grid_seeds)
+    of_grid = (result.run for result in results if result.cell.seed in result.cell.plan.grid_seeds)
+    return statistics.fmean(run.metrics.loss for run in of_grid if run is not None)
 
 
-def best(plan: Plan, results: Sequence[CellResult]) -> list[CellResult]:
+def best(results: Sequence[CellResult]) -> list[CellResult]:
     """Those of a variant at the point of the grid with the least mean validation loss; none if there is no such point."""
-    losses = {point: loss for point, of in _by_point(results).items() if (loss := _mean_loss(plan, of)) is not None}
+    losses = {point: loss for point, of in _by_point(results).items() if (loss := _mean_loss(of)) is not None}
     return _by_point(results)[min(losses, key=losses.__getitem__)] if losses else []
 
 
@@ -94,18 +103,12 @@ def summarize(plan: Plan, results: Sequence[CellResult]) -> list[ModelResult]:
     models = []
     for variant in plan.variants:
         own = [result for result in results if result.cell.variant is variant]
-        chosen = best(plan, own)
-        runs = [result.trained(plan) for result in chosen]
-        models.append(
-            ModelResult(
-                variant,
-                tuple(chosen),
-                tuple(runs),
-                {name: column.over(runs) for name, column in COLUMNS.items()},
-                {point: _mean_loss(plan, of) for point, of in _by_point(own).items()},
-                tuple(r for r in own if r.outcome.status != "done") + tuple(r for r in own if r.problem is not None),
-            )
-        )
+        chosen = tuple(best(own))
+        runs = [result.run for result in chosen if result.run is not None]
+        figures = {name: column.over(runs) for name, column in COLUMNS.items()}
+        losses = {point: _mean_loss(of) for point, of in _by_point(own).items()}
+        failures = [r for r in own if r.outcome.status != "done"] + [r for r in own if r.problem is not None]
+        models.append(ModelResult(variant, chosen, figures, losses, tuple(failures)))
     return models
 
 
@@ -127,7 +130,7 @@ class Report:
     def of(cls, plan: Plan, models: Sequence[ModelResult], line: Sequence[str]) -> Report:
         """The circumstances are those that the first finished run recorded, and the commits of all."""
         made = {"machine": platform.platform(), "commit": commit()}
-        finished = [metrics.everything for model in models for metrics in model.metrics]
+        finished = [run.metrics.everything for model in models for run in model.trained]
         if not finished:
             return cls(plan, models, line, made)
         kept = {name: finished[0].get(name) for name in _CIRCUMSTANCES}

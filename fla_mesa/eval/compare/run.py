@@ -12,6 +12,7 @@ from fla_mesa.eval.compare.results import best
 from fla_mesa.eval.compare.variants import Variant
 from fla_mesa.eval.measure.trained import Metrics
 from fla_mesa.json_files import Unreadable
+from fla_mesa.train.attempt import Show
 from fla_mesa.train.progress import clock
 from fla_mesa.train.worker import Worker
 
@@ -22,7 +23,8 @@ def run(plan: Plan, worker: Worker, display: Display) -> list[CellResult]:
     Raises:
         OSError: Results cannot be stored.
     """
-    return _Runner(plan, worker, display).run()
+    runner = _Runner(plan, worker, display)
+    return [result for variant in plan.variants for result in runner.run(variant)]
 
 
 class _Runner:
@@ -32,39 +34,32 @@ class _Runner:
         trainings = len(plan.grid) * len(plan.grid_seeds) + len(self.others)
         self.estimate = Estimate(len(plan.variants) * trainings, len(plan.variants) * len(plan.seeds))
 
-    def run(self) -> list[CellResult]:
-        results = []
-        for variant in self.plan.variants:
-            trained = self._train_all(variant)
-            chosen = best(self.plan, trained)
-            for place, result in enumerate(trained):
-                if result in chosen:
-                    trained[place] = self._measure(result, first=result is chosen[0])
-            for _ in range(len(self.plan.seeds) - len(chosen)):
-                self.estimate.finish("measure", ran=False)
-            results += trained
-        return results
+    def run(self, variant: Variant) -> list[CellResult]:
+        """Trains it, then measures it at its best point."""
+        results = self._train_all(variant)
+        chosen = best(results)
+        self.estimate.skip("measure", len(self.plan.seeds) - len(chosen))
+        return [self._measure(result, first=result is chosen[0]) if result in chosen else result for result in results]
 
     def _train_all(self, variant: Variant) -> list[CellResult]:
         """The grid, then the other seeds at its best point: where one of those ends badly, at the next best."""
 
         def train(points: Sequence[Point], seeds: Sequence[int]) -> list[CellResult]:
-            return [self._train(cell) for cell in cells.cells_of(self.plan, variant, points, seeds)]
+            return [self._train(Cell(self.plan, variant, point, seed)) for point in points for seed in seeds]
 
         results = train(self.plan.grid, self.plan.grid_seeds)
         expected = len(self.others)
-        while (chosen := best(self.plan, results)) and len(chosen) < len(self.plan.seeds):
+        while (chosen := best(results)) and len(chosen) < len(self.plan.seeds):
             self.estimate.expect(len(self.others) - expected)
             expected = 0
             results += train([chosen[0].cell.point], self.others)
-        for _ in range(expected):
-            self.estimate.finish("train", ran=False)
+        self.estimate.skip("train", expected)
         return results
 
     def _line(self, text: str) -> None:
         self.display.line(f"[{self.estimate.done}/{self.estimate.total}] {text}")
 
-    def _show(self, kind: str, cell: Cell) -> cells.Show:
+    def _show(self, kind: str, cell: Cell) -> Show:
         def show(share: float, what: str) -> None:
             estimate = self.estimate
             self.display.move(estimate.done, estimate.total, estimate.left(kind, share), str(cell), share, what)
@@ -79,18 +74,17 @@ class _Runner:
             found = cells.stored(cell)
         except Unreadable:  # what could not be set aside
             found = None
-        result = found or cells.train(self.plan, cell, self.worker, self._show("train", cell))
+        result = found or cells.train(cell, self.worker, self._show("train", cell))
         self.estimate.finish("train", ran=found is None)
         outcome = result.outcome
-        how = _figure(result.metrics) if result.metrics else f"{outcome.status.upper()}: {outcome.reason}"
+        how = _figure(result.run.metrics) if result.run else f"{outcome.status.upper()}: {outcome.reason}"
         left = self.estimate.left() if any(self.estimate.todo.values()) else ""
         self._line(f"{cell}: {how} ({'stored' if found else clock(outcome.seconds)}){f', {left}' if left else ''}")
         return result
 
     def _measure(self, result: CellResult, *, first: bool) -> CellResult:
         self.estimate.start()
-        show = self._show("measure", result.cell)
-        measured = cells.measure(self.plan, result, self.worker, show, first=first)
+        measured = cells.measure(result, self.worker, self._show("measure", result.cell), first=first)
         self.estimate.finish("measure", ran=measured is not result)
         if measured.problem is not None:
             self._line(f"{result.cell}: MEASUREMENT FAILED: {measured.problem}")

@@ -7,15 +7,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from fla_mesa.eval.compare import pictures, plots
-from fla_mesa.eval.compare.columns import COLUMNS, MORE, Spread, digits
+from fla_mesa.eval.compare import pictures
+from fla_mesa.eval.compare.columns import COLUMNS
 from fla_mesa.eval.compare.report import circumstances
 from fla_mesa.eval.compare.results import Report
-from fla_mesa.eval.compare.tables import Shown, Table
-from fla_mesa.json_files import write_json
+from fla_mesa.json_files import write_json, write_text
 from fla_mesa.models import zoo
+from fla_mesa.report.sections import Section, as_markdown
+from fla_mesa.report.tables import MORE, Column, Spread, Table, digits
 
-PICTURE = "quality_by_width.png"
+PICTURE = "quality_by_width"
 
 
 def write(reports: Sequence[Report], folder: Path) -> str:
@@ -25,7 +26,7 @@ def write(reports: Sequence[Report], folder: Path) -> str:
         reports: Comparisons of the same models.
         folder: Where to write.
     """
-    plans = [report.plan for report in reports]
+    plans, models = [report.plan for report in reports], reports[0].models
     tasks, sizes = (list(dict.fromkeys(of)) for of in ([p.settings.data for p in plans], [p.size for p in plans]))
     label, quality, found = "quality", [], {}
     for report in reports:
@@ -39,25 +40,22 @@ def write(reports: Sequence[Report], folder: Path) -> str:
         of_tasks = [found[head] for plan, head in each if plan.size == size]
         found["average" if len(sizes) == 1 else f"average, {size}"] = _averages(of_tasks)
     spreads = {head: {model: Spread.of(values) for model, values in of.items()} for head, of in found.items()}
-    of_column = COLUMNS.get(quality[0]) if quality else None
-    better, text = (MORE, digits(4)) if of_column is None else (of_column.better, of_column.text)
-    columns = [Shown(head, _of(values), text, better) for head, values in spreads.items()]
-    models = reports[0].models
+    judge = COLUMNS.get(quality[0]) if quality else None
+    better, text = (MORE, digits(4)) if judge is None else (judge.better, judge.text)
+    columns = [Column(head, lambda m, of=of: of.get(m.label), text, better) for head, of in spreads.items()]
     table = Table.of(models, columns)
-    varied = " and ".join(name for name, among in (("task", tasks), ("size", sizes)) if len(among) > 1)
-    lines = [f"# {label[0].upper()}{label[1:]} by {varied}", "", table.markdown(), ""]
+    shown = []
     if len(sizes) > 1:
-        picture = {(plan.settings.data, zoo.shape(plan.size).hidden_size): spreads[head] for plan, head in each}
-        caption = f"{label} against the width of the model"
-        plots.draw_panels(pictures.quality_by_width(picture, label), folder / PICTURE)
-        lines += [f"![{caption}]({PICTURE})", ""]
-    lines += circumstances(reports[0], reports[0].line)
-    lines += [f"- {head}: [report]({plan.folder.relative_to(folder)}/report.md)" for plan, head in each]
-    (folder / "suite.md").write_text("\n".join([*lines, ""]), encoding="utf-8")
-    rows = [
-        {"model": model.label, **{h: asdict(v[model.label]) if model.label in v else None for h, v in spreads.items()}}
-        for model in models
-    ]
+        by_width = {(plan.settings.data, zoo.shape(plan.size).hidden_size): spreads[head] for plan, head in each}
+        shown.append(pictures.quality_by_width(PICTURE, by_width, label))
+        shown[0].draw(folder)
+    links = "\n".join(f"- {head}: [report]({plan.folder.relative_to(folder)}/report.md)" for plan, head in each)
+    varied = " and ".join(name for name, among in (("task", tasks), ("size", sizes)) if len(among) > 1)
+    title = f"{label[0].upper()}{label[1:]} by {varied}"
+    blocks = [table, *shown, f"{circumstances(reports[0])}\n{links}"]
+    write_text(folder / "suite.md", as_markdown([Section(title, blocks)]))
+    known = {head: {model: asdict(spread) for model, spread in of.items()} for head, of in spreads.items()}
+    rows = [{"model": m.label, **{head: of.get(m.label) for head, of in known.items()}} for m in models]
     content = {"models": rows, "columns": list(found), "quality": label, "command": list(reports[0].line)}
     write_json(folder / "suite.json", content)
     return table.markdown(bold=False)
@@ -69,7 +67,3 @@ def _averages(tasks: Sequence[Mapping[str, Sequence[float]]]) -> dict[str, list[
     return {
         model: [statistics.fmean(seed) for seed in zip(*(of[model] for of in tasks), strict=True)] for model in models
     }
-
-
-def _of(values: dict[str, Spread]):
-    return lambda model: values.get(model.label)

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fla_mesa.commands import command
-from fla_mesa.errors import UserError, mistakes_of
+from fla_mesa.errors import UserError, check_folder, mistakes_of
 
 if TYPE_CHECKING:
     from lm_eval.config.evaluate_config import EvaluatorConfig
@@ -150,8 +150,7 @@ def _run(checkpoints: list[str], suites: list[str], parsed: argparse.Namespace) 
     if len(evaluations) > 1 or comparison.skipped or comparison.cut or averaged:
         print(comparison.markdown())
     if (len(evaluations) > 1 or averaged) and config.output_path:
-        output = Path(config.output_path)
-        for path in comparison.save(output.parent if output.suffix == ".json" else output):
+        for path in comparison.save(_output_folder(config.output_path)):
             print(f"wrote {path}")
     return 0
 
@@ -166,15 +165,14 @@ def _with_checkpoint(config: EvaluatorConfig, path: str) -> EvaluatorConfig:
 
 def _check_all(checkpoints: list[str], config: EvaluatorConfig, device: str | None) -> None:
     """Raise UserError for what would end the evaluation of a later checkpoint, before the first is evaluated."""
-    if config.output_path and (file := _no_folder(Path(config.output_path))):
-        raise UserError(f"output_path: {str(file)!r} is a file, so nothing can be written below it")
+    if config.output_path:
+        check_folder("output_path", _output_folder(config.output_path))
     if config.model != "fla_mesa":
         return
     from transformers import AutoConfig
 
-    from fla_mesa.eval.checkpoint import adapted_model, check_checkpoint, looks_local
-    from fla_mesa.eval.devices import check_device
     from fla_mesa.eval.harness.model import check_context, check_positions
+    from fla_mesa.models.checkpoint import adapted_model, check_checkpoint, check_device, looks_local
 
     length = config.model_args.get("max_length")
     check_context(length)
@@ -188,7 +186,6 @@ def _check_all(checkpoints: list[str], config: EvaluatorConfig, device: str | No
             check_positions(AutoConfig.from_pretrained(model, trust_remote_code=trusted), length)
 
 
-def _no_folder(path: Path) -> Path | None:
-    """The file that keeps a path from being a folder or in one; a results file by that name may exist."""
-    places = [path, *path.parents] if path.suffix != ".json" else list(path.parents)
-    return next((place for place in places if place.is_file()), None)
+def _output_folder(path: str) -> Path:
+    """lm-eval takes the name of a results file, too."""
+    return Path(path).parent if path.endswith(".json") else Path(path)

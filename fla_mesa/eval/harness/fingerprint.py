@@ -18,24 +18,8 @@ from fla_mesa.layers.solver import mesa_layers
 from fla_mesa.provenance import versions
 
 # Arguments of a model that say where its weights come from, which are hashed themselves, or how fast it answers.
-_NO_MATTER = set(
-    [
-        "pretrained",
-        "peft",
-        "delta",
-        "revision",
-        "subfolder",
-        "tokenizer",
-        "gguf_file",
-        "device",
-        "offload_folder",
-        "batch_size",
-        "max_batch_size",
-        "parallelize",
-        "max_memory_per_gpu",
-        "max_cpu_memory",
-    ]
-)
+_NO_MATTER = {"pretrained", "peft", "delta", "revision", "subfolder", "tokenizer", "gguf_file", "device", "parallelize"}
+_NO_MATTER |= {"offload_folder", "batch_size", "max_batch_size", "max_memory_per_gpu", "max_cpu_memory"}
 _PLACES = {"_name_or_path", "transformers_version"}  # in a configuration
 
 

@@ -15,11 +15,11 @@ from tqdm import tqdm
 from transformers import PreTrainedConfig
 
 import fla_mesa  # noqa: F401 (registers this package's family, and the CPU back end where there is no accelerator)
-from fla_mesa.errors import UserError, mistakes_of
-from fla_mesa.eval.checkpoint import adapted_model, check_checkpoint, merged, most_positions, tokenizer_of
+from fla_mesa.errors import UserError, check_integer, mistakes_of
 from fla_mesa.eval.harness.cut import new_tokens, tokens
 from fla_mesa.eval.measure.quality import token_losses
 from fla_mesa.layers.solver import set_solver
+from fla_mesa.models.checkpoint import adapted_model, check_checkpoint, merged, most_positions, tokenizer_of
 from fla_mesa.ops.backends import check_backend
 
 HFLM: Any = _HFLM
@@ -163,8 +163,8 @@ class FlaMesaLM(HFLM):
 
 def check_context(max_length: object) -> None:
     """Raise UserError for a context length that is none; None stands for the default."""
-    if max_length is not None and (isinstance(max_length, bool) or not isinstance(max_length, int) or max_length < 2):
-        raise UserError(f"max_length must be an integer >= 2; got {max_length!r}")
+    if max_length is not None:
+        check_integer("max_length", max_length, 2)
 
 
 def check_positions(config: PreTrainedConfig, max_length: int | None) -> None:

@@ -19,11 +19,13 @@ import datasets
 import numpy as np
 
 from fla_mesa.data import scrambled_words
-from fla_mesa.errors import UserError, mistakes_of
-from fla_mesa.eval.checkpoint import tokenizer_for
+from fla_mesa.errors import mistakes_of
+from fla_mesa.eval.harness.text_tasks import Splits, number
+from fla_mesa.models.checkpoint import tokenizer_for
 
 Config = dict[str, object]
 Document = Mapping[str, object]
+Score = Callable[[Document, Sequence[str]], Mapping[str, object]]
 
 _COMPLETIONS = {
     "triviaqa_completion": "hazyresearch/based_triviaqa",
@@ -39,67 +41,49 @@ _GENERATED = 128  # tokens that RULER leaves for the answer
 
 def paper_tasks() -> dict[str, Config]:
     """Configurations, as lm-eval's task files hold them, by name."""
-    completions = {name: _completion(name, data) for name, data in _COMPLETIONS.items()}
-    scrambled = {
-        f"scrambled_{kind}_{shots}shot": {"documents": scrambled_documents, "kind": kind, "shots": shots}
-        for kind, shots in itertools.product(scrambled_words.KINDS, SHOTS)
-    }
-    needles = {
-        f"niah_{haystack}_{tokens}": {"documents": needle_documents, "haystack": haystack, "tokens": tokens}
-        for haystack, tokens in itertools.product(_HAYSTACKS, LENGTHS)
-    }
-    return (
-        completions
-        | {name: _generated(name, matches_word, 16, ["\n"], **settings) for name, settings in scrambled.items()}
-        | {name: _generated(name, holds_value, _GENERATED, [], **settings) for name, settings in needles.items()}
-    )
-
-
-def _generation(tokens: int, until: Sequence[str]) -> Config:
-    return {"until": list(until), "max_gen_toks": tokens, "do_sample": False, "temperature": 0.0}
+    made = [_completion(name, data) for name, data in _COMPLETIONS.items()]
+    for kind, shots in itertools.product(scrambled_words.KINDS, SHOTS):
+        source = {"custom_dataset": scrambled_documents, "metadata": {"version": 1, "kind": kind, "shots": shots}}
+        made.append(_in_groups(f"scrambled_{kind}_{shots}shot", matches_word, 16, ["\n"], source))
+    for haystack, tokens in itertools.product(_HAYSTACKS, LENGTHS):
+        settings = {"version": 1, "haystack": haystack, "tokens": tokens}
+        source = {"custom_dataset": needle_documents, "metadata": settings}
+        made.append(_in_groups(f"niah_{haystack}_{tokens}", holds_value, _GENERATED, [], source))
+    return {str(config["task"]): config for config in made}
 
 
 def _completion(name: str, data: str) -> Config:
     return {
-        "task": name,
+        **_generation(name, contains_answer, 48, ["\n"]),
         "dataset_path": data,
-        "output_type": "generate_until",
         "test_split": "validation",
         "doc_to_text": completion_prompt,
         "doc_to_target": "{{answers[0]}}",
-        "process_results": contains_answer,
-        "generation_kwargs": _generation(48, ["\n"]),
-        "num_fewshot": 0,
         "metric_list": [{"metric": "contains", "aggregation": "mean", "higher_is_better": True}],
         "metadata": {"version": 1},
     }
 
 
-def _generated(
-    name: str,
-    score: Callable[[Document, Sequence[str]], dict[str, object]],
-    answer_tokens: int,
-    until: Sequence[str],
-    documents: Callable[..., object],
-    **settings: object,
-) -> Config:
+def _in_groups(name: str, score: Score, tokens: int, until: Sequence[str], source: Config) -> Config:
     """A task whose documents are made here and come in groups (of a prefix, of a kind), with the spread over these."""
     return {
-        "task": name,
-        "custom_dataset": documents,
-        "output_type": "generate_until",
+        **_generation(name, score, tokens, until),
         "test_split": "test",
         "doc_to_text": "{{prompt}}",
         "doc_to_target": "{{target}}",
-        "process_results": score,
-        "generation_kwargs": _generation(answer_tokens, until),
-        "num_fewshot": 0,
         "metric_list": [
             {"metric": "acc", "aggregation": "mean", "higher_is_better": True},
             {"metric": "std", "aggregation": spread, "higher_is_better": None},
         ],
-        "metadata": {"version": 1, **settings},
+        **source,
     }
+
+
+def _generation(name: str, score: Score, tokens: int, until: Sequence[str]) -> Config:
+    """An answer of so many tokens at most, which ends at one of `until`."""
+    how = {"until": list(until), "max_gen_toks": tokens, "do_sample": False, "temperature": 0.0}
+    own = {"task": name, "process_results": score, "generation_kwargs": how}
+    return {"output_type": "generate_until", "num_fewshot": 0, **own}
 
 
 def completion_prompt(doc: Document) -> str:
@@ -117,7 +101,7 @@ def contains_answer(doc: Document, results: Sequence[str]) -> dict[str, float]:
     return {"contains": float(any(answer.lower() in results[0].lower() for answer in answers))}
 
 
-def scrambled_documents(**settings: object) -> dict[str, datasets.Dataset]:
+def scrambled_documents(**settings: object) -> Splits:
     """lm-eval's `custom_dataset`, of words of the package wonderwords, 5 to 14 letters long.
 
     Settings that are read: kind and shots, which the task fixes; samples, the words asked for (200); prefixes (10); seed (0).
@@ -126,9 +110,9 @@ def scrambled_documents(**settings: object) -> dict[str, datasets.Dataset]:
 
     drawn = RandomWord().filter(word_min_length=5, word_max_length=14, regex="[a-z]+")
     samples, prefixes, seed = (
-        _number(settings, *each) for each in (("samples", 200, 1), ("prefixes", 10, 1), ("seed", 0, 0))
+        number(settings, *each) for each in (("samples", 200, 1), ("prefixes", 10, 1), ("seed", 0, 0))
     )
-    kind, shots = str(settings["kind"]), _number(settings, "shots", 0, 0)
+    kind, shots = str(settings["kind"]), number(settings, "shots", 0, 0)
     with mistakes_of(ValueError, prefix="scrambled words: "):
         made = scrambled_words.documents(kind, sorted(set(drawn)), shots, prefixes, samples, seed)
     rows = [{"prompt": each.prompt, "target": each.word, "group": each.prefix} for each in made]
@@ -141,7 +125,7 @@ def matches_word(doc: Document, results: Sequence[str]) -> dict[str, object]:
     return {"acc": right, "std": (doc["group"], right)}
 
 
-def needle_documents(**settings: object) -> dict[str, datasets.Dataset]:
+def needle_documents(**settings: object) -> Splits:
     """lm-eval's `custom_dataset`, made by lm-eval's own RULER.
 
     Settings that are read: haystack and tokens (with the 128 for the answer), which the task fixes; samples of each of the nine kinds of
@@ -152,7 +136,7 @@ def needle_documents(**settings: object) -> dict[str, datasets.Dataset]:
 
     tokenizer = tokenizer_for(settings, "niah")
     haystack = _HAYSTACKS[str(settings["haystack"])]
-    tokens, samples = _number(settings, "tokens", 0, 1), _number(settings, "samples", 100, 1)
+    tokens, samples = number(settings, "tokens", 0, 1), number(settings, "samples", 100, 1)
     made = [
         generate_samples(
             get_haystack(haystack),
@@ -188,10 +172,3 @@ def spread(items: Sequence[tuple[int, float]]) -> float:
         groups[group].append(score)
     means = [np.mean(scores) for scores in groups.values()]
     return float(np.std(means, ddof=1)) if len(means) > 1 else 0.0
-
-
-def _number(settings: Mapping[str, object], name: str, default: int, low: int) -> int:
-    value = settings.get(name, default)
-    if isinstance(value, bool) or not isinstance(value, int) or value < low:
-        raise UserError(f"{name} must be an integer >= {low}, got {value!r}")
-    return value

@@ -14,10 +14,11 @@ from lm_eval.config.task import TaskConfig
 from lm_eval.filters import build_filter_ensemble
 
 from fla_mesa.data import synthetic
+from fla_mesa.data.documents import STDLIB, blocks_of_each
 from fla_mesa.errors import UserError
-from fla_mesa.eval import heldout
-from fla_mesa.eval.checkpoint import recorded_suite
+from fla_mesa.eval.harness.text_tasks import number
 from fla_mesa.eval.measure.quality import position_ranges
+from fla_mesa.models.checkpoint import recorded_suite, tokenizer_for
 
 Document = dict[str, Any]  # "input_ids", and what a task's scoring needs
 
@@ -140,18 +141,18 @@ class SuiteTask(SequenceTask):
 class LossByPosition(SequenceTask):
     """Mean loss in nats per token on held-out text, in all and by position in the context.
 
-    Settings (``--metadata``): text, see :func:`fla_mesa.eval.heldout.read_documents` (stdlib); positions, the length of the blocks (512);
+    Settings (``--metadata``): text, see :func:`fla_mesa.data.documents.read_documents` (stdlib); positions, the length of the blocks (512);
     tokenizer, if not the checkpoint's. The text is cut into blocks of that many tokens, each read from an empty state.
     """
 
     REQUEST = OUTPUT_TYPE = cast(Any, "next_token_losses")
 
     def make_docs(self) -> list[Document]:
-        positions = self.settings.get("positions", 512)
-        if isinstance(positions, bool) or not isinstance(positions, int) or positions < 2:
-            raise UserError(f"{self.config.task}: positions must be an integer >= 2, got {positions!r}")
+        positions = number(self.settings, "positions", 512, 2, f"{self.config.task}")
         self._ranges = position_ranges(positions)
-        return [{"input_ids": block} for block in heldout.token_blocks(self.settings, positions)]
+        tokenizer = tokenizer_for(self.settings, "loss by position")
+        blocks = blocks_of_each(self.settings.get("text", STDLIB), tokenizer, positions)
+        return [{"input_ids": block} for block in blocks]
 
     def process_results(self, doc: Document, results: list[list[float]]) -> dict[str, float]:
         losses = np.array(results[0])  # of the tokens at positions 1, 2, ...

@@ -7,11 +7,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fla_mesa import markdown
 from fla_mesa.eval.harness.per_token import METRIC
 from fla_mesa.eval.harness.results import Cut, Evaluation
 from fla_mesa.eval.harness.suites import Suite
-from fla_mesa.json_files import write_json
+from fla_mesa.json_files import write_json, write_text
+from fla_mesa.markdown import EMPTY
+from fla_mesa.report.tables import LESS, MORE, Cell, Spread, Table, best, digits
 
 # What an average is taken of: the paper's rule of scoring multiple choice, where a task is one.
 _SCORES = (METRIC, "contains", "acc")
@@ -42,32 +43,28 @@ class Comparison:
     def markdown(self) -> str:
         """A table with a column for each checkpoint; the best value of a row is bold; skipped tasks follow by name and reason."""
         rows = [*map(self._cells, self.rows), *self._cut_cells()]
-        lines = [*self._context(), markdown.table(["task", "metric", *self.checkpoints], rows, left=2)]
+        lines = [*self._context(), Table(["task", "metric", *self.checkpoints], rows, left=2).markdown()]
         notes = [
             f"- {task} ({name}): {reason}" for name, tasks in self.skipped.items() for task, reason in tasks.items()
         ]
-        if notes:
-            lines += ["", "Skipped:", "", *notes]
-        return "\n".join(lines) + "\n"
+        return "\n".join([*lines, *(["", "Skipped:", "", *notes] if notes else []), ""])
 
-    def _cells(self, row: Row) -> list[str]:
-        arrow = {True: " ↑", False: " ↓", None: ""}[row.higher_is_better]
-        best = self._best(row)
-        cells = [row.task, row.metric + arrow]
+    def _cells(self, row: Row) -> list[Cell]:
+        arrow, better = {True: (" ↑", MORE), False: (" ↓", LESS), None: ("", None)}[row.higher_is_better]
+        top = best((value for value, _ in row.values.values()), better)
+        cells = [Cell(row.task), Cell(row.metric + arrow)]
         for name in self.checkpoints:
-            if name not in row.values:
-                cells.append("skipped" if row.task in self.skipped.get(name, {}) else markdown.EMPTY)
-                continue
-            value, error = row.values[name]
-            text = f"{value:.4f}" if error is None else f"{value:.4f} ± {error:.4f}"
-            cells.append(f"**{text}**" if name in best else text)
+            if name in row.values:
+                cells.append(Cell.of(Spread(*row.values[name]), digits(4), best=top))
+            else:
+                cells.append(Cell("skipped" if row.task in self.skipped.get(name, {}) else EMPTY))
         return cells
 
-    def _cut_cells(self) -> Iterator[list[str]]:
+    def _cut_cells(self) -> Iterator[list[Cell]]:
         for task in dict.fromkeys(task for tasks in self.cut.values() for task in tasks):
             counts = [self.cut.get(name, {}).get(task) for name in self.checkpoints]
-            cells = [f"{count['cut']:,} of {count['of']:,}" if count else markdown.EMPTY for count in counts]
-            yield [task, "inputs cut", *cells]
+            texts = [f"{count['cut']:,} of {count['of']:,}" if count else EMPTY for count in counts]
+            yield [Cell(text) for text in (task, "inputs cut", *texts)]
 
     def _context(self) -> list[str]:
         lengths = set(self.max_length.values())
@@ -78,55 +75,32 @@ class Comparison:
         each = ", ".join(f"{name} {length:,}" for name, length in self.max_length.items())
         return [f"Context: at most so many tokens, not the same for all: {each}.", ""]
 
-    def _best(self, row: Row) -> set[str]:
-        if row.higher_is_better is None or len(row.values) < 2:
-            return set()
-        values = {name: value for name, (value, _) in row.values.items()}
-        top = (max if row.higher_is_better else min)(values.values())
-        if len(set(values.values())) == 1:
-            return set()
-        return {name for name, value in values.items() if value == top}
-
     def as_dict(self) -> dict[str, object]:
-        """The same as plain data."""
-        return {
-            "checkpoints": self.checkpoints,
-            "rows": [
-                {
-                    "task": row.task,
-                    "metric": row.metric,
-                    "higher_is_better": row.higher_is_better,
-                    "values": {
-                        name: {"value": _finite(value), "stderr": _finite(error)}
-                        for name, (value, error) in row.values.items()
-                    },
-                }
-                for row in self.rows
-            ],
-            "skipped": self.skipped,
-            "max_length": self.max_length,
-            "cut": self.cut,
-        }
+        """The same as plain data; None for a perplexity that is infinite, or the error of a single sample, which JSON cannot hold."""
 
-    def save(self, directory: Path) -> tuple[Path, Path]:
+        def plain(row: Row) -> dict[str, object]:
+            found = {
+                name: [v if v is not None and math.isfinite(v) else None for v in pair]
+                for name, pair in row.values.items()
+            }
+            values = {name: {"value": value, "stderr": error} for name, (value, error) in found.items()}
+            return {"task": row.task, "metric": row.metric, "higher_is_better": row.higher_is_better, "values": values}
+
+        return vars(self) | {"rows": list(map(plain, self.rows))}
+
+    def save(self, folder: Path) -> tuple[Path, Path]:
         """Write comparison.md and comparison.json; returns their paths."""
-        directory.mkdir(parents=True, exist_ok=True)
-        text, data = directory / "comparison.md", directory / "comparison.json"
-        text.write_text(self.markdown(), encoding="utf-8")
-        write_json(data, self.as_dict())
-        return text, data
-
-
-def _finite(value: float | None) -> float | None:
-    """What JSON can hold: None for a perplexity that is infinite, or the error of a single sample."""
-    return value if value is not None and math.isfinite(value) else None
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(folder / "comparison.md", self.markdown())
+        write_json(folder / "comparison.json", self.as_dict())
+        return folder / "comparison.md", folder / "comparison.json"
 
 
 def compare(evaluations: Mapping[str, Evaluation], averages: Sequence[tuple[str, Suite]] = ()) -> Comparison:
-    """Side by side what lm-eval gave for each checkpoint.
+    """Put evaluations side by side.
 
     Args:
-        evaluations: By checkpoint.
+        evaluations: By the name of the checkpoint.
         averages: Suites by name, for each part of which a row is added.
     """
     comparison = Comparison(list(evaluations))
@@ -142,12 +116,14 @@ def compare(evaluations: Mapping[str, Evaluation], averages: Sequence[tuple[str,
                 label = metric if filter_name == "none" else f"{metric} ({filter_name})"
                 row = found.setdefault((task, label), Row(task, label, directions.get(task, {}).get(metric), {}))
                 row.values[name] = (float(value), float(error) if isinstance(error, int | float) else None)
-        if evaluation.max_length is not None:
-            comparison.max_length[name] = evaluation.max_length
-        if evaluation.cut:
-            comparison.cut[name] = evaluation.cut
-        if evaluation.skipped:  # a task that ran for nobody has no row; the notes below the table name it
-            comparison.skipped[name] = evaluation.skipped
+        # A task that ran for nobody has no row; the notes below the table name it.
+        for kept, value in (
+            (comparison.max_length, evaluation.max_length),
+            (comparison.cut, evaluation.cut),
+            (comparison.skipped, evaluation.skipped),
+        ):
+            if value:
+                kept[name] = value
     of_suites = (
         _average(comparison, f"{name}: {part}", tasks, found)
         for name, suite in averages
@@ -161,8 +137,8 @@ def _average(
     comparison: Comparison, name: str, tasks: Sequence[str], rows: Mapping[tuple[str, str], Row]
 ) -> Row | None:
     """The mean over those of the tasks that every checkpoint has, each by the first of its scores in :data:`_SCORES`."""
-    best = (next((rows[task, score] for score in _SCORES if (task, score) in rows), None) for task in tasks)
-    common = [row for row in best if row is not None and set(row.values) == set(comparison.checkpoints)]
+    scored = (next((rows[task, score] for score in _SCORES if (task, score) in rows), None) for task in tasks)
+    common = [row for row in scored if row is not None and set(row.values) == set(comparison.checkpoints)]
     if not common:
         return None
     values = {}

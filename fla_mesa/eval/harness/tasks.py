@@ -15,9 +15,9 @@ from lm_eval.tasks._index import Kind, TaskIndex
 from fla_mesa.data import synthetic
 from fla_mesa.data.synthetic.own_haystack_niah import OwnHaystackNIAH
 from fla_mesa.errors import UserError
-from fla_mesa.eval import needles
 from fla_mesa.eval.harness.paper_tasks import Config, paper_tasks
 from fla_mesa.eval.harness.sequence_task import SuiteTask
+from fla_mesa.eval.harness.text_tasks import needles
 
 FILES = Path(__file__).parent / "yaml"
 
@@ -157,7 +157,7 @@ def _needle_task(name: str, variant: int) -> Config:
     """
     return {
         "task": name,
-        "custom_dataset": needles.documents,
+        "custom_dataset": needles,
         "output_type": "loglikelihood",
         "test_split": "test",
         "doc_to_text": "{{context}}",

@@ -8,75 +8,41 @@ A checkpoint of text reads held-out text; one that was trained on a synthetic su
 
 from __future__ import annotations
 
-import argparse
-
-import fla.models  # noqa: F401 (hybrids)
 import torch
-from transformers import AutoTokenizer
 
 from fla_mesa.commands import command
 from fla_mesa.data import synthetic
-from fla_mesa.errors import UserError, mistakes_of
-from fla_mesa.eval.checkpoint import recorded_suite, tokenizer_of
+from fla_mesa.data.documents import random_blocks
 from fla_mesa.eval.inspect.measure import inspect_layers
 from fla_mesa.eval.inspect.report import markdown, save
-from fla_mesa.eval.mesa_checkpoint import add_arguments, load_mesa, new_folder, provenance_of
-from fla_mesa.eval.sweep.reading import text_blocks
+from fla_mesa.eval.mesa_checkpoint import open_checkpoint, parser
+from fla_mesa.models.checkpoint import tokenizer_of_checkpoint
 
 
 @command("inspect")
 def main(argv: list[str]) -> int:
     """Run `fla-mesa inspect` with these arguments; 0, or 2 after one line on stderr about a mistake."""
-    arguments = _parser().parse_args(argv)
-    for name, low in (("sequences", 1), ("length", 2), ("seed", 0)):
-        value = getattr(arguments, name)
-        if value is not None and value < low:
-            raise UserError(f"{name} must be an integer >= {low}; got {value!r}")
-    folder = new_folder(arguments.output_dir)
-    model = load_mesa(arguments.checkpoint, arguments.device)
-    suite = recorded_suite(arguments.checkpoint)
-    ids = _suite(suite, arguments) if suite else _text(arguments, model.config.max_position_embeddings)
-    layers = inspect_layers(model, ids.to(model.device))
-    facts = {
-        **provenance_of(arguments.checkpoint, model, ["inspect", *argv]),
-        "data": suite or arguments.text or "stdlib",
-        "read": f"{ids.shape[0]} sequences of {ids.shape[1]} tokens",
-        "seed": (arguments.seed or 0) if suite is None else None,
-    }
-    facts = {name: value for name, value in facts.items() if value is not None}
-    paths = save(layers, facts, folder)
+    made = parser(
+        "inspect",
+        "What the Mesa layers of a checkpoint hold and solve, by layer, head and position: gates, lambda, condition numbers, "
+        "iterations, and how far the solve turns what is read. Writes inspect.md, inspect.json and three pictures.",
+    )
+    made.add_argument("--length", type=int, help="tokens of each sequence of text (default: the training length)")
+    made.add_argument("--sequences", type=int, default=8, help="how many are read, at a time (default: %(default)s)")
+    given = made.parse_args(argv)
+    least = {"sequences": 1, "length": 2, "seed": 0}
+    opened = open_checkpoint(given, ["inspect", *argv], least, ("text", "length", "seed"))
+    if opened.suite:
+        suite = synthetic.get(opened.suite)
+        rows = suite.validation[0][0].generate("validation", given.sequences, suite.seed)["input_ids"]
+    else:
+        tokenizer = tokenizer_of_checkpoint(given.checkpoint)
+        length = given.length or opened.model.config.max_position_embeddings
+        rows = random_blocks(opened.text, tokenizer, length, given.sequences, opened.seed)
+    layers = inspect_layers(opened.model, torch.from_numpy(rows).to(opened.model.device))
+    facts = opened.facts | {"read": f"{len(rows)} sequences of {rows.shape[1]} tokens"}
+    paths = save(layers, facts, opened.folder)
     print(markdown(layers, facts))
     for path in paths:
         print(f"wrote {path}")
     return 0
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="fla-mesa inspect",
-        description="What the Mesa layers of a checkpoint hold and solve, by layer, head and position: gates, lambda, condition numbers, "
-        "iterations, and how far the solve turns what is read. Writes inspect.md, inspect.json and three pictures.",
-        allow_abbrev=False,
-    )
-    add_arguments(parser, "inspect")
-    add = parser.add_argument
-    add("--length", type=int, help="tokens of each sequence of text (default: the training length)")
-    add("--sequences", type=int, default=8, help="how many are read, at a time (default: %(default)s)")
-    add("--seed", type=int, help="of the choice of text (default: 0)")
-    return parser
-
-
-def _suite(spec: str, arguments: argparse.Namespace) -> torch.Tensor:
-    for name in ("text", "length", "seed"):
-        if getattr(arguments, name) is not None:
-            raise UserError(f"{name}: the checkpoint was trained on {spec}, and reads that")
-    suite = synthetic.get(spec)
-    return torch.from_numpy(suite.validation[0][0].generate("validation", arguments.sequences, suite.seed)["input_ids"])
-
-
-def _text(arguments: argparse.Namespace, trained: int) -> torch.Tensor:
-    with mistakes_of(OSError, ValueError, prefix=f"checkpoint {arguments.checkpoint!r}: "):
-        tokenizer = AutoTokenizer.from_pretrained(tokenizer_of(arguments.checkpoint))
-    return text_blocks(
-        tokenizer, arguments.text or "stdlib", arguments.length or trained, arguments.sequences, arguments.seed or 0
-    )

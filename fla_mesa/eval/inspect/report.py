@@ -2,71 +2,87 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 from matplotlib import colormaps
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
-from fla_mesa.eval.inspect.measure import LayerReport, log_spaced
-from fla_mesa.json_files import write_json
-from fla_mesa.markdown import EMPTY, table
+from fla_mesa.eval.inspect.measure import LayerReport
+from fla_mesa.json_files import write_json, write_text
+from fla_mesa.markdown import EMPTY
+from fla_mesa.report.pictures import Line, Look, Panel, Picture
+from fla_mesa.report.sections import Section, as_markdown, listed
+from fla_mesa.report.tables import Cell, Table, percent
 
-COLUMNS = (
-    "layer.head",
-    "gamma, median (5-95 %)",
-    "half-life, tokens",
-    "beta, median (5-95 %)",
-    "lambda, median (least-most)",
-    "condition, median",
-    "most",
-    "iterations, mean",
-    "most",
-    "not converged",
-    "cosine, mean",
+_SAID = (
+    "Condition: of H + diag(lambda). Half-life: positions after which half of a key is forgotten at the median gate. Not converged: "
+    "share of positions that end above the layer's tolerance. Cosine: between the plain read G'q and the solved one, "
+    "G'(H + diag(lambda))^-1 q; at 1 the solve changes the length of the output only, which the norm behind it takes away."
 )
 
 
-def save(layers: list[LayerReport], facts: dict[str, Any], folder: Path) -> list[Path]:
+class Head(NamedTuple):
+    """One head of a :class:`LayerReport`, with its arrays but for their axis of heads; `name` is "layer.head"."""
+
+    name: str
+    gamma: np.ndarray
+    beta: np.ndarray
+    iterations: np.ndarray
+    condition: np.ndarray
+    cosine: np.ndarray
+    unsolved: float
+    lamb: np.ndarray
+
+
+def heads_of(layers: Sequence[LayerReport]) -> list[Head]:
+    """All heads, first to last."""
+    return [
+        Head(f"{i}.{h}", *(getattr(layer, name)[..., h] for name in Head._fields[1:-1]), layer.lamb[h])
+        for i, layer in enumerate(layers)
+        for h in range(len(layer.lamb))
+    ]
+
+
+def save(layers: Sequence[LayerReport], facts: Mapping[str, object], folder: Path) -> list[Path]:
     """Write inspect.md, inspect.json, gates.png, lambda.png and positions.png; returns their paths."""
     folder.mkdir(parents=True, exist_ok=True)
-    report, data = folder / "inspect.md", folder / "inspect.json"
-    report.write_text(markdown(layers, facts), encoding="utf-8")
-    write_json(data, {"facts": facts, "layers": [_curves(layer) for layer in layers]})
-    return [report, data, *_draw(layers, folder)]
+    write_text(folder / "inspect.md", markdown(layers, facts))
+    known = {name: value for name, value in facts.items() if value is not None}
+    write_json(folder / "inspect.json", {"facts": known, "layers": [_curves(layer) for layer in layers]})
+    heads, spots = heads_of(layers), layers[0].spots
+    _gates(heads).savefig(folder / "gates.png", dpi=150)
+    for picture in _pictures(heads, spots):
+        picture.draw(folder)
+    return [folder / name for name in ("inspect.md", "inspect.json", "gates.png", "lambda.png", "positions.png")]
 
 
-def markdown(layers: list[LayerReport], facts: dict[str, Any]) -> str:
+def markdown(layers: Sequence[LayerReport], facts: Mapping[str, object]) -> str:
     """One row a head."""
-    lines = [f"# Inside the Mesa layers of {facts['checkpoint']}", ""]
-    lines += [f"- {name}: {value}" for name, value in facts.items() if name != "checkpoint"]
-    heads = [(number, head) for number, layer in enumerate(layers) for head in range(layer.lamb.shape[0])]
-    lines += ["", table(COLUMNS, [[f"{number}.{head}", *_row(layers[number], head)] for number, head in heads])]
-    lines += [
-        "",
-        "Condition: of H + diag(lambda). Half-life: positions after which half of a key is forgotten at the median gate. Not converged: "
-        "share of positions that end above the layer's tolerance. Cosine: between the plain read G'q and the solved one, "
-        "G'(H + diag(lambda))^-1 q; at 1 the solve changes the length of the output only, which the norm behind it takes away.",
-        "",
-    ]
-    return "\n".join(lines)
+    known = listed({name: value for name, value in facts.items() if name != "checkpoint"})
+    rows = [_figures(head) for head in heads_of(layers)]
+    table = Table([heading for heading, _ in rows[0]], [[Cell(text) for _, text in row] for row in rows])
+    return as_markdown([Section(f"Inside the Mesa layers of {facts['checkpoint']}", [known, table, _SAID])])
 
 
-def _row(layer: LayerReport, head: int) -> list[str]:
-    gamma, beta, lamb = layer.gamma[..., head], layer.beta[..., head], layer.lamb[head]
-    condition, iterations = layer.condition[..., head], layer.iterations[..., head]
+def _figures(head: Head) -> list[tuple[str, str]]:
+    """Heading and text of each column."""
+    half_life = -1 / np.log2(min(np.median(head.gamma), 1 - 1e-12))
     return [
-        _spread(gamma, ".4f"),
-        f"{-1 / np.log2(min(np.median(gamma), 1 - 1e-12)):.1f}",
-        _spread(beta, ".3f"),
-        f"{np.median(lamb):.3f} ({lamb.min():.3f}-{lamb.max():.3f})",
-        f"{np.median(condition):.1f}",
-        f"{condition.max():.1f}",
-        f"{iterations.mean():.2f}",
-        f"{iterations.max()}",
-        EMPTY if np.isnan(layer.unsolved[head]) else f"{100 * layer.unsolved[head]:.2f} %",
-        f"{np.nanmean(layer.cosine[..., head]):.4f}",
+        ("layer.head", head.name),
+        ("gamma, median (5-95 %)", _spread(head.gamma, ".4f")),
+        ("half-life, tokens", f"{half_life:.1f}"),
+        ("beta, median (5-95 %)", _spread(head.beta, ".3f")),
+        ("lambda, median (least-most)", f"{np.median(head.lamb):.3f} ({head.lamb.min():.3f}-{head.lamb.max():.3f})"),
+        ("condition, median", f"{np.median(head.condition):.1f}"),
+        ("most", f"{head.condition.max():.1f}"),
+        ("iterations, mean", f"{head.iterations.mean():.2f}"),
+        ("most", f"{head.iterations.max()}"),
+        ("not converged", EMPTY if np.isnan(head.unsolved) else percent(head.unsolved)),
+        ("cosine, mean", f"{np.nanmean(head.cosine):.4f}"),
     ]
 
 
@@ -75,16 +91,15 @@ def _spread(values: np.ndarray, form: str) -> str:
     return f"{middle:{form}} ({low:{form}}-{high:{form}})"
 
 
-def _curves(layer: LayerReport) -> dict[str, Any]:
+def _curves(layer: LayerReport) -> dict[str, object]:
     """Means over sequences, by head and position."""
-    spots = log_spaced(layer.gamma.shape[1])
     return {
-        "positions": spots.tolist(),
+        "positions": layer.spots.tolist(),
         "lambda": layer.lamb.tolist(),
-        "not_converged": _listed(layer.unsolved),
-        **{name: getattr(layer, name)[:, spots].mean(0).T.tolist() for name in ("gamma", "beta", "iterations")},
+        "not_converged": _none_for_nan(layer.unsolved),
+        **{name: getattr(layer, name)[:, layer.spots].mean(0).T.tolist() for name in ("gamma", "beta", "iterations")},
         "condition": layer.condition.mean(0).T.tolist(),
-        "cosine": _listed(_mean_known(layer.cosine).T),
+        "cosine": _none_for_nan(_mean_known(layer.cosine).T),
     }
 
 
@@ -95,51 +110,37 @@ def _mean_known(values: np.ndarray) -> np.ndarray:
         return np.where(known, values, 0).sum(0) / known.sum(0)
 
 
-def _listed(values: np.ndarray) -> list[Any]:
+def _none_for_nan(values: np.ndarray) -> list[object]:
     """Nested lists with None for NaN, which JSON has no word for."""
-    listed = values.astype(object)
-    listed[np.isnan(values)] = None
-    return listed.tolist()
+    return np.where(np.isnan(values), None, values.astype(object)).tolist()
 
 
-def _draw(layers: list[LayerReport], folder: Path) -> list[Path]:
-    names = [f"{i}.{head}" for i, layer in enumerate(layers) for head in range(layer.lamb.shape[0])]
-    colors = colormaps["viridis"](np.linspace(0, 0.95, len(names)))
-    positions = layers[0].spots
-
-    def heads(name: str) -> list[np.ndarray]:
-        """Of each head, an attribute of :class:`LayerReport` whose last axis is the heads."""
-        return [getattr(layer, name)[..., h] for layer in layers for h in range(layer.lamb.shape[0])]
-
-    gates = Figure(figsize=(9, 3.4), layout="constrained")
-    for axis, name in zip(gates.subplots(1, 2), ("gamma", "beta"), strict=True):
-        axis.boxplot([values.ravel() for values in heads(name)], showfliers=False, whis=(5, 95))
-        axis.set_xticks(range(1, len(names) + 1), names, rotation=60, fontsize=7)
+def _gates(heads: Sequence[Head]) -> Figure:
+    figure = Figure(figsize=(9, 3.4), layout="constrained")
+    for axis, name in zip(figure.subplots(1, 2), ("gamma", "beta"), strict=True):
+        axis.boxplot([getattr(head, name).ravel() for head in heads], showfliers=False, whis=(5, 95))
+        axis.set_xticks(range(1, len(heads) + 1), [head.name for head in heads], rotation=60, fontsize=7)
         axis.set(title=f"{name}: median, quartiles, 5 to 95 %", xlabel="layer.head", ylim=(0, 1))
+    return figure
 
-    ridge = Figure(figsize=(5, 3.4), layout="constrained")
-    axis = ridge.subplots()
-    for color, name, lamb in zip(colors, names, (row for layer in layers for row in layer.lamb), strict=True):
-        axis.plot(np.sort(lamb), color=color, label=name)
-    axis.set(title="lambda, sorted within each head", xlabel="key dimension, sorted", ylabel="lambda", ylim=(0, None))
-    axis.legend(fontsize=6, ncols=2, title="layer.head", title_fontsize=6)
 
-    along = Figure(figsize=(13, 3.6), layout="constrained")
-    axes = along.subplots(1, 3)
-    curves = {
-        "condition number of H + diag(lambda)": heads("condition"),
-        "iterations of the solver": [values[:, positions] for values in heads("iterations")],
-        "cosine of the plain and the solved read": heads("cosine"),
-    }
-    for axis, (title, values) in zip(axes, curves.items(), strict=True):
-        for color, name, one in zip(colors, names, values, strict=True):
-            axis.plot(positions + 1, _mean_known(one), color=color, label=name, linewidth=1.2)
-        axis.set(title=title, xlabel="position", xscale="log")
-    axes[0].set_yscale("log")
-    axes[0].legend(fontsize=6, ncols=2, title="layer.head", title_fontsize=6)
+def _pictures(heads: Sequence[Head], spots: np.ndarray) -> list[Picture]:
+    colors = colormaps["viridis"](np.linspace(0, 0.95, len(heads)))
+    looks = {head.name: Look(to_hex(color), marker="") for head, color in zip(heads, colors, strict=True)}
+    at = (spots + 1).tolist()
 
-    paths = []
-    for name, figure in (("gates", gates), ("lambda", ridge), ("positions", along)):
-        paths.append(folder / f"{name}.png")
-        figure.savefig(paths[-1], dpi=150)
-    return paths
+    def along(name: str, values: dict[str, np.ndarray], *, log_y: bool = False) -> Panel:
+        lines = {head: Line(at, _mean_known(of).tolist()) for head, of in values.items()}
+        return Panel("position", name, lines, log=True, log_y=log_y)
+
+    ridges = {head.name: Line(range(len(head.lamb)), np.sort(head.lamb).tolist()) for head in heads}
+    ridge = Panel("key dimension, sorted within each head", "lambda", ridges, limits=(0, None))
+    panels = [
+        along("condition number of H + diag(lambda)", {head.name: head.condition for head in heads}, log_y=True),
+        along("iterations of the solver", {head.name: head.iterations[:, spots] for head in heads}),
+        along("cosine of the plain and the solved read", {head.name: head.cosine for head in heads}),
+    ]
+    return [
+        Picture("lambda", "lambda", "The ridge of each head.", [ridge], looks),
+        Picture("positions", "By position", "Means over the sequences.", panels, looks),
+    ]

@@ -27,9 +27,8 @@ class Setting:
 
     @property
     def name(self) -> str:
-        return {"steps": f"{self.value:.0f} steps", "tolerance": f"tolerance {self.value:.0e}", "exact": "exact"}[
-            self.kind
-        ]
+        names = {"steps": f"{self.value:.0f} steps", "tolerance": f"tolerance {self.value:.0e}", "exact": "exact"}
+        return names[self.kind]
 
     @property
     def solver(self) -> Solver:
@@ -68,6 +67,10 @@ class Measured:
     memory_mib: float | None = None
 
     @property
+    def is_exact(self) -> bool:
+        return self.setting.kind == "exact"
+
+    @property
     def iterations(self) -> float:
         """Mean over layers and heads."""
         return statistics.fmean(value for heads in self.mean_iterations for value in heads)
@@ -101,7 +104,7 @@ def measure_speed(model: PreTrainedModel, results: list[Measured], reading: Read
     The settings take turns in each repeat, so that whatever else the machine does strikes all of them; one turn before warms up.
     The exact solve is left out: it is written to be right, not fast.
     """
-    results = [measured for measured in results if measured.setting.kind != "exact"]
+    results = [measured for measured in results if not measured.is_exact]
     times: list[list[tuple[float, float]]] = [[] for _ in results]
     prompt = reading.ids[:1].to(model.device)
     for turn in range(repeats + 1):

@@ -5,19 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import cast
 
 import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
 from fla_mesa.data import synthetic
+from fla_mesa.data.documents import random_blocks
+from fla_mesa.data.needles import fitted
 from fla_mesa.data.synthetic import IGNORE
 from fla_mesa.data.synthetic.mqar import MQAR
 from fla_mesa.data.synthetic.own_haystack_niah import OwnHaystackNIAH
 from fla_mesa.errors import UserError
-from fla_mesa.eval import heldout
-from fla_mesa.eval.needles import fitted
 
 _SHORTEST_NEEDLE = 220  # characters that hold variant 1's needle, question and answer
 
@@ -56,7 +55,7 @@ def read_text(
 
     Args:
         tokenizer: The checkpoint's.
-        text: See :func:`fla_mesa.eval.heldout.read_documents`.
+        text: See :func:`fla_mesa.data.documents.read_documents`.
         lengths: Context lengths; each must divide the longest.
         sequences: Blocks of the longest length.
         needles: Documents of own-haystack-niah, variant 1, at each length; the answer's tokens are what is recalled.
@@ -66,7 +65,7 @@ def read_text(
     for length in lengths:
         if longest % length:
             raise UserError(f"context_lengths must all divide the longest, {longest}; got {length}")
-    ids = text_blocks(tokenizer, text, longest, sequences, seed)
+    ids = torch.from_numpy(random_blocks(text, tokenizer, longest, sequences, seed))
     readings = []
     for length in lengths:
         blocks, recall = ids.reshape(-1, length), _needles(tokenizer, length, needles, seed)
@@ -89,22 +88,6 @@ def read_suite(spec: str, lengths: list[int], sequences: int) -> list[Reading]:
         recall = Recall(ids, lambda guesses, one=one, rows=rows: float(one.scores(guesses, rows).mean()))
         readings.append(Reading(one.columns, ids, labels, recall, suite.name))
     return readings
-
-
-def text_blocks(tokenizer: PreTrainedTokenizerBase, text: str, length: int, count: int, seed: int) -> torch.Tensor:
-    """`count` random whole blocks ``[count, length]`` of the documents joined; some documents are shorter than a long context."""
-    end = cast("int | None", tokenizer.eos_token_id)
-    stream: list[int] = []
-    for document in heldout.read_documents(text):
-        stream.extend(cast("list[int]", tokenizer(document, add_special_tokens=False)["input_ids"]))
-        stream.extend([] if end is None else [end])
-    available = len(stream) // length
-    if available < count:
-        raise UserError(
-            f"held-out text: {len(stream)} tokens hold {available} blocks of {length}; {count} are wanted (sequences)"
-        )
-    chosen = np.sort(np.random.default_rng(seed).choice(available, size=count, replace=False))
-    return torch.tensor([stream[i * length : (i + 1) * length] for i in chosen.tolist()])
 
 
 def _needles(tokenizer: PreTrainedTokenizerBase, length: int, count: int, seed: int) -> Recall | None:

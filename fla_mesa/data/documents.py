@@ -1,4 +1,4 @@
-"""Held-out text for bits per byte and for loss by position."""
+"""Documents of held-out text, and blocks of their tokens."""
 
 from __future__ import annotations
 
@@ -6,16 +6,15 @@ import json
 import logging
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import cast
 
-import datasets
+import numpy as np
+from transformers import PreTrainedTokenizerBase
 
 from fla_mesa.data import text_files
 from fla_mesa.errors import UserError
-from fla_mesa.eval.checkpoint import tokenizer_for
 
 logger = logging.getLogger(__name__)
-
 
 STDLIB = "stdlib"
 
@@ -63,36 +62,35 @@ def _json_lines(file: Path) -> Iterator[str]:
             ) from error
 
 
-def documents(**settings: Any) -> dict[str, datasets.Dataset]:
-    """lm-eval's `custom_dataset`: it passes all of --metadata and --model_args, of which `text` is read.
-
-    Where these name a tokenizer (`tokenizer`, or else `pretrained`), each document comes with the number of its tokens.
-    """
-    columns: dict[str, list] = {"text": read_documents(settings.get("text", STDLIB))}
-    if settings.get("tokenizer") or settings.get("pretrained"):
-        tokenizer = tokenizer_for(settings, "held-out text")
-        columns["tokens"] = [len(ids) for ids in tokenizer(columns["text"], add_special_tokens=False)["input_ids"]]
-    return {"test": datasets.Dataset.from_dict(columns)}
+def token_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """The tokens of a text, without any that the tokenizer would put before or behind it."""
+    return cast("list[int]", tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
-def scores(document: dict[str, Any], results: list[float]) -> dict[str, tuple[float, int]]:
-    """lm-eval's `process_results`: the log-likelihood of a text beside its size, for perplexities of a byte and of a token."""
-    size = len(document["text"].encode())
-    found = {"byte_perplexity": (results[0], size), "bits_per_byte": (results[0], size)}
-    return found | ({"token_perplexity": (results[0], document["tokens"])} if "tokens" in document else {})
-
-
-def token_blocks(settings: dict[str, Any], length: int) -> list[list[int]]:
-    """All whole blocks of `length` tokens of the held-out documents, each document cut by itself.
-
-    Args:
-        settings: lm-eval's metadata: `text`, and `tokenizer` or else `pretrained`, which says whose tokens.
-    """
-    tokenizer = tokenizer_for(settings, "loss by position")
+def blocks_of_each(text: object, tokenizer: PreTrainedTokenizerBase, length: int) -> list[list[int]]:
+    """All whole blocks of `length` tokens of the documents, each document cut by itself. Raises UserError if there is none."""
     blocks = []
-    for document in read_documents(settings.get("text", STDLIB)):
-        ids = tokenizer(document, add_special_tokens=False)["input_ids"]
+    for document in read_documents(text):
+        ids = token_ids(tokenizer, document)
         blocks += [ids[start : start + length] for start in range(0, len(ids) - length + 1, length)]
     if not blocks:
         raise UserError(f"held-out text: no document has {length} tokens; pass a smaller --metadata positions=")
     return blocks
+
+
+def random_blocks(text: object, tokenizer: PreTrainedTokenizerBase, length: int, count: int, seed: int) -> np.ndarray:
+    """Random whole blocks of the documents joined, int64 ``[count, length]``; some documents are shorter than a long context.
+
+    Raises UserError if there are fewer.
+    """
+    stream: list[int] = []
+    for document in read_documents(text):
+        stream += token_ids(tokenizer, document)
+        stream += [] if tokenizer.eos_token_id is None else [cast(int, tokenizer.eos_token_id)]
+    available = len(stream) // length
+    if available < count:
+        raise UserError(
+            f"held-out text: {len(stream)} tokens hold {available} blocks of {length}; {count} are wanted (sequences)"
+        )
+    chosen = np.sort(np.random.default_rng(seed).choice(available, size=count, replace=False))
+    return np.array(stream[: available * length]).reshape(available, length)[chosen]

@@ -1,4 +1,4 @@
-"""Is this directory a checkpoint, and what is it? Asked before anything is loaded, so that the answer is one clear sentence.
+"""Is this directory a checkpoint, and what is it? Is this device there? Asked before anything is loaded, for one clear sentence.
 
 A checkpoint is a folder of a model, or one of a PEFT adapter, which names the model that it changes.
 """
@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import (
     CONFIG_MAPPING,
     AutoModelForCausalLM,
@@ -119,6 +120,27 @@ def tokenizer_for(settings: Mapping[str, object], task: str) -> PreTrainedTokeni
         raise UserError(f"{task} needs a tokenizer: pass --model_args pretrained=PATH or --metadata tokenizer=PATH")
     with mistakes_of(OSError, ValueError, prefix=f"tokenizer of {name!r}: "):
         return AutoTokenizer.from_pretrained(tokenizer_of(name))
+
+
+def tokenizer_of_checkpoint(path: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of a checkpoint, loaded. Raises UserError."""
+    with mistakes_of(OSError, ValueError, prefix=f"checkpoint {path!r}: "):
+        return AutoTokenizer.from_pretrained(tokenizer_of(path))
+
+
+def check_device(name: str) -> torch.device:
+    """The device of a name such as 'cpu', 'cuda' or 'cuda:1'.
+
+    Raises:
+        ValueError: It is no name of a device, or this machine has no such device.
+    """
+    there = ["cpu"]
+    if torch.accelerator.is_available():
+        kind = str(torch.accelerator.current_accelerator()).partition(":")[0]
+        there += [kind, *(f"{kind}:{number}" for number in range(torch.accelerator.device_count()))]
+    if name not in there:
+        raise UserError(f"device: this machine has {', '.join(there)}; got {name!r}")
+    return torch.device(name)
 
 
 def load_model(path: str, dtype: Any = "auto") -> PreTrainedModel:
