@@ -23,12 +23,12 @@ def parser(name: str, description: str) -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(prog=f"fla-mesa {name}", description=description, allow_abbrev=False)
     add = made.add_argument
     add("checkpoint", help="a MesaNet checkpoint, or the folder of a PEFT adapter to one")
-    add("--output_dir", default=name, help="where the report goes (default: %(default)s)")
-    text = "held-out text for a checkpoint of text: stdlib (default), a text file, a .jsonl file or a folder"
+    add("--output_dir", default=name, help="folder for the report (default: %(default)s)")
+    text = "held-out text, for a checkpoint trained on text: stdlib (default), a text file, a .jsonl file or a folder"
     add("--text", help=text)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     add("--device", default=device, help="cpu, cuda, cuda:1, ... (default: %(default)s)")
-    add("--seed", type=int, help="of the choice of text (default: 0)")
+    add("--seed", type=int, help="seed for choosing the text (default: 0)")
     return made
 
 

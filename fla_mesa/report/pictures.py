@@ -48,7 +48,7 @@ class Line:
 
     @property
     def band(self) -> tuple[list[float], list[float]]:
-        """Its lower and upper edge."""
+        """Lower and upper edge of the band."""
         low, high = ([y + s * h for y, h in zip(self.y, self.half or [], strict=True)] for s in (-1, 1))
         return low, high
 
@@ -86,7 +86,7 @@ class Picture:
     looks: Mapping[str, Look] = field(repr=False)
 
     def draw(self, folder: Path) -> None:
-        """As a PNG file."""
+        """Draws the picture into a PNG file."""
         with matplotlib.rc_context(_STYLE):
             figure = Figure(figsize=(3.4 + 4 * len(self.panels), 3.8), layout="constrained")
             axes = figure.subplots(1, len(self.panels), squeeze=False)[0]

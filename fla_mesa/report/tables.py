@@ -32,7 +32,7 @@ class Spread:
 
 
 def digits(count: int) -> Text:
-    """So many behind the point."""
+    """Writes a number with this many decimals."""
     return lambda value: f"{value:.{count}f}"
 
 
@@ -53,7 +53,7 @@ def change(value: float) -> str:
 
 
 def size(value: float) -> str:
-    """Bytes."""
+    """Writes a number of bytes in its largest unit."""
     for unit, factor in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
         if value >= factor:
             return f"{value / factor:.1f} {unit}"
@@ -97,7 +97,7 @@ class Column(Generic[Record]):
     better: str | None = None
 
     def cells(self, records: Sequence[Record]) -> list[Cell]:
-        """Of each record."""
+        """The cells of all records."""
         values = [self.value(record) for record in records]
         top = best(
             (value.mean if isinstance(value, Spread) else value for value in values if value is not None), self.better

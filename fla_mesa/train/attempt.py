@@ -67,6 +67,6 @@ def why(code: int, log: Path) -> str:
     if code < 0:
         name = signal.Signals(-code).name
         hint = ", perhaps because memory ran out" if name == "SIGKILL" else ""
-        return f"killed by {name}{hint}; the same command goes on from its last checkpoint"
+        return f"killed by {name}{hint}; the same command continues from its last checkpoint"
     lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
     return f"{lines[-1] if lines else 'no output'} (exit code {code}; see {log})"

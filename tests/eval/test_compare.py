@@ -527,7 +527,7 @@ def test_a_full_disk_ends_the_comparison_and_says_so(tmp_path, program, capsys):
     program(f"raise RuntimeError('cannot write') from OSError({errno.ENOSPC}, {os.strerror(errno.ENOSPC)!r})")
     assert compare.main(["--models", "gla", "--output_dir", str(tmp_path / "out")]) == 1
     err = capsys.readouterr().err
-    assert "no space left on the disk" in err and "what was finished is kept" in err
+    assert "no space left on the disk" in err and "finished runs are kept" in err
 
 
 def test_stopping_stops_the_child_and_waits_for_it(tmp_path, program, monkeypatch, capsys):
@@ -546,7 +546,7 @@ def test_stopping_stops_the_child_and_waits_for_it(tmp_path, program, monkeypatc
     begin = time.perf_counter()
     assert compare.main(["--models", "gla", "--output_dir", str(tmp_path / "out")]) == 130
     assert mark.exists() and time.perf_counter() - begin < 50
-    assert "the same command goes on from here" in capsys.readouterr().err
+    assert "run the same command to continue" in capsys.readouterr().err
 
 
 def test_a_child_that_outlives_its_comparison_keeps_the_folder(tmp_path):

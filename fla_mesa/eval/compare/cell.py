@@ -67,7 +67,7 @@ class CellResult:
 
 
 def set_aside_unreadable(cell: Cell) -> list[str]:
-    """Renames what cannot be read, so that it is made again; returns what was done, a sentence for each file."""
+    """Renames files that cannot be read, so that they are made again; returns a sentence about each."""
     said = []
     for name in (OUTCOME_FILE, MEASURED_FILE, METRICS_FILE, RUN_FILE):
         path = cell.folder / name
@@ -78,18 +78,18 @@ def set_aside_unreadable(cell: Cell) -> list[str]:
                 read_json_if_there(path)
         except Unreadable as error:
             # Where run.json cannot be read it is not known what the checkpoints belong to.
-            path, done, then = path, "it is", "is made again"
+            then = "is made again"
             if name == RUN_FILE:
-                path, done, then = cell.folder, "the folder is", "the run starts anew"
+                path, then = cell.folder, "the run starts again"
             numbers = itertools.count(1)
             aside = next(p for n in numbers if not (p := path.with_name(f"{path.name}.unreadable-{n}")).exists())
             path.rename(aside)
-            said.append(f"{error}: {done} now {aside.name}, and {then}")
+            said.append(f"{error}: renamed to {aside.name}; {then}")
     return said
 
 
 def stored(cell: Cell) -> CellResult | None:
-    """What earlier calls left of it, or None if it has to be trained. Raises Unreadable."""
+    """What earlier commands left of a cell; None if it has to be trained. Raises Unreadable."""
     outcome = read_json_if_there(cell.folder / OUTCOME_FILE)
     if outcome is not None and outcome.get("status") == "diverged":
         return CellResult(cell, Outcome(**outcome), found=True)
@@ -108,7 +108,7 @@ def stored(cell: Cell) -> CellResult | None:
 
 @dataclass(frozen=True)
 class Measuring:
-    """Measures some columns of a cell that is trained."""
+    """A job for :class:`Worker`: measures columns of a finished run, and stores them."""
 
     run: Trained
     names: tuple[str, ...]
@@ -121,7 +121,7 @@ class Measuring:
 
 
 def train(cell: Cell, worker: Worker, show: Show) -> CellResult:
-    """Trains it, or goes on with a training that was interrupted; stores and returns how it ended.
+    """Trains a cell, or resumes a training that was interrupted; stores and returns how it ended.
 
     Raises:
         OSError: The disk is full, or the outcome cannot be stored.
@@ -144,7 +144,7 @@ def train(cell: Cell, worker: Worker, show: Show) -> CellResult:
 
 
 def measure(result: CellResult, worker: Worker, show: Show, *, first: bool) -> CellResult:
-    """Measures what it lacks; `first` if it is the first of its variant's seeds."""
+    """Measures the columns that a result lacks; `first` says that it is the first of its variant's seeds."""
     assert result.run is not None
     names = columns.missing(result.run.measured, first=first)
     if not names:

@@ -59,11 +59,11 @@ class Column:
     shown: Callable[[list[str], int], list[str]] = lambda keys, length: keys
 
     def of(self, run: Trained) -> Value:
-        """Its figure of a run, if that has been measured."""
+        """The figure of a run; None if it does not apply or has not been measured."""
         return run.measured.get(self.name) if self.measured else self.function(run)
 
     def over(self, runs: Sequence[Trained]) -> Figures:
-        """Its figures of a model's runs, or their mean curve; None if a run has none."""
+        """The figures of a model's runs, or their mean curve; None if a run has none."""
         found = [self.of(run) for run in (runs[:1] if self.over_seeds == "first" else runs)]
         if self.over_seeds == "median":
             found = [value for value in found if value is not None]
@@ -143,7 +143,7 @@ def loss_by_position(run: Trained) -> Value:
 
 
 def _errors(run: Trained) -> squared_error.Errors | None:
-    """On the test split."""
+    """The errors on the test split; None for a model that reads tokens."""
     if run.regression is None:
         return None
     with run.precision():
@@ -165,7 +165,7 @@ def squared_error_by_position(run: Trained) -> Value:
 
 @column("", digits(4))
 def optimal_error_by_position(run: Trained) -> Value:
-    """Of the closed-form optimum on the same sequences."""
+    """The squared error of the closed-form optimum on the same sequences."""
     return None if run.regression is None else squared_error.optimal(run.regression).tolist()
 
 
@@ -242,13 +242,13 @@ def training_tokens_per_second(run: Trained) -> Value:
 
 @column("prefill tokens/s, batch {}", whole, better=MORE, over_seeds="first", table="speed")
 def prefill_tokens_per_second(run: Trained) -> Value:
-    """Of prompts of the training length."""
+    """The speed of reading prompts of the training length."""
     return _rates(run, run.metrics.seq_len, lambda prompt: lambda: speed.prefill(run.model, prompt))
 
 
 @column("decode tokens/s, batch {}", whole, better=MORE, over_seeds="first", table="speed")
 def decode_tokens_per_second(run: Trained) -> Value:
-    """After a prompt of the training length."""
+    """The speed of writing after a prompt of the training length."""
 
     def decoding(prompt: torch.Tensor) -> Callable[[], None]:
         continued = speed.prefill(run.model, prompt)
@@ -271,7 +271,7 @@ def _rates(run: Trained, tokens: int, work: Callable[[torch.Tensor], Callable[[]
 
 @column("peak memory of a step", size, better=LESS, over_seeds="first", table="speed", fresh=True)
 def training_peak_bytes(run: Trained) -> Value:
-    """Of the accelerator, or what the process grew by on a CPU."""
+    """The growth of the accelerator's memory, or of the process on a CPU."""
     if run.regression is not None:
         return None
     with run.precision(), speed.peak_memory() as peak:
@@ -282,7 +282,7 @@ def training_peak_bytes(run: Trained) -> Value:
 
 @column("state at {}", size, better=LESS, over_seeds="first", table="speed")
 def state_bytes(run: Trained) -> Value:
-    """What one sequence needs to be continued after so many tokens."""
+    """The memory that it takes to continue one sequence, by the number of tokens read."""
     if run.regression is not None:
         return None
     lengths = sorted({run.metrics.seq_len, run.extrapolation * run.metrics.seq_len})

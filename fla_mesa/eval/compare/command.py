@@ -59,7 +59,7 @@ def compare(plans: list[Plan], line: list[str]) -> tuple[int, list[Report]]:
             try:
                 print(suite.write(reports, Path(os.path.commonpath([plan.folder for plan in plans]))))
             except (OSError, ValueError) as error:  # a full disk, here or when one of the reports was written
-                print(f"fla-mesa compare: the table of all cannot be written: {error}", file=sys.stderr)
+                print(f"fla-mesa compare: the table of all comparisons cannot be written: {error}", file=sys.stderr)
                 return 1, reports
         return min(codes), reports
 
@@ -71,10 +71,10 @@ def _one(plan: Plan, worker: Worker, line: list[str]) -> tuple[int, Report | Non
         with display, signals_to(_stop):
             results = run(plan, worker, display)
     except Interrupted as stop:
-        display.line(f"stopped by {stop.name}: the same command goes on from here")
+        display.line(f"stopped by {stop.name}: run the same command to continue")
         return stop.exit_code, None
     except OSError as error:
-        kept = f"what was finished is kept in {plan.folder}: make room, and the same command goes on"
+        kept = f"finished runs are kept in {plan.folder}: free some disk space and run the same command to continue"
         display.line(f"fla-mesa compare: {error}\n{kept}")
         return 1, None
     made = Report.of(plan, summarize(plan, results), line)

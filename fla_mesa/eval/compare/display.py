@@ -22,24 +22,24 @@ class Estimate:
 
     @property
     def done(self) -> int:
-        """Pieces of work."""
+        """How many pieces of work are done."""
         return self.total - sum(self.todo.values())
 
     def expect(self, trainings: int) -> None:
-        """There are more trainings than was thought."""
+        """Adds trainings that were not planned."""
         self.todo["train"] += trainings
         self.total += trainings
 
     def skip(self, kind: str, count: int) -> None:
-        """So many pieces of work are not needed."""
+        """Counts planned work that is not needed as done."""
         self.todo[kind] -= count
 
     def start(self) -> None:
-        """A piece of work begins."""
+        """Notes that a piece of work begins."""
         self._begin = time.perf_counter()
 
     def finish(self, kind: str, *, ran: bool) -> None:
-        """It is done; one that was found finished does not count as fast."""
+        """Notes that it is done; its time counts only if it `ran` and was not found finished."""
         self.todo[kind] -= 1
         if ran:
             self._times[kind].append(time.perf_counter() - self._begin)

@@ -29,8 +29,8 @@ _TAKEN = {
     "model": "--models",
     "seed": "--seeds",
     "learning_rate": "--lr",
-    "resume": "nothing: it always goes on",
-    "resume_from_checkpoint": "nothing: it always goes on",
+    "resume": "no flag, since it always resumes",
+    "resume_from_checkpoint": "no flag, since it always resumes",
     "overwrite": "another --output_dir, or remove the old one",
 }
 
@@ -50,10 +50,10 @@ def parser() -> HfArgumentParser:
     made = training.parser(
         prog="fla-mesa compare",
         usage="fla-mesa compare [--models A,B,C] [--size A,B] [--seeds 1,2,3] [--lr 1e-3,3e-3] [flags of fla-mesa train]",
-        description="Train models on the same tokens in the same order, evaluate them alike, and leave report.html, report.md, "
-        "report.json and pictures in --output_dir. What is finished is kept: interrupted, the same command goes on where it was.",
-        epilog="All other flags are those of fla-mesa train and hold for every model. In an object of --config_overrides, the name of "
-        'a model holds changes for it alone: {"fuse_norm": false, "mesanet": {"gamma_init": [0.5, 0.98]}}.',
+        description="Train models on the same tokens in the same order, evaluate them in the same way, and write report.html, report.md, "
+        "report.json and pictures to --output_dir. Finished runs are kept: after an interruption, run the same command to continue.",
+        epilog="All other flags are those of fla-mesa train and apply to every model. In a JSON object for --config_overrides, settings "
+        'under the name of a model apply to that model only: {"fuse_norm": false, "mesanet": {"gamma_init": [0.5, 0.98]}}.',
         conflict_handler="resolve",
     )
     for action in made._actions:
@@ -64,39 +64,42 @@ def parser() -> HfArgumentParser:
     made.set_defaults(data=None)  # to tell whether it is given
     sizes = f"{', '.join(zoo.sizes())}, or LAYERSxWIDTH such as 2x64"
     own: dict[str, tuple[object, str]] = {  # default and help
-        "preset": (None, f"start from a named set of flags, {', '.join(PRESETS)}; flags given beside it win"),
+        "preset": (
+            None,
+            f"start from a named set of flags ({', '.join(PRESETS)}); flags on the command line override it",
+        ),
         "models": (
             "mesanet,gated_deltanet,delta_net,gla,mamba2,transformer",
-            f"comma-separated; available: {', '.join(zoo.names('released'))}. A model may have settings of its own, by the names of its "
-            "config.json: mesanet,mesanet@max_cg_step_training=5,mesanet@cg_tolerance=0.1@backend=pytorch are three rows",
+            f"comma-separated; available: {', '.join(zoo.names('released'))}. Settings of one model follow its name, as they are called in "
+            "its config.json: mesanet,mesanet@max_cg_step_training=5,mesanet@cg_tolerance=0.1@backend=pytorch are three rows",
         ),
         "size": ("tiny", f"comma-separated; available: {sizes}"),
-        "seeds": ("1", "comma-separated integers; each sets initial weights and order of data"),
-        "lr": ("3e-3", "comma-separated learning rates; each model keeps its best"),
+        "seeds": ("1", "comma-separated integers; a seed sets the initial weights and the order of the data"),
+        "lr": ("3e-3", "comma-separated learning rates; each model is reported at its best one"),
         "weight_decay": (
             made.get_default("weight_decay"),
-            "comma-separated; each model keeps its best pair of learning rate and weight decay. A later command that goes on may name "
-            "others behind the first",
+            "comma-separated; each model is reported at its best pair of learning rate and weight decay. A later command may add values "
+            "after the first one",
         ),
         "grid_seeds": (
             None,
-            "so many of --seeds, from the front, run with every learning rate, the others with each model's best (default: all)",
+            "how many of --seeds, from the first on, run with every learning rate; the others run with each model's best (default: all)",
         ),
         "parametrization": (
             "released",
-            "released: each model as fla or transformers ships it; matched: one layer for all, in which only the "
+            "released: each model as fla or transformers ships it; matched: one layer for all models, in which only the "
             f"recurrence rule differs (arXiv 2506.05233, appendix E.1), for {', '.join(zoo.names('matched'))}",
         ),
         "suite": (
             None,
-            f"what to learn and to be scored on: {', '.join(SUITES)}, or a synthetic task with its settings, such as "
-            "mqar:vocab_size=256,length=64,num_pairs=4,train=20000; the score is that of its test split",
+            f"what to train on and score: {', '.join(SUITES)}, or a synthetic task with its settings, such as "
+            "mqar:vocab_size=256,length=64,num_pairs=4,train=20000; the score is taken on its test split",
         ),
-        "position_tokens": ("131072", "validation tokens for the loss by position"),
-        "extrapolation": ("4", "loss by position up to so many times the training length"),
+        "position_tokens": ("131072", "number of validation tokens for the loss by position"),
+        "extrapolation": ("4", "measure the loss by position up to this many times the training length"),
         "baseline": (
             None,
-            "one of --models: the report shows how the others differ from it, in pairs of runs of one seed, with 95 %% intervals",
+            "one of --models: the report shows how the others differ from it over pairs of runs with the same seed, with 95 %% intervals",
         ),
         "output_dir": (
             None,
@@ -125,7 +128,7 @@ def read_preset(name: str) -> dict[str, str]:
 
 
 def tasks(suite: str) -> list[str]:
-    """The sources that a suite is of."""
+    """The data sources of a suite, one for each of its tasks. Raises UserError if there is no such suite."""
     if suite in SUITES:
         return SUITES[suite]
     if suite.partition(":")[0] == regression.NAME:
@@ -158,7 +161,7 @@ def names(flag: str, text: str) -> list[str]:
 
 
 def number(flag: str, text: str) -> Any:
-    """The value of a flag, an int or a float as the flag has it."""
+    """The value of a flag in :data:`_NUMBERS`. Raises UserError if it is no such number."""
     kind, holds, allowed = _NUMBERS[flag]
     with contextlib.suppress(ValueError):
         if math.isfinite(value := kind(text)) and holds(value):
@@ -167,7 +170,7 @@ def number(flag: str, text: str) -> Any:
 
 
 def numbers(flag: str, text: str) -> tuple[Any, ...]:
-    """Several values, each once."""
+    """The values of a comma-separated list. Raises UserError if one of them is not allowed or occurs twice."""
     values = tuple(number(flag, part) for part in names(flag, text))
     if len(set(values)) < len(values):
         raise UserError(f"{flag}: each value once; got {text}")

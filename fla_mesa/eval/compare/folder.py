@@ -23,10 +23,14 @@ def open_folder(plan: Plan) -> None:
         changed = _changed(read_json(path), now)
         if changed:
             changes = "; ".join(f"{name} was {was!r} and is now {now[name]!r}" for name, was in changed.items())
-            raise UserError(f"output_dir: the comparison in {plan.folder} had other settings: {changes}: name another")
+            raise UserError(
+                f"output_dir: the comparison in {plan.folder} had other settings: {changes}: name another folder"
+            )
         return
     if plan.folder.exists() and (not plan.folder.is_dir() or any(plan.folder.iterdir())):
-        raise UserError(f"output_dir: {plan.folder} holds files that are no comparison of this program: name another")
+        raise UserError(
+            f"output_dir: {plan.folder} holds files that are no comparison of this program: name another folder"
+        )
     plan.folder.mkdir(parents=True, exist_ok=True)
     write_json(path, now)
 

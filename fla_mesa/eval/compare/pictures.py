@@ -76,13 +76,13 @@ def pictures(models: Sequence[ModelResult], seq_len: int, baseline: str | None =
         ),
         (
             f"Loss by position, less that of {baseline}",
-            f"Left: loss by position less that of {baseline}. Right: the same for the mean of all losses up to a position. The axes are "
-            "those of the training length, the dashed line. Shaded: 95 % intervals over pairs of runs of one seed.",
+            f"Left: loss by position less that of {baseline}. Right: the same for the mean of all losses up to a position. The scale "
+            "is that of positions within the training length (dashed line). Shaded: 95 % intervals over pairs of runs of one seed.",
             _loss_difference(models, seq_len, baseline),
         ),
         (
             "Squared error by position",
-            f"Left: squared error by position, and that of the closed-form {OPTIMUM}, dashed. Right: what is above it, as a share of it.",
+            f"Left: squared error by position; the dashed line is the closed-form {OPTIMUM}. Right: the excess over it, in percent of it.",
             _error_by_position(models),
         ),
         (
@@ -203,7 +203,7 @@ def _within(lines: Mapping[str, Line], seq_len: int) -> tuple[float, float]:
 
 
 def _halves(length: int) -> list[int]:
-    """Positions from 8 on, two for each doubling."""
+    """Positions from 8 to `length`, two for each doubling."""
     return [at for k in range(6, 2 * length.bit_length() + 1) if (at := round(2 ** (k / 2))) <= length]
 
 
@@ -221,7 +221,7 @@ def _windows(curve: list[float]) -> tuple[list[float], list[float]]:
 
 
 def _error_by_position(models: Sequence[ModelResult]) -> list[Panel]:
-    """Of in-context regression."""
+    """The squared error of in-context regression, and its excess over the optimum."""
     curves = {model.label: curve for model in models if (curve := model.curve("squared_error_by_position")) is not None}
     optimum = next((curve for model in models if (curve := model.curve("optimal_error_by_position")) is not None), None)
     if not curves or optimum is None:

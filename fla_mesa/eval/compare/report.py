@@ -22,8 +22,8 @@ from fla_mesa.report.tables import Cell, Spread, Table, digits
 _PARAMETRIZATIONS = {
     "released": "Released parametrization: each model as flash-linear-attention or transformers ships it, at equal depth, width, MLP and "
     "tokenizer, with parameters matched.",
-    "matched": "Matched parametrization (arXiv 2506.05233, appendix E.1): one layer for all, with the same projections, convolutions, "
-    "scalar gates, norms and key size, in which only the recurrence rule differs.",
+    "matched": "Matched parametrization (arXiv 2506.05233, appendix E.1): one layer for all models, with the same projections, "
+    "convolutions, scalar gates, norms and key size; only the recurrence rule differs.",
 }
 # By kind of column: the heading of its table, and what is said below.
 _TABLES = {
@@ -33,18 +33,19 @@ _TABLES = {
     ),
     "solver": (
         "Solver",
-        "Of models with Mesa layers: how much the validation loss changes where nothing is solved (0 steps) and where everything is solved "
-        "exactly, steps a solve, and the share of solves that ended above the tolerance (what helps: a higher max_cg_step_training).",
+        "For models with Mesa layers: the change of the validation loss without solving (0 steps) and with an exact solution, the mean "
+        "number of steps per solve, and the share of solves that ended above the tolerance (raise max_cg_step_training to lower it).",
     ),
     "speed": (
         "Speed and memory",
-        "Measured, so that it varies from run to run. Training speed leaves evaluations and checkpoints out; prefill is of the training "
-        "length; memory is that of a step with AdamW; the state is what one sequence needs to be continued after so many tokens.",
+        "These figures vary from run to run. Training speed excludes evaluations and checkpoints; prefill reads prompts of the training "
+        "length; memory is the peak of a step with AdamW; the state is what it takes to continue one sequence after that many tokens.",
     ),
 }
 _INTERVAL = (
-    "Means over pairs of runs of one seed, which saw the same data in the same order, with 95 % intervals where there are several "
-    "(Student's t of the paired differences). Each model is at its own best point of the grid, chosen on the same validation data."
+    "Means over pairs of runs with the same seed, which saw the same data in the same order, with 95 % intervals where there are "
+    "several pairs (Student's t of the paired differences). Each model is at its own best point of the grid, chosen on the same "
+    "validation data."
 )
 
 
@@ -57,7 +58,7 @@ class Shown(tables.Column[ModelResult]):
 
     @classmethod
     def of(cls, column: Column, key: str) -> Shown:
-        """A column's values under a key."""
+        """The table column that shows a comparison's column under one of its keys ("" if it has a single value)."""
         value: Callable[[ModelResult], Spread | None] = lambda model: model.spread(column.name, key)  # noqa: E731
         return cls(column.heading.format(key), value, column.text, column.better, column.name, key)
 
@@ -154,7 +155,7 @@ def as_json(report: Report) -> dict[str, object]:
 
 
 def notes(report: Report) -> dict[str, str]:
-    """In what a model differs from MesaNet's frame, by its label."""
+    """Where a model differs from MesaNet in more than the rule, by its label."""
     names = {model.label: model.variant.zoo_name for model in report.models}
     return {label: zoo.NOTES[name] for label, name in names.items() if name in zoo.NOTES}
 
@@ -187,9 +188,9 @@ def sections(report: Report, shown: Sequence[Picture]) -> list[Section]:
         columns = [Shown(str(point), lambda model, at=point: model.mean_loss.get(at), digits(4)) for point in plan.grid]
         found.append(Section("Validation loss by learning rate", [Table.of(models, columns)]))
     if report.failures:
-        found.append(Section("What did not finish", ["\n".join(report.failures)]))
+        found.append(Section("Runs that did not finish", ["\n".join(report.failures)]))
     if differ_by := notes(report):
-        found.append(Section("In what the models differ from MesaNet's frame", [listed(differ_by)]))
+        found.append(Section("Where models differ from MesaNet in more than the rule", [listed(differ_by)]))
     return [*found, Section("How it was measured", [circumstances(report)])]
 
 
@@ -201,7 +202,7 @@ def _what_was_done(report: Report) -> str:
     run, plan, seeds = report.run, report.plan, report.plan.seeds
     tokens = run["steps"] * run["sequences_per_step"] * run["seq_len"]
     said = (
-        f"Each was trained on the same {tokens:,} tokens of `{run['data']['source']}` in the same order ({run['steps']:,} steps of "
+        f"Each model was trained on the same {tokens:,} tokens of `{run['data']['source']}` in the same order ({run['steps']:,} steps of "
         f"{run['sequences_per_step']} sequences of {run['seq_len']} tokens), with {_named(seeds)}."
     )
     if len(plan.grid) > 1:

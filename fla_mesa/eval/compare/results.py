@@ -39,7 +39,7 @@ class ModelResult:
         runs: Of that point, one for each seed; none if nothing was finished.
         figures: By the name of the column.
         mean_loss: By point of the grid: validation loss over the seeds of the grid; None where a seed diverged or failed.
-        failures: Runs that ended otherwise than they should.
+        failures: Runs that diverged, failed or could not be measured.
     """
 
     variant: Variant
@@ -54,27 +54,27 @@ class ModelResult:
 
     @property
     def point(self) -> Point | None:
-        """Its best."""
+        """Its best point of the grid; None if nothing finished."""
         return self.runs[0].cell.point if self.runs else None
 
     @property
     def trained(self) -> list[Trained]:
-        """Its runs, as columns take them."""
+        """The finished runs, as columns take them."""
         return [result.run for result in self.runs if result.run is not None]
 
     def values(self, name: str, key: str = "") -> list[float]:
-        """A column's value of each run that has one."""
+        """The values of a column under a key, one for each run that has one."""
         found = [COLUMNS[name].of(run) for run in self.trained]
         picked = [value.get(key) if isinstance(value, dict) else value for value in found]
         return [value for value in picked if isinstance(value, float | int)]
 
     def spread(self, name: str, key: str = "") -> Spread | None:
-        """A value of a column."""
+        """The value of a column under a key, over the runs; None if there is none."""
         found = self.figures.get(name)
         return found.get(key) if isinstance(found, Mapping) else None
 
     def curve(self, name: str) -> list[float] | None:
-        """A column that is a curve."""
+        """The value of a column that is a curve; None if there is none."""
         found = self.figures.get(name)
         return found if isinstance(found, list) else None
 
@@ -99,7 +99,7 @@ def best(results: Sequence[CellResult]) -> list[CellResult]:
 
 
 def summarize(plan: Plan, results: Sequence[CellResult]) -> list[ModelResult]:
-    """What is known of each model."""
+    """The results of each variant, in the plan's order."""
     models = []
     for variant in plan.variants:
         own = [result for result in results if result.cell.variant is variant]
@@ -147,18 +147,18 @@ class Report:
 
     @property
     def failures(self) -> list[str]:
-        """Runs that ended otherwise than they should, a line each."""
+        """A line for each run that diverged, failed or could not be measured."""
         found = [failure(result) for model in self.models for result in model.failures]
         return [f"- {one['cell']}: {one['status']}: {one['reason']}" for one in found]
 
     @property
     def baseline(self) -> ModelResult | None:
-        """What the others are held against, if it finished."""
+        """The model that the others are compared with, if it finished."""
         return next((model for model in self.finished if model.label == self.plan.baseline), None)
 
     @property
     def losses(self) -> str:
-        """What they are."""
+        """The unit of the losses, in words."""
         of_vectors = any(model.curve("squared_error_by_position") is not None for model in self.models)
         return "squared errors" if of_vectors else "in nats a token"
 
@@ -169,7 +169,7 @@ class Report:
 
 
 def failure(result: CellResult) -> dict[str, object]:
-    """Of a run that was not finished, or not measured."""
+    """What report.json says of a run that did not finish or could not be measured."""
     if result.problem is not None:
         return {"cell": str(result.cell), "status": "not measured", "step": None, "reason": result.problem}
     outcome = result.outcome

@@ -35,7 +35,7 @@ class _Runner:
         self.estimate = Estimate(len(plan.variants) * trainings, len(plan.variants) * len(plan.seeds))
 
     def run(self, variant: Variant) -> list[CellResult]:
-        """Trains it, then measures it at its best point."""
+        """Trains a variant, then measures it at its best point of the grid."""
         results = self._train_all(variant)
         chosen = best(results)
         self.estimate.skip("measure", len(self.plan.seeds) - len(chosen))

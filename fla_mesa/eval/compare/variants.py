@@ -30,7 +30,7 @@ class Variant:
 
     @property
     def folder_name(self) -> str:
-        """Of its cells."""
+        """The folder of its cells."""
         return self.zoo_name + quote(self.label.removeprefix(self.architecture), safe="@=,[] ")
 
 

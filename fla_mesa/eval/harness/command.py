@@ -11,9 +11,9 @@ All flags are lm-eval's, but for:
     --use_cache FILE             keeps answers in FILE_<fingerprint>_rank0.db, a file for each model, solver setting, dtype, ...
     --suite NAME                 tasks of a suite, added to those of --tasks; the table ends in the suite's averages
 
-The context is one for all rows of a table: 2,048 tokens, what a suite asks for, or --model_args max_length=N; what is longer is cut on the
-left, and counted.
-`--model` is `fla_mesa` unless given. Tasks that cannot be run (no network for their data, say) are named and the others' results kept.
+All rows of a table use one context length: 2,048 tokens, what a suite asks for, or --model_args max_length=N. Longer inputs are cut on
+the left, and counted.
+`--model` defaults to `fla_mesa`. Tasks that cannot be run (for example without network access to their data) are listed as skipped.
 """
 
 from __future__ import annotations
@@ -60,20 +60,24 @@ def main(argv: list[str]) -> int:
 def _own_parser(suites: Sequence[str]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="fla-mesa eval",
-        description="lm-eval with this package's models and tasks. These flags are its own; all others are lm-eval's, listed below.",
+        description="Run lm-eval with this package's models and tasks. These flags are added to those of lm-eval, which are listed below.",
         add_help=False,
         allow_abbrev=False,
     )
     parser.add_argument("-h", "--help", action="store_true", help="show both lists of flags")
     parser.add_argument(
-        "--checkpoint", nargs="+", default=[], metavar="DIR", help="checkpoints to evaluate, side by side if several"
+        "--checkpoint",
+        nargs="+",
+        default=[],
+        metavar="DIR",
+        help="checkpoints to evaluate; several are shown side by side",
     )
     parser.add_argument(
         "--suite",
         action="append",
         default=[],
         metavar="NAME",
-        help=f"tasks of a suite: {', '.join(suites)}; may be given again",
+        help=f"add the tasks of a suite: {', '.join(suites)}; may be repeated",
     )
     return parser
 

@@ -174,5 +174,5 @@ def _reason(error: Exception) -> str:
     lines = str(error).strip().splitlines()
     line = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
     if isinstance(error, ConnectionError):
-        line += "; run it where the hub can be reached, or bring the data here: HF_HOME names the folder in which it is kept"
+        line += "; run it where the hub can be reached, or copy the data here (HF_HOME names its folder)"
     return line

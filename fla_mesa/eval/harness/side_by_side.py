@@ -73,7 +73,7 @@ class Comparison:
         if len(lengths) == 1:
             return [f"Context: at most {lengths.pop():,} tokens.", ""]
         each = ", ".join(f"{name} {length:,}" for name, length in self.max_length.items())
-        return [f"Context: at most so many tokens, not the same for all: {each}.", ""]
+        return [f"Context: the maximum number of tokens differs: {each}.", ""]
 
     def as_dict(self) -> dict[str, object]:
         """The same as plain data; None for a perplexity that is infinite, or the error of a single sample, which JSON cannot hold."""

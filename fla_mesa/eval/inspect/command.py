@@ -24,11 +24,13 @@ def main(argv: list[str]) -> int:
     """Run `fla-mesa inspect` with these arguments; 0, or 2 after one line on stderr about a mistake."""
     made = parser(
         "inspect",
-        "What the Mesa layers of a checkpoint hold and solve, by layer, head and position: gates, lambda, condition numbers, "
-        "iterations, and how far the solve turns what is read. Writes inspect.md, inspect.json and three pictures.",
+        "Show what the Mesa layers of a checkpoint hold and solve, by layer, head and position: gates, lambda, condition numbers, "
+        "iterations, and the angle between the plain and the solved read. Writes inspect.md, inspect.json and three pictures.",
     )
-    made.add_argument("--length", type=int, help="tokens of each sequence of text (default: the training length)")
-    made.add_argument("--sequences", type=int, default=8, help="how many are read, at a time (default: %(default)s)")
+    made.add_argument("--length", type=int, help="tokens per sequence of text (default: the training length)")
+    made.add_argument(
+        "--sequences", type=int, default=8, help="number of sequences, read in one batch (default: %(default)s)"
+    )
     given = made.parse_args(argv)
     least = {"sequences": 1, "length": 2, "seed": 0}
     opened = open_checkpoint(given, ["inspect", *argv], least, ("text", "length", "seed"))

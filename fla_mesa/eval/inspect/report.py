@@ -19,9 +19,10 @@ from fla_mesa.report.sections import Section, as_markdown, listed
 from fla_mesa.report.tables import Cell, Table, percent
 
 _SAID = (
-    "Condition: of H + diag(lambda). Half-life: positions after which half of a key is forgotten at the median gate. Not converged: "
-    "share of positions that end above the layer's tolerance. Cosine: between the plain read G'q and the solved one, "
-    "G'(H + diag(lambda))^-1 q; at 1 the solve changes the length of the output only, which the norm behind it takes away."
+    "Condition is the condition number of H + diag(lambda). The half-life is the number of positions after which half of a key is "
+    "forgotten at the median gate. Not converged is the share of positions that end above the layer's tolerance. The cosine is that of "
+    "the plain read G'q and the solved read G'(H + diag(lambda))^-1 q; at 1, solving changes only the length of the output, which the "
+    "norm after it removes."
 )
 
 

@@ -60,7 +60,7 @@ class Continued:
 
     @torch.no_grad()
     def decode(self, tokens: int) -> None:
-        """Write so many tokens."""
+        """Writes this many tokens, greedily."""
         for _ in range(tokens):
             out = self.model(self.token, use_cache=True, **self.cache)
             self.cache = {name: getattr(out, name) for name in self.cache}
@@ -123,7 +123,7 @@ class Peak:
 
 @contextmanager
 def peak_memory() -> Iterator[Peak]:
-    """The peak of what happens inside, known afterwards."""
+    """Records the peak memory of what runs inside."""
     peak = Peak()
     if torch.accelerator.is_available():
         peak.before = torch.accelerator.memory_allocated()

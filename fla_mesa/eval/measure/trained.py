@@ -63,7 +63,7 @@ class Metrics:
 
 
 def device() -> torch.device:
-    """Where models are measured."""
+    """The device on which models are measured."""
     return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
 
 
@@ -87,7 +87,7 @@ class Trained:
     _blocks: dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict, repr=False)
 
     def load(self) -> PreTrainedModel:
-        """Its model, ready to be evaluated."""
+        """Loads the model, ready to be evaluated."""
         with no_bars():
             model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(self.folder)
         model.to(device())  # pyright: ignore[reportArgumentType] (transformers' own typing)
@@ -95,11 +95,11 @@ class Trained:
 
     @cached_property
     def model(self) -> PreTrainedModel:
-        """The same, loaded once."""
+        """The model, loaded once."""
         return self.load()
 
     def precision(self) -> AbstractContextManager:
-        """That of the training."""
+        """A context with the precision of the training."""
         bf16 = self.metrics.settings["bf16"]
         return torch.autocast(device().type, dtype=torch.bfloat16) if bf16 else nullcontext()
 

@@ -54,7 +54,7 @@ def main(argv: list[str]) -> int:
         "recall": readings[0].recall_name,
         "steps": "from the paper's start, q / diag(H + lamb), which is 0 steps",
         "tolerance": "of the residual, relative to q, in the norm weighted by 1 / lamb (the paper's is relative to the start's)",
-        "time": f"median of {given.repeats} turns, one sequence at a time; the exact solve is not timed",
+        "time": f"median of {given.repeats} runs, one sequence at a time; the exact solution is not timed",
     }
     for path in save(results, facts, opened.folder):
         print(f"wrote {path}")
@@ -63,20 +63,26 @@ def main(argv: list[str]) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     made = parser(
-        "sweep", "Quality and speed of a MesaNet checkpoint against the steps or the tolerance of its solver."
+        "sweep",
+        "Measure the quality and speed of a MesaNet checkpoint at several step counts and tolerances of its solver.",
     )
     steps, tolerances = (",".join(map(shortest, values)) for values in (STEPS, TOLERANCES))
     add = made.add_argument
     add("--context_lengths", type=_numbers(int), help="default: 1, 2, 4 and 8 times the training length")
     add("--steps", type=_numbers(int), default=STEPS, help=f"fixed numbers of steps (default: {steps})")
-    help_ = f"relative residuals to stop at (default: {tolerances})"
+    help_ = f"relative residuals at which to stop (default: {tolerances})"
     add("--tolerances", type=_numbers(float), default=TOLERANCES, help=help_)
-    add("--most_steps", type=int, default=30, help="cap on the steps where a tolerance is set (default: %(default)s)")
-    add("--no_exact", action="store_true", help="leave out the exact solve, which is slow")
+    add("--most_steps", type=int, default=30, help="maximum number of steps at each tolerance (default: %(default)s)")
+    add("--no_exact", action="store_true", help="skip the exact solution, which is slow")
     add("--sequences", type=int, default=8, help="sequences of the longest context (default: %(default)s)")
     add("--needles", type=int, help="recall documents at each context length for a checkpoint of text (default: 16)")
-    add("--batch_size", type=int, default=4, help="sequences at a time; changes no number (default: %(default)s)")
-    help_ = "timed turns of every setting; 0 measures no time (default: %(default)s)"
+    add(
+        "--batch_size",
+        type=int,
+        default=4,
+        help="sequences at a time; does not change the results (default: %(default)s)",
+    )
+    help_ = "timed runs of each setting; 0 skips timing (default: %(default)s)"
     add("--repeats", type=int, default=3, help=help_)
     return made
 
@@ -86,7 +92,7 @@ def _numbers(kind: type[int] | type[float]) -> Callable[[str], tuple[float, ...]
         try:
             return tuple(kind(part) for part in text.split(","))
         except ValueError:
-            raise argparse.ArgumentTypeError(f"must be numbers parted by commas, got {text!r}") from None
+            raise argparse.ArgumentTypeError(f"must be comma-separated numbers, got {text!r}") from None
 
     return read
 

@@ -25,7 +25,7 @@ _COLUMNS = (
     Column[Measured]("loss", lambda m: m.loss, digits(4)),
     Column[Measured]("recall", lambda m: m.recall, digits(3)),
     Column[Measured]("iterations, mean", lambda m: None if m.is_exact else m.iterations, digits(2)),
-    Column[Measured]("most", lambda m: None if m.is_exact else max(map(max, m.max_iterations)), whole),
+    Column[Measured]("maximum", lambda m: None if m.is_exact else max(map(max, m.max_iterations)), whole),
     Column[Measured]("prefill ms/token", lambda m: m.prefill_ms, digits(4)),
     Column[Measured]("decode ms/token", lambda m: m.decode_ms, digits(2)),
     Column[Measured]("memory MiB", lambda m: m.memory_mib, digits(0)),
@@ -66,7 +66,7 @@ def _by_length(results: Sequence[Measured]) -> dict[int, list[Measured]]:
 def sections(results: Sequence[Measured], facts: Mapping[str, object]) -> list[Section]:
     """A table for each context length, with what it says above it; then the iterations of each head."""
     known = listed({name: value for name, value in facts.items() if name != "checkpoint"})
-    found = [Section(f"What the steps of the solver buy: {facts['checkpoint']}", [known])]
+    found = [Section(f"Quality and speed by steps of the solver: {facts['checkpoint']}", [known])]
     by_head = []
     for length, here in _by_length(results).items():
         at = [
@@ -80,7 +80,7 @@ def sections(results: Sequence[Measured], facts: Mapping[str, object]) -> list[S
         rows = [[Cell(f"{i}"), *(Cell(f"{a:.2f}, {b}") for a, b in zip(*both, strict=True))] for i, both in layers]
         heads = [f"head {h}" for h in range(len(shown.mean_iterations[0]))]
         by_head += [f"Context of {length}, {shown.setting.name}:", Table(["layer", *heads], rows)]
-    return [*found, Section("Iterations by layer and head (mean, most)", by_head)]
+    return [*found, Section("Iterations by layer and head (mean, maximum)", by_head)]
 
 
 def _shown(results: Sequence[Measured]) -> Measured:
