@@ -3,8 +3,9 @@
     fla-mesa compare ... --output_dir before/text        (and sweeps; then the same with the changed code, into another folder)
     python benchmarks/same_figures.py before after [--tolerance 1e-6]
 
-Compares every report.json, suite.json, sweep.json and measured.json of the first folder with its namesake in the second, all but times,
-memory, and where and when they were made. Keys that only the second has are no difference. Exits with 1 if anything differs.
+Compares every report.json, suite.json, sweep.json, inspect.json, comparison.json and measured.json of the first folder with its namesake
+in the second, all but times, memory, and where and when they were made. Keys that only the second has are no difference. Exits with 1 if
+anything differs.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from pathlib import Path
 
 from fla_mesa.json_files import read_json
 
-FILES = {"report.json", "suite.json", "sweep.json", "measured.json"}
+FILES = {"report.json", "suite.json", "sweep.json", "inspect.json", "comparison.json", "measured.json"}
 LEFT_OUT = {"command", "commit", "trained_at", "machine", "versions", "memory_mib", "training_peak_bytes"}
 LEFT_OUT |= {"prefill_ms", "decode_ms"}
 LEFT_OUT |= {f"{stage}_tokens_per_second" for stage in ("training", "prefill", "decode")}

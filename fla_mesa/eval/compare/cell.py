@@ -78,7 +78,7 @@ def set_aside_unreadable(cell: Cell) -> list[str]:
                 read_json_if_there(path)
         except Unreadable as error:
             # Where run.json cannot be read it is not known what the checkpoints belong to.
-            then = "is made again"
+            then = "it is made again"
             if name == RUN_FILE:
                 path, then = cell.folder, "the run starts again"
             numbers = itertools.count(1)

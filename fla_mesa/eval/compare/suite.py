@@ -10,7 +10,7 @@ from pathlib import Path
 from fla_mesa.eval.compare import pictures
 from fla_mesa.eval.compare.columns import COLUMNS
 from fla_mesa.eval.compare.report import circumstances
-from fla_mesa.eval.compare.results import Report
+from fla_mesa.eval.compare.results import ModelResult, Report
 from fla_mesa.json_files import write_json, write_text
 from fla_mesa.models import zoo
 from fla_mesa.report.sections import Section, as_markdown
@@ -42,7 +42,9 @@ def write(reports: Sequence[Report], folder: Path) -> str:
     spreads = {head: {model: Spread.of(values) for model, values in of.items()} for head, of in found.items()}
     judge = COLUMNS.get(quality[0]) if quality else None
     better, text = (MORE, digits(4)) if judge is None else (judge.better, judge.text)
-    columns = [Column(head, lambda m, of=of: of.get(m.label), text, better) for head, of in spreads.items()]
+    columns = [
+        Column[ModelResult](head, lambda m, of=of: of.get(m.label), text, better) for head, of in spreads.items()
+    ]
     table = Table.of(models, columns)
     shown = []
     if len(sizes) > 1:

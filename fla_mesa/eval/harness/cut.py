@@ -1,27 +1,18 @@
-"""How many inputs of a task were longer than the context, and lost their beginning."""
+"""How many inputs of a task were longer than the context, and lost their beginning.
+
+`lm` is lm-eval's HFLM, whose decorator hides its type from type checkers.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Protocol, cast
+from typing import Any
 
 from lm_eval.api.model import LM
 from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import normalize_gen_kwargs
 
 from fla_mesa.eval.harness.results import Cut, Results
-
-
-class TextModel(Protocol):
-    """What is asked of lm-eval's HFLM here."""
-
-    @property
-    def max_length(self) -> int: ...
-
-    @property
-    def max_gen_toks(self) -> int: ...
-
-    def tok_encode(self, string: str) -> list[int]: ...
 
 
 def cut_inputs(lm: LM, results: Results) -> dict[str, Cut]:
@@ -44,25 +35,25 @@ def cut_inputs(lm: LM, results: Results) -> dict[str, Cut]:
         first = rows[0]["filter"]  # every filter repeats the rows
         requests = [request for row in rows if row["filter"] == first for request in row["arguments"]]
         too_long = _generation_too_long if kind == "generate_until" else _pair_too_long
-        if cut := sum(too_long(cast(TextModel, lm), *request[:2]) for request in requests):
+        if cut := sum(too_long(lm, *request[:2]) for request in requests):
             counts[task] = {"cut": cut, "of": len(requests)}
     return counts
 
 
-def _pair_too_long(lm: TextModel, context: str, continuation: str) -> bool:
+def _pair_too_long(lm: Any, context: str, continuation: str) -> bool:
     return tokens(lm, context + continuation, at_most=lm.max_length) - 1 + (context == "") > lm.max_length
 
 
-def _generation_too_long(lm: TextModel, context: str, settings: Mapping[str, object]) -> bool:
+def _generation_too_long(lm: Any, context: str, settings: Mapping[str, object]) -> bool:
     room = lm.max_length - new_tokens(lm, settings)
     return tokens(lm, context, at_most=room) > room
 
 
-def new_tokens(lm: TextModel, settings: Mapping[str, object]) -> int:
+def new_tokens(lm: Any, settings: Mapping[str, object]) -> int:
     """How many tokens a request wants generated, by any of the names that lm-eval knows for it."""
     return int(normalize_gen_kwargs(dict(settings), lm.max_gen_toks).get("max_gen_toks", lm.max_gen_toks))
 
 
-def tokens(lm: TextModel, text: str, *, at_most: int) -> int:
+def tokens(lm: Any, text: str, *, at_most: int) -> int:
     """The tokens of a text; 0 where its bytes, and a special token or two, cannot be more than `at_most` tokens."""
     return 0 if len(text.encode()) + 2 <= at_most else len(lm.tok_encode(text))

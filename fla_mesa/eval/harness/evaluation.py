@@ -27,6 +27,9 @@ from fla_mesa.eval.harness.tasks import Tasks
 
 logger = logging.getLogger(__name__)
 
+# What lm-eval does with the requests of a task that it has stored.
+_REQUESTS = ("cache_requests", "rewrite_requests_cache", "delete_requests_cache")
+
 # What code raises that is wrong, rather than what checks a setting or opens a file.
 _BUGS = (TypeError, AttributeError, LookupError, AssertionError, NotImplementedError)
 
@@ -48,7 +51,9 @@ def evaluate(config: EvaluatorConfig, tasks: Tasks) -> Evaluation | None:
         UserError: A task does not exist, or none could be run.
     """
     names = tasks.find([name for task in config.tasks for name in task.split(",")])
-    tracker = EvaluationTracker(**_tracker_arguments(config))
+    output: dict[str, Any] = {"output_path": config.output_path, "token": os.environ.get("HF_TOKEN")}
+    output = {name: value for name, value in output.items() if value}
+    tracker = EvaluationTracker(**{**config.hf_hub_log_args, **output})
     wandb = WandbLogger(config.wandb_args, config.wandb_config_args) if config.wandb_args else None
     trackio = TrackioLogger(config.trackio_args) if config.trackio_args else None
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # as lm-eval's own command has it
@@ -67,12 +72,6 @@ def evaluate(config: EvaluatorConfig, tasks: Tasks) -> Evaluation | None:
     tracker.general_config_tracker.model_source = config.model
     _report(evaluation, config, tracker, [log for log in (wandb, trackio) if log is not None])
     return evaluation
-
-
-def _tracker_arguments(config: EvaluatorConfig) -> dict[str, Any]:
-    output = {"output_path": config.output_path} if config.output_path else {}
-    token = {"token": os.environ["HF_TOKEN"]} if os.environ.get("HF_TOKEN") else {}
-    return {**config.hf_hub_log_args, **output, **token}
 
 
 def _one_by_one(
@@ -94,9 +93,7 @@ def _one_by_one(
                 log_samples=True,
                 evaluation_tracker=tracker,
                 task_manager=tasks,
-                cache_requests=requests.get("cache_requests", False),
-                rewrite_requests_cache=requests.get("rewrite_requests_cache", False),
-                delete_requests_cache=requests.get("delete_requests_cache", False),
+                **{name: requests.get(name, False) for name in _REQUESTS},
             )
         except Exception as error:  # whatever a task's data or code can raise
             if lm.world_size > 1:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any, cast
 
@@ -139,26 +140,20 @@ class FlaMesaLM(HFLM):
                     f"the task needs token id {max(ids)}, but the model has {rows} of them (0 to {rows - 1}): it was trained on another "
                     f"suite or tokenizer"
                 )
-        results: list[list[float]] = [[] for _ in sequences]
-        progress = tqdm(total=len(sequences), disable=disable_tqdm or self.rank != 0, desc="Running sequences")
-        for batch in self._batches(sequences):
-            width = max(len(sequences[i]) for i in batch)
-            # Padding stands on the right, where a causal model's earlier positions cannot see it.
-            ids = torch.tensor([sequences[i] + [0] * (width - len(sequences[i])) for i in batch], device=self.device)
-            reduced = reduce(self._model_call(ids), ids)
-            cut = width - reduced.shape[1]
-            for i, row in zip(batch, reduced.tolist(), strict=True):
-                results[i] = row[: len(sequences[i]) - cut]
-            progress.update(len(batch))
-        progress.close()
-        return results
+        found: dict[int, list[float]] = {}
+        batches = list(self._batches(sequences))
+        for batch in tqdm(batches, disable=disable_tqdm or self.rank != 0, desc="Running sequences"):
+            ids = torch.tensor([sequences[i] for i in batch], device=self.device)
+            found |= zip(batch, reduce(self._model_call(ids), ids).tolist(), strict=True)
+        return [found[i] for i in range(len(sequences))]
 
     def _batches(self, sequences: list[list[int]]) -> Iterator[list[int]]:
-        """Indices of sequences in batches, longest first, so that a batch is of like lengths and memory runs out at once or never."""
+        """Indices of sequences of one length in batches, longest first, so that memory runs out at once or never."""
         size = self._detect_batch_size() if self.batch_size == "auto" else int(self.batch_size)
         order = sorted(range(len(sequences)), key=lambda i: -len(sequences[i]))
-        for start in range(0, len(order), size):
-            yield order[start : start + size]
+        for _, group in itertools.groupby(order, key=lambda i: len(sequences[i])):
+            of_one_length = list(group)
+            yield from (of_one_length[start : start + size] for start in range(0, len(of_one_length), size))
 
 
 def check_context(max_length: object) -> None:

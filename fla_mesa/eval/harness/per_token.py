@@ -12,7 +12,6 @@ from lm_eval.api.metrics import mean_stderr
 from lm_eval.api.model import LM
 from lm_eval.models.huggingface import HFLM
 
-from fla_mesa.eval.harness.cut import TextModel
 from fla_mesa.eval.harness.results import Results
 
 METRIC = "acc_per_token"
@@ -33,7 +32,7 @@ def add_accuracy_per_token(lm: LM, results: Results) -> None:
     for task, rows in results["samples"].items():
         if results["configs"][task]["output_type"] != "multiple_choice":
             continue
-        scores = [_score(cast(TextModel, lm), row) for row in rows]
+        scores = [_score(lm, row) for row in rows]
         if not scores or None in scores:
             continue
         right = cast("list[float]", scores)
@@ -42,7 +41,7 @@ def add_accuracy_per_token(lm: LM, results: Results) -> None:
         results["higher_is_better"][task][METRIC] = True
 
 
-def _score(lm: TextModel, row: dict[str, Any]) -> float | None:
+def _score(lm: Any, row: dict[str, Any]) -> float | None:
     """1 or 0; None if the right choice cannot be told."""
     pairs = [(context, continuation) for context, continuation, *_ in row["arguments"]]
     likelihoods = np.array([float(response[0]) for response in row["filtered_resps"]])
@@ -55,7 +54,7 @@ def _score(lm: TextModel, row: dict[str, Any]) -> float | None:
     return float((likelihoods / tokens).argmax() == gold)
 
 
-def _tokens(lm: TextModel, context: str, continuation: str) -> int:
+def _tokens(lm: Any, context: str, continuation: str) -> int:
     """The tokens of a continuation, as lm-eval parts them from those of its context: spaces at the border are the continuation's."""
     return max(1, len(lm.tok_encode(context + continuation)) - len(lm.tok_encode(context.rstrip())))
 

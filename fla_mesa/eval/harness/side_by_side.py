@@ -86,7 +86,7 @@ class Comparison:
             values = {name: {"value": value, "stderr": error} for name, (value, error) in found.items()}
             return {"task": row.task, "metric": row.metric, "higher_is_better": row.higher_is_better, "values": values}
 
-        return vars(self) | {"rows": list(map(plain, self.rows))}
+        return {**vars(self), "rows": list(map(plain, self.rows))}
 
     def save(self, folder: Path) -> tuple[Path, Path]:
         """Write comparison.md and comparison.json; returns their paths."""
@@ -116,14 +116,12 @@ def compare(evaluations: Mapping[str, Evaluation], averages: Sequence[tuple[str,
                 label = metric if filter_name == "none" else f"{metric} ({filter_name})"
                 row = found.setdefault((task, label), Row(task, label, directions.get(task, {}).get(metric), {}))
                 row.values[name] = (float(value), float(error) if isinstance(error, int | float) else None)
-        # A task that ran for nobody has no row; the notes below the table name it.
-        for kept, value in (
-            (comparison.max_length, evaluation.max_length),
-            (comparison.cut, evaluation.cut),
-            (comparison.skipped, evaluation.skipped),
-        ):
-            if value:
-                kept[name] = value
+        if evaluation.max_length is not None:
+            comparison.max_length[name] = evaluation.max_length
+        if evaluation.cut:
+            comparison.cut[name] = evaluation.cut
+        if evaluation.skipped:  # a task that ran for nobody has no row; the notes below the table name it
+            comparison.skipped[name] = evaluation.skipped
     of_suites = (
         _average(comparison, f"{name}: {part}", tasks, found)
         for name, suite in averages

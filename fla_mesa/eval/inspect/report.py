@@ -42,7 +42,7 @@ class Head(NamedTuple):
 def heads_of(layers: Sequence[LayerReport]) -> list[Head]:
     """All heads, first to last."""
     return [
-        Head(f"{i}.{h}", *(getattr(layer, name)[..., h] for name in Head._fields[1:-1]), layer.lamb[h])
+        Head._make([f"{i}.{h}", *(getattr(layer, name)[..., h] for name in Head._fields[1:-1]), layer.lamb[h]])
         for i, layer in enumerate(layers)
         for h in range(len(layer.lamb))
     ]
@@ -113,7 +113,9 @@ def _mean_known(values: np.ndarray) -> np.ndarray:
 
 def _none_for_nan(values: np.ndarray) -> list[object]:
     """Nested lists with None for NaN, which JSON has no word for."""
-    return np.where(np.isnan(values), None, values.astype(object)).tolist()
+    listed = values.astype(object)
+    listed[np.isnan(values)] = None
+    return listed.tolist()
 
 
 def _gates(heads: Sequence[Head]) -> Figure:

@@ -54,7 +54,7 @@ def main(argv: list[str]) -> int:
         "recall": readings[0].recall_name,
         "steps": "from the paper's start, q / diag(H + lamb), which is 0 steps",
         "tolerance": "of the residual, relative to q, in the norm weighted by 1 / lamb (the paper's is relative to the start's)",
-        "time": f"median of {given.repeats} runs, one sequence at a time; the exact solution is not timed",
+        "time": f"median of {given.repeats} turns, one sequence at a time; the exact solve is not timed",
     }
     for path in save(results, facts, opened.folder):
         print(f"wrote {path}")

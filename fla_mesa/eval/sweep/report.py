@@ -70,7 +70,7 @@ def sections(results: Sequence[Measured], facts: Mapping[str, object]) -> list[S
     by_head = []
     for length, here in _by_length(results).items():
         at = [
-            Column(f"loss at {s}", lambda m, s=s: m.loss_by_position.get(s), digits(4))
+            Column[Measured](f"loss at {s}", lambda m, s=s: m.loss_by_position.get(s), digits(4))
             for s in here[0].loss_by_position
         ]
         table = Table.of(here, [*_COLUMNS, *at], "setting", lambda m: m.setting.name)
