@@ -38,14 +38,22 @@ def mistakes_of(*kinds: type[Exception], prefix: str = "") -> Iterator[None]:
 
 
 def check_integer(name: str, value: object, low: int) -> int:
-    """`value`, if it is an integer of at least `low`; else UserError."""
+    """Returns `value` if it is an integer of at least `low`.
+
+    Raises:
+        UserError: It is not.
+    """
     if isinstance(value, bool) or not isinstance(value, int) or value < low:
         raise UserError(f"{name} must be an integer >= {low}; got {value!r}")
     return value
 
 
 def check_folder(name: str, path: Path) -> Path:
-    """`path`, if it is a folder or can become one; else, because a file is in its way, UserError."""
+    """Returns `path` if it is a folder or can become one.
+
+    Raises:
+        UserError: A file is in its way.
+    """
     if file := next((place for place in (path, *path.parents) if place.is_file()), None):
         raise UserError(f"{name}: {str(file)!r} is a file")
     return path

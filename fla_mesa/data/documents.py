@@ -27,7 +27,7 @@ def read_documents(text: object = STDLIB) -> list[str]:
             of a .jsonl file with a "text" in each line, or of a folder of text files.
 
     Raises:
-        ValueError: No such file, nothing in it, or it is not text.
+        UserError: No such file, nothing in it, or it is not text.
     """
     if not isinstance(text, str) or not text:
         raise UserError(f"held-out text: text must be 'stdlib' or the path of a file or folder, got {text!r}")
@@ -68,7 +68,11 @@ def token_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 
 
 def blocks_of_each(text: object, tokenizer: PreTrainedTokenizerBase, length: int) -> list[list[int]]:
-    """All whole blocks of `length` tokens of the documents, each document cut by itself. Raises UserError if there is none."""
+    """All whole blocks of `length` tokens of the documents, each document cut by itself.
+
+    Raises:
+        UserError: There is none.
+    """
     blocks = []
     for document in read_documents(text):
         ids = token_ids(tokenizer, document)
@@ -81,7 +85,8 @@ def blocks_of_each(text: object, tokenizer: PreTrainedTokenizerBase, length: int
 def random_blocks(text: object, tokenizer: PreTrainedTokenizerBase, length: int, count: int, seed: int) -> np.ndarray:
     """Random whole blocks of the documents joined, int64 ``[count, length]``; some documents are shorter than a long context.
 
-    Raises UserError if there are fewer.
+    Raises:
+        UserError: There are fewer.
     """
     stream: list[int] = []
     for document in read_documents(text):

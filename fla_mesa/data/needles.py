@@ -40,7 +40,7 @@ def fitted(
         shortest: Characters that a document has at least.
 
     Raises:
-        ValueError: `length` is too short for a document, or the tokenizer gives no tokens for text.
+        UserError: `length` is too short for a document, or the tokenizer gives no tokens for text.
     """
     # Characters per token, learnt from the documents as they come; tokens are counted, characters are what can be chosen.
     characters = float(max(length, shortest))

@@ -38,7 +38,7 @@ def check_checkpoint(path: str) -> None:
     """Raise if a local path is not a checkpoint that transformers can load; names of a hub are left to transformers.
 
     Raises:
-        ValueError: There is no such directory, it lacks its configuration or weights, no installed package knows its model_type, or it
+        UserError: There is no such directory, it lacks its configuration or weights, no installed package knows its model_type, or it
             reads no tokens.
     """
     if not looks_local(path):
@@ -89,7 +89,7 @@ def adapted_model(path: str) -> str | None:
     """The model that the adapter in a folder changes, as a path or a hub's name; None if the folder holds no adapter.
 
     Raises:
-        ValueError: The adapter does not say, or its file cannot be read.
+        UserError: The adapter does not say, or its file cannot be read.
     """
     file = Path(path).expanduser() / ADAPTER_FILE
     if not file.is_file():
@@ -123,7 +123,11 @@ def tokenizer_for(settings: Mapping[str, object], task: str) -> PreTrainedTokeni
 
 
 def tokenizer_of_checkpoint(path: str) -> PreTrainedTokenizerBase:
-    """The tokenizer of a checkpoint, loaded. Raises UserError."""
+    """Loads the tokenizer of a checkpoint.
+
+    Raises:
+        UserError: It cannot be loaded.
+    """
     with mistakes_of(OSError, ValueError, prefix=f"checkpoint {path!r}: "):
         return AutoTokenizer.from_pretrained(tokenizer_of(path))
 
@@ -132,7 +136,7 @@ def check_device(name: str) -> torch.device:
     """The device of a name such as 'cpu', 'cuda' or 'cuda:1'.
 
     Raises:
-        ValueError: It is no name of a device, or this machine has no such device.
+        UserError: It is no name of a device, or this machine has no such device.
     """
     there = ["cpu"]
     if torch.accelerator.is_available():
