@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from fla_mesa.ops.checks import check_sequences, check_state
+from fla_mesa.ops.pytorch.decay import decay
 from fla_mesa.ops.pytorch.problem import accumulation_dtype
 from fla_mesa.ops.pytorch.segments import CHUNK_SIZE
 from fla_mesa.ops.pytorch.sums import Decays, Sums, cumulative, lower
@@ -79,18 +80,18 @@ def _stabilised(
     with torch.no_grad():
         largest = b.cummax(-1).values
         rows, last = tiles.batch * tiles.heads, (a[:, -1], (a + largest)[:, -1])
-        decay, own = (x.unflatten(0, (rows, -1)) for x in last)
+        kept, own = (x.unflatten(0, (rows, -1)) for x in last)
         slots = a.new_zeros(rows, tiles.last_slots[-1] + 1)
         if m_initial is not None:
             slots[:, tiles.first_slots] = tiles.split_states(m_initial).to(slots)
         for j, slot in enumerate(tiles.slot):
-            slots[:, slot + 1] = torch.maximum(decay[:, j] + slots[:, slot], own[:, j])
+            slots[:, slot + 1] = torch.maximum(kept[:, j] + slots[:, slot], own[:, j])
         before, after = tiles.before(slots)[:, None], tiles.after(slots)[:, None]
         m = a + torch.maximum(before, largest)
     decays = Decays(
-        inner=lower(a[:, :, None] + b[:, None, :] - m[:, :, None]).exp().to(dtype),
-        entry=(a + before - m).exp().to(dtype)[..., None],
-        exit=(a[:, -1:] + b - after).exp().to(dtype)[..., None],
-        tile=(a[:, -1] + (before - after)[:, 0]).exp().to(dtype),
+        inner=decay(lower(a[:, :, None] + b[:, None, :] - m[:, :, None]), dtype),
+        entry=decay(a + before - m, dtype)[..., None],
+        exit=decay(a[:, -1:] + b - after, dtype)[..., None],
+        tile=decay(a[:, -1] + (before - after)[:, 0], dtype),
     )
     return decays, m, tiles.join_states(slots[:, tiles.last_slots])

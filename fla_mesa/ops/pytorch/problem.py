@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import torch
 
+from fla_mesa.ops.pytorch.decay import decay
 from fla_mesa.ops.pytorch.segments import CHUNK_SIZE, Segment
 from fla_mesa.ops.pytorch.states import scan_states
 from fla_mesa.ops.pytorch.tiles import Tiles
@@ -57,8 +58,8 @@ class Problem:
         self.beta = self.split(beta).unsqueeze(-1)
         # exp(-800) is zero in every dtype, and small enough for float64 to keep what is added to it to 1e-13; -inf would give inf - inf.
         self.a = tiles.split(g[place].double().clamp(min=-800)).cumsum(-1)
-        self.entry_decay = self.a.exp().to(self.dtype).unsqueeze(-1)
-        self.exit_decay = (self.a[:, -1:] - self.a).exp().to(self.dtype).unsqueeze(-1)
+        self.entry_decay = decay(self.a, self.dtype).unsqueeze(-1)
+        self.exit_decay = decay(self.a[:, -1:] - self.a, self.dtype).unsqueeze(-1)
         self.tile_decay = self.entry_decay[:, -1, 0]
         weighted = (self.k * (self.exit_decay * self.beta)).mT
         update = torch.cat([weighted @ self.k, weighted @ self.v], -1)
@@ -92,8 +93,8 @@ class Problem:
 
     def inner_decay(self) -> torch.Tensor:
         """``exp(a_t - a_s)`` for s <= t, else 0: ``[Z, C, C]``."""
-        # For s > t, where the difference is positive, exp(0) is computed and then cleared: exp(-inf) takes three times as long.
-        return (self.a[:, :, None] - self.a[:, None, :]).to(self.dtype).clamp_(max=0).exp_().tril_()
+        # For s > t, where the difference is positive, exp(0) is computed and then cleared.
+        return decay((self.a[:, :, None] - self.a[:, None, :]).to(self.dtype).clamp_(max=0), self.dtype).tril_()
 
     def states_before(self) -> torch.Tensor:
         """``[H | G]`` before every tile, ``[Z, K, K + V]``."""

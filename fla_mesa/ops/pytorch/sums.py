@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, cast
 
 import torch
 
+from fla_mesa.ops.pytorch.decay import decay
 from fla_mesa.ops.pytorch.states import scan_adjoints, scan_states
 from fla_mesa.ops.pytorch.tiles import Tiles
 
@@ -47,11 +48,11 @@ def lower(x: Tensor) -> Tensor:
 def gated(a: Tensor, beta: Tensor) -> Decays:
     """Those of ``S_t = exp(g_t) S_{t-1} + beta_t k_t u_t'``, from :func:`cumulative` and ``beta [Z, C]``, whose dtype they get."""
     dtype = beta.dtype
-    entry = a.exp().to(dtype)
+    entry = decay(a, dtype)
     return Decays(
-        inner=lower(a[:, :, None] - a[:, None, :]).exp().to(dtype) * beta[:, None, :],
+        inner=decay(lower(a[:, :, None] - a[:, None, :]), dtype) * beta[:, None, :],
         entry=entry[..., None],
-        exit=((a[:, -1:] - a).exp().to(dtype) * beta)[..., None],
+        exit=(decay(a[:, -1:] - a, dtype) * beta)[..., None],
         tile=entry[:, -1],
     )
 
