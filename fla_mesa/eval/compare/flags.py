@@ -113,7 +113,11 @@ def parser() -> HfArgumentParser:
 
 
 def read_preset(name: str) -> dict[str, str]:
-    """The flags that a preset stands for, over those of another that it is `like`. Raises UserError if there is none of this name."""
+    """The flags that a preset stands for, over those of another that it is `like`.
+
+    Raises:
+        UserError: There is no preset of this name.
+    """
     if name not in PRESETS:
         raise UserError(f"preset: allowed are {', '.join(PRESETS)}; got {name!r}")
     flags = yaml.safe_load(PRESETS[name].read_text(encoding="utf-8"))
@@ -128,7 +132,11 @@ def read_preset(name: str) -> dict[str, str]:
 
 
 def tasks(suite: str) -> list[str]:
-    """The data sources of a suite, one for each of its tasks. Raises UserError if there is no such suite."""
+    """The data sources of a suite, one for each of its tasks.
+
+    Raises:
+        UserError: There is no such suite.
+    """
     if suite in SUITES:
         return SUITES[suite]
     if suite.partition(":")[0] == regression.NAME:
@@ -154,6 +162,11 @@ _NUMBERS: dict[str, tuple[Callable[[str], float], Callable[[float], bool], str]]
 
 
 def names(flag: str, text: str) -> list[str]:
+    """The parts of a comma-separated list, without empty ones.
+
+    Raises:
+        UserError: There is none.
+    """
     parts = [part.strip() for part in text.split(",") if part.strip()]
     if not parts:
         raise UserError(f"{flag}: expected a comma-separated list; got {text!r}")
@@ -161,7 +174,11 @@ def names(flag: str, text: str) -> list[str]:
 
 
 def number(flag: str, text: str) -> Any:
-    """The value of a flag in :data:`_NUMBERS`. Raises UserError if it is no such number."""
+    """The value of a flag in :data:`_NUMBERS`.
+
+    Raises:
+        UserError: It is not a number that the flag allows.
+    """
     kind, holds, allowed = _NUMBERS[flag]
     with contextlib.suppress(ValueError):
         if math.isfinite(value := kind(text)) and holds(value):
@@ -170,7 +187,11 @@ def number(flag: str, text: str) -> Any:
 
 
 def numbers(flag: str, text: str) -> tuple[Any, ...]:
-    """The values of a comma-separated list. Raises UserError if one of them is not allowed or occurs twice."""
+    """The values of a comma-separated list.
+
+    Raises:
+        UserError: One of them is not allowed, or occurs twice.
+    """
     values = tuple(number(flag, part) for part in names(flag, text))
     if len(set(values)) < len(values):
         raise UserError(f"{flag}: each value once; got {text}")

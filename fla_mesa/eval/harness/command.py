@@ -38,7 +38,11 @@ _COMMANDS = ("run", "ls", "validate")  # lm-eval's; a flag without one of them b
 
 @command("eval")
 def main(argv: list[str]) -> int:
-    """Run `fla-mesa eval` with these arguments."""
+    """Run `fla-mesa eval` with these arguments.
+
+    Raises:
+        UserError: lm-eval is not installed, or a flag does not belong to the command.
+    """
     if importlib.util.find_spec("lm_eval") is None:
         raise UserError("lm-eval is not installed; run: pip install 'fla-mesa[eval]'")
     from fla_mesa.eval.harness.suites import SUITES

@@ -35,7 +35,7 @@ def fingerprint(lm: LM, name: str, arguments: Mapping[str, object]) -> str:
         arguments: What --model_args were.
 
     Raises:
-        ValueError: Weights are kept on disk, and cannot be read here.
+        UserError: The weights are kept on disk and cannot be read here.
     """
     text_model: Any = lm  # LM does not declare what HFLM has
     model = getattr(lm, "model", None)

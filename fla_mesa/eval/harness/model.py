@@ -98,6 +98,11 @@ class FlaMesaLM(HFLM):
         return super()._loglikelihood_tokens(requests, *args, **kwargs)
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+        """The answer to each request.
+
+        Raises:
+            UserError: An answer leaves no room for an input, or an input is too long for a model that refuses longer ones.
+        """
         for request in requests:
             context, settings = cast("tuple[str, dict]", request.args)
             new = new_tokens(self, settings)
@@ -163,7 +168,11 @@ def check_context(max_length: object) -> None:
 
 
 def check_positions(config: PreTrainedConfig, max_length: int | None) -> None:
-    """Raise UserError if a model has fewer positions than the context (by default :data:`CONTEXT`)."""
+    """Check that a model has as many positions as the context (by default :data:`CONTEXT`).
+
+    Raises:
+        UserError: It has fewer.
+    """
     positions, length = most_positions(config), max_length or CONTEXT
     if positions is not None and positions < length:
         raise UserError(
@@ -173,7 +182,11 @@ def check_positions(config: PreTrainedConfig, max_length: int | None) -> None:
 
 
 def check_dtype(dtype: object) -> None:
-    """Raise UserError for a name that is no type of PyTorch's numbers."""
+    """Check that a name is a dtype of PyTorch.
+
+    Raises:
+        UserError: It is not.
+    """
     if isinstance(dtype, str) and dtype != "auto" and not isinstance(getattr(torch, dtype, None), torch.dtype):
         raise UserError(f"dtype: allowed are auto, float32, bfloat16, float16, float64; got {dtype!r}")
 

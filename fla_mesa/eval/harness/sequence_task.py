@@ -70,7 +70,11 @@ class SequenceTask(Task, ABC):
         return ""
 
     def fewshot_context(self, doc: Document, num_fewshot: int = 0, **_: object) -> str:
-        """The sequence itself. lm-eval passes its prompt settings, none of which applies to bare token ids."""
+        """The sequence itself. lm-eval passes its prompt settings, none of which applies to bare token ids.
+
+        Raises:
+            UserError: Examples were asked for.
+        """
         if num_fewshot:
             raise UserError(
                 f"{self.config.task}: num_fewshot must be 0, got {num_fewshot}: a sequence of ids has no examples before it"
@@ -109,7 +113,11 @@ class SuiteTask(SequenceTask):
         return docs
 
     def spec(self) -> str:
-        """The suite to ask: the entry's settings over those that the checkpoint learnt, if it learnt this suite."""
+        """The suite to ask: the entry's settings over those that the checkpoint learnt, if it learnt this suite.
+
+        Raises:
+            UserError: The checkpoint learnt another suite, or none.
+        """
         wanted = str(self.settings["suite"])
         recorded = recorded_suite(self.settings.get("pretrained"))
         if wanted == "recorded":

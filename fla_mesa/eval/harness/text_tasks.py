@@ -48,7 +48,7 @@ def needles(variant: int, **settings: object) -> Splits:
     tokenizer or else pretrained, which says whose tokens.
 
     Raises:
-        ValueError: A setting is out of range, there is no tokenizer, or it does not read the answer as it is written.
+        UserError: A setting is out of range, there is no tokenizer, or it does not read the answer as it is written.
     """
     task = f"own_haystack_niah_{variant}"
     of = (("length", 1024, 64), ("samples", 100, 1), ("seed", 0, 0))

@@ -30,7 +30,11 @@ LEAST = {"sequences": 1, "needles": 1, "batch_size": 1, "repeats": 0, "seed": 0,
 
 @command("sweep")
 def main(argv: list[str]) -> int:
-    """Run `fla-mesa sweep` with these arguments; 0, or 2 after one line on stderr about a bad argument or checkpoint."""
+    """Run `fla-mesa sweep` with these arguments.
+
+    Raises:
+        UserError: An argument or the checkpoint cannot be used; the command prints it in one line and exits with 2.
+    """
     given = _parser().parse_args(argv)
     settings = _settings(given)
     if given.context_lengths and min(given.context_lengths) < 2:

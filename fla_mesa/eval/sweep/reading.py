@@ -60,6 +60,9 @@ def read_text(
         sequences: Blocks of the longest length.
         needles: Documents of own-haystack-niah, variant 1, at each length; the answer's tokens are what is recalled.
         seed: Of the blocks' choice and of the needles.
+
+    Raises:
+        UserError: A length does not divide the longest.
     """
     longest = max(lengths)
     for length in lengths:
