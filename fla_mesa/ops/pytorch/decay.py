@@ -15,11 +15,11 @@ def decay(log: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     processors multiply matrices a hundred times slower: a few heads with gates near 0 cost a training step a quarter of its time.
 
     Args:
-        log: Any shape and floating dtype, -inf included.
+        log: ``[...]``, any floating dtype, -inf included.
         dtype: A floating dtype.
 
     Returns:
-        The shape of `log`.
+        ``[...]``, like `log`.
     """
     least = math.sqrt(torch.finfo(dtype).tiny)
     return F.threshold(log.clamp(min=math.log(least) - 1).to(dtype).exp(), least, 0.0)
