@@ -2,7 +2,8 @@
 
     fla-mesa compare --plugin benchmarks/fla_solver.py --parametrization matched --size tiny --seq_len 512 \\
         --per_device_train_batch_size 4 --max_steps 300 --seeds 1,2,3 --grid_seeds 1 --lr 1e-3,3e-3,1e-2 \\
-        --models mesanet,mesanet@backend=fla_solver,mesanet@backend=fla_solver_32nd --baseline mesanet
+        --models mesanet,mesanet@backend=fla_solver,mesanet@backend=fla_solver_32nd --baseline mesanet \\
+        --config_overrides '{"gamma_init": [0.5, 0.98]}' --output_dir runs/fla-solver
 
 A plug-in with two back ends. "fla_solver" solves as the kernels of flash-linear-attention 0.6.0 do
 (fla/ops/mesa_net/chunk_cg_solver_fwd.py, chunk_cg_solver_bwd.py): from 0, all of its steps, 1e-5 added to both denominators. The loss is a
