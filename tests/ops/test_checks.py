@@ -96,8 +96,8 @@ BAD = {
         ValueError,
         "cg_tolerance must be None or a finite number > 0; got nan",
     ),
-    "only h_kk": (changed(h_kv_init=None), ValueError, "come together or not at all; got h_kk_init without h_kv_init"),
-    "only h_kv": (changed(h_kk_init=None), ValueError, "come together or not at all; got h_kv_init without h_kk_init"),
+    "only h_kk": (changed(h_kv_init=None), ValueError, "must be given together; got h_kk_init without h_kv_init"),
+    "only h_kv": (changed(h_kk_init=None), ValueError, "must be given together; got h_kv_init without h_kk_init"),
     "h_kk of another shape": (
         changed(h_kk_init=z(2, 2, 4, 3)),
         ValueError,

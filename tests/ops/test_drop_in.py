@@ -45,7 +45,7 @@ def test_as_a_context_manager_it_ends_with_an_error_too():
 
 
 def test_twice_is_an_error():
-    with replace_fla_op(), pytest.raises(RuntimeError, match="replaced already"):
+    with replace_fla_op(), pytest.raises(RuntimeError, match="already replaced"):
         replace_fla_op()
     with replace_fla_op():
         pass
