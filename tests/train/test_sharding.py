@@ -85,7 +85,7 @@ def test_what_cannot_be_exported(runs, tmp_path, capsys):
     for checkpoint, output, message in (
         (broken, tmp_path / "new", "is incomplete"),
         (runs / "whole", tmp_path / "new", "is already whole: from_pretrained reads it directly"),
-        (tmp_path, tmp_path / "new", "is no checkpoint"),
+        (tmp_path, tmp_path / "new", "is not a checkpoint"),
         (tmp_path / "nothing", tmp_path / "new", "is not a folder"),
         (runs / "whole" / "checkpoint-4", broken, "is not empty"),
     ):
