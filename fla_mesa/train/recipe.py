@@ -312,6 +312,9 @@ def _report(run: Prepared, final: dict[str, float]) -> dict[str, Any]:
     if run.arguments.should_save:
         title = f"{run.settings.model} {run.settings.size} on {run.settings.data}"
         loss_curve(metrics["history"], title, run.folder / "loss.png")
-        write_card(run.folder, run.trainer.accelerator.unwrap_model(run.trainer.model), metrics)
+        model: Any = run.trainer.accelerator.unwrap_model(
+            run.trainer.model
+        )  # its type depends on what else is installed
+        write_card(run.folder, model, metrics)
         write_json(run.folder / run_folder.METRICS_FILE, metrics)  # last: it says that the run is finished
     return metrics
