@@ -31,6 +31,7 @@ TOP = {"__init__.py", "__main__.py", "cli.py", "registration.py"}
 # These lie beneath all rooms, which may import them.
 GROUND = {
     "commands.py",
+    "devices.py",
     "errors.py",
     "fla_api.py",
     "interpreter.py",

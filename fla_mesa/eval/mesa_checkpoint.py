@@ -12,9 +12,10 @@ import fla.models  # noqa: F401 (hybrids)
 import torch
 from transformers import PreTrainedModel
 
+from fla_mesa.devices import check_device
 from fla_mesa.errors import UserError, check_folder, check_integer
 from fla_mesa.layers.solver import mesa_layers
-from fla_mesa.models.checkpoint import check_checkpoint, check_device, load_model, recorded_suite
+from fla_mesa.models.checkpoint import check_checkpoint, load_model, recorded_suite
 from fla_mesa.provenance import commit, device_name, versions
 
 

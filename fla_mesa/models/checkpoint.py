@@ -1,4 +1,4 @@
-"""Is this directory a checkpoint, and what is it? Is this device there? Asked before anything is loaded, for one clear sentence.
+"""Is this directory a checkpoint, and what is it? Asked before anything is loaded, for one clear sentence.
 
 A checkpoint is a folder of a model, or one of a PEFT adapter, which names the model that it changes.
 """
@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import (
     CONFIG_MAPPING,
     AutoModelForCausalLM,
@@ -130,21 +129,6 @@ def tokenizer_of_checkpoint(path: str) -> PreTrainedTokenizerBase:
     """
     with mistakes_of(OSError, ValueError, prefix=f"checkpoint {path!r}: "):
         return AutoTokenizer.from_pretrained(tokenizer_of(path))
-
-
-def check_device(name: str) -> torch.device:
-    """The device of a name such as 'cpu', 'cuda' or 'cuda:1'.
-
-    Raises:
-        UserError: It is no name of a device, or this machine has no such device.
-    """
-    there = ["cpu"]
-    if torch.accelerator.is_available():
-        kind = str(torch.accelerator.current_accelerator()).partition(":")[0]
-        there += [kind, *(f"{kind}:{number}" for number in range(torch.accelerator.device_count()))]
-    if name not in there:
-        raise UserError(f"device: this machine has {', '.join(there)}; got {name!r}")
-    return torch.device(name)
 
 
 def load_model(path: str, dtype: Any = "auto") -> PreTrainedModel:

@@ -74,14 +74,19 @@ def without_times(found):
     return found
 
 
-def test_the_report_says_at_which_commits_its_runs_were_made(text, tmp_path, here):
+def test_the_report_says_at_which_commits_and_on_which_devices_its_runs_were_made(text, tmp_path, here):
     assert run(text, tmp_path, "--models", "gla,delta_net") == 0
+    assert "several devices" not in (tmp_path / "report.md").read_text()
     made_at = report_of(tmp_path)["run"]["commit"]
     assert f"- commit: {made_at}\n" in (tmp_path / "report.md").read_text() or made_at is None
     (path,) = (tmp_path / "cells/matched-gla").glob("*/metrics.json")
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"commit": "0123456789ab"}))
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"commit": "0123456789ab", "device": "another (A100)"}))
     assert run(text, tmp_path, "--models", "gla,delta_net") == 0
-    assert "0123456789ab" in report_of(tmp_path)["run"]["trained_at"]
+    circumstances = report_of(tmp_path)["run"]
+    assert "0123456789ab" in circumstances["trained_at"]
+    said = (tmp_path / "report.md").read_text()
+    assert "The runs are from several devices" in said and f"- device: {'; '.join(circumstances['devices'])}; " in said
+    assert circumstances["devices"][0] == "another (A100)" and len(circumstances["devices"]) == 2
     if made_at is not None:
         assert f"; trained at 0123456789ab, {made_at}\n" in (tmp_path / "report.md").read_text()
 

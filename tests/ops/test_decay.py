@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from fla_mesa.ops.pytorch.decay import decay
+from fla_mesa.ops.pytorch.problem import Problem
+from fla_mesa.ops.pytorch.segments import Segment
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -33,3 +35,12 @@ def test_infinity_nan_and_gradients():
     torch.testing.assert_close(left, torch.tensor([1, math.exp(-1), 0, 0]))
     torch.testing.assert_close(log.grad, torch.tensor([1, math.exp(-1), 0, 0]))
     assert decay(torch.tensor([math.nan]), torch.float32).isnan().all()
+
+
+def test_a_tile_with_gates_near_zero_holds_no_denormal_product():
+    """exp(-3 * 63) is 1e-82: on the way there decays pass through the denormal numbers."""
+    k, v = torch.randn(2, 1, 64, 1, 8)
+    g, beta, lamb = torch.full((1, 64, 1), -3.0), torch.ones(1, 64, 1), torch.ones(1, 8)
+    problem = Problem(Segment(slice(None), slice(None), slice(None)), k, v, g, beta, lamb, None)
+    for left in (problem.entry_decay, problem.exit_decay, problem.inner_decay()):
+        assert left.max() > 0.04 and not ((left > 0) & (left < 1e-19)).any()

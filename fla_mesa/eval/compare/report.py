@@ -42,6 +42,10 @@ _TABLES = {
         "length; memory is the peak of a step with AdamW; the state is what it takes to continue one sequence after that many tokens.",
     ),
 }
+_SEVERAL_DEVICES = (
+    "The runs are from several devices (listed below), so the training speeds here say nothing about how fast the models are beside each "
+    "other."
+)
 _INTERVAL = (
     "Means over pairs of runs with the same seed, which saw the same data in the same order, with 95 % intervals where there are "
     "several pairs (Student's t of the paired differences). Each model is at its own best point of the grid, chosen on the same "
@@ -178,7 +182,8 @@ def sections(report: Report, shown: Sequence[Picture]) -> list[Section]:
     for kind, (head, said) in _TABLES.items():
         if table := _table(report, kind):
             above = report.yardsticks if kind == "quality" else []
-            found.append(Section(head, [table, *above, said.format(losses=report.losses, **report.run)]))
+            mixed = [_SEVERAL_DEVICES] if kind == "speed" and len(report.run["devices"]) > 1 else []
+            found.append(Section(head, [table, *above, said.format(losses=report.losses, **report.run), *mixed]))
         if kind == "quality":
             if differ := differences(report):
                 found.append(Section(f"Differences from {plan.baseline}", [_differences_table(differ), _INTERVAL]))
@@ -219,8 +224,8 @@ def circumstances(report: Report) -> str:
     run = report.run
     changed = run.get("settings", {}).get("config_overrides")
     facts = {"command": f"`{shlex.join(report.line)}`"}
-    if "device" in run:
-        facts["device"] = f"{run['device']}, {run['processes']} process(es)"
+    if "devices" in run:
+        facts["device"] = f"{'; '.join(run['devices'])}; {run['processes']} process(es)"
     facts["machine"] = run["machine"]
     if changed:
         facts["changed in the configurations"] = f"`{changed}`"

@@ -128,7 +128,7 @@ class Report:
 
     @classmethod
     def of(cls, plan: Plan, models: Sequence[ModelResult], line: Sequence[str]) -> Report:
-        """The circumstances are those that the first finished run recorded, and the commits of all."""
+        """The circumstances are those that the first finished run recorded, and the commits and devices of all."""
         made = {"machine": platform.platform(), "commit": commit()}
         finished = [run.metrics.everything for model in models for run in model.trained]
         if not finished:
@@ -139,7 +139,8 @@ class Report:
             kept["settings"]["weight_decay"] = list(plan.weight_decays)
         kept["settings"]["config_overrides"] = plan.settings.config_overrides  # of all, not of this one
         commits = sorted({metrics.get("commit") or "unknown" for metrics in finished})
-        return cls(plan, models, line, kept | made | {"trained_at": commits})
+        devices = sorted({metrics["device"] for metrics in finished})
+        return cls(plan, models, line, kept | made | {"trained_at": commits, "devices": devices})
 
     @property
     def finished(self) -> list[ModelResult]:

@@ -179,8 +179,9 @@ def _check_all(checkpoints: list[str], config: EvaluatorConfig, device: str | No
         return
     from transformers import AutoConfig
 
+    from fla_mesa.devices import check_device
     from fla_mesa.eval.harness.model import check_context, check_positions
-    from fla_mesa.models.checkpoint import adapted_model, check_checkpoint, check_device, looks_local
+    from fla_mesa.models.checkpoint import adapted_model, check_checkpoint, looks_local
 
     length = config.model_args.get("max_length")
     check_context(length)
