@@ -18,10 +18,8 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import os
 import sys
 from collections.abc import Iterator
-from importlib.metadata import version
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -158,11 +156,8 @@ def table(sizes: list[int]) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", type=int, nargs="+", default=[64, 128], choices=[64, 128], help="K = V")
-    parser.add_argument("--out", type=Path, help="Markdown file to write; standard output if left out")
-    args = parser.parse_args()
-    if os.environ.get("TRITON_INTERPRET") == "1":
-        parser.error("unset TRITON_INTERPRET: the interpreter compiles nothing")
-    versions = ", ".join(f"{name} {version(name)}" for name in ("triton", "flash-linear-attention"))
+    args = kernels_static.parse(parser)
+    versions = kernels_static.versions("triton", "flash-linear-attention")
     lines = [
         f"# A training step, in cycles of a multiprocessor for a position of a head, {datetime.date.today().isoformat()}",
         "",

@@ -55,6 +55,20 @@ def table(archs: list[int], sizes: list[int], dtype: str, all_configs: bool) -> 
     return lines
 
 
+def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """The command line of a benchmark that compiles: with --out, and not in Triton's interpreter."""
+    parser.add_argument("--out", type=Path, help="Markdown file to write; standard output if left out")
+    args = parser.parse_args()
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        parser.error("unset TRITON_INTERPRET: the interpreter compiles nothing")
+    return args
+
+
+def versions(*packages: str) -> str:
+    """Names of packages, each with its version."""
+    return ", ".join(f"{name} {version(name)}" for name in packages)
+
+
 def write(lines: list[str], out: Path | None) -> None:
     """To a file, or to standard output where none is named."""
     text = "\n".join(lines) + "\n"
@@ -71,17 +85,14 @@ def main() -> None:
     parser.add_argument("--size", type=int, nargs="+", default=[64, 128], help="K = V, up to 256")
     parser.add_argument("--dtype", default="bfloat16", choices=sorted(TYPES))
     parser.add_argument("--all-configs", action="store_true", help="every configuration that autotuning may choose")
-    parser.add_argument("--out", type=Path, help="Markdown file to write; standard output if left out")
-    args = parser.parse_args()
+    args = parse(parser)
     if any(not 1 <= size <= 256 for size in args.size):
         parser.error(f"--size must be between 1 and 256; got {args.size}")
-    if os.environ.get("TRITON_INTERPRET") == "1":
-        parser.error("unset TRITON_INTERPRET: the interpreter compiles nothing")
-    versions = ", ".join(f"{name} {version(name)}" for name in ("triton", "torch", "flash-linear-attention"))
+    made_with = versions("triton", "torch", "flash-linear-attention")
     lines = [
         f"# Static figures of the kernels, {args.dtype} inputs",
         "",
-        f"Compiled without a GPU on {platform.machine()}; {versions}. Made by `{shlex.join(['python', *sys.argv])}`.",
+        f"Compiled without a GPU on {platform.machine()}; {made_with}. Made by `{shlex.join(['python', *sys.argv])}`.",
         "Spill bytes are stores per thread; occupancy is the share of a multiprocessor's warps that can be resident.",
         "",
         *table(args.arch, args.size, args.dtype, args.all_configs),

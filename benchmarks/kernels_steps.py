@@ -19,9 +19,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import os
 import sys
-from importlib.metadata import version
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -100,14 +98,11 @@ def main() -> None:
     parser.add_argument(
         "--loops", metavar="TEXT", help='list the loops of the kernels whose names contain this, "" for all'
     )
-    parser.add_argument("--out", type=Path, help="Markdown file to write; standard output if left out")
-    args = parser.parse_args()
-    if os.environ.get("TRITON_INTERPRET") == "1":
-        parser.error("unset TRITON_INTERPRET: the interpreter compiles nothing")
+    args = kernels_static.parse(parser)
     if args.loops is not None:
         kernels_static.write(loop_table(args.arch, args.size, args.loops), args.out)
         return
-    versions = ", ".join(f"{name} {version(name)}" for name in ("triton", "flash-linear-attention"))
+    versions = kernels_static.versions("triton", "flash-linear-attention")
     lines = [
         f"# A step of the solves, in cycles of a multiprocessor per row, {datetime.date.today().isoformat()}",
         "",
