@@ -19,7 +19,7 @@ from fla_mesa.json_files import read_json
 
 FILES = {"report.json", "suite.json", "sweep.json", "inspect.json", "comparison.json", "measured.json"}
 LEFT_OUT = {"command", "commit", "trained_at", "machine", "versions", "memory_mib", "training_peak_bytes"}
-LEFT_OUT |= {"prefill_ms", "decode_ms"}
+LEFT_OUT |= {"prefill_ms", "decode_ms", "sections"}  # a report's sections say the same figures in words
 LEFT_OUT |= {f"{stage}_tokens_per_second" for stage in ("training", "prefill", "decode")}
 
 

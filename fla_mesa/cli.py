@@ -16,6 +16,7 @@ COMMANDS = {
         "report gates, conditioning and solver steps of a checkpoint's Mesa layers",
     ),
     "compare": ("fla_mesa.eval.compare.command", "train several models the same way and compare them"),
+    "page": ("fla_mesa.report.command", "make the page of a stored report from its JSON file"),
     "export": ("fla_mesa.train.export", "merge a checkpoint written by several processes into one folder"),
     "doctor": ("fla_mesa.doctor.command", "check the op on this machine and recommend a back end"),
     "configs": ("fla_mesa.models.config_files", "write architectures as JSON files for flame and other trainers"),

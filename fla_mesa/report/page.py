@@ -7,6 +7,7 @@ import gzip
 import html
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from importlib import resources
@@ -25,11 +26,14 @@ from fla_mesa.report.tables import Table
 _SYMBOLS = {"o": "circle", "s": "square", "D": "diamond", "^": "triangle-up", "v": "triangle-down", "P": "cross"}
 _SYMBOLS |= {"X": "x", "*": "star", "<": "triangle-left", ">": "triangle-right", "h": "hexagon", "p": "pentagon"}
 _DASHES = {"-": "solid", "--": "dash", ":": "dot", "-.": "dashdot"}
+_LINK = re.compile(r"\[([^\]]+)\]\(([^)\s]+)\)")
 _AXIS = {"gridcolor": "#eee", "zerolinecolor": "#999", "linecolor": "#888", "ticks": "outside", "tickcolor": "#888"}
 
 
-def page(sections: Sequence[Section], looks: Mapping[str, Look]) -> str:
-    """The whole file; the first section's heading is its title, and a table's rows have the colours of `looks`."""
+def page(sections: Sequence[Section]) -> str:
+    """The whole file; the first section's heading is its title, and a table's rows have the colours of the pictures."""
+    pictures = [block for section in sections for block in section.blocks if isinstance(block, Picture)]
+    looks = {label: look for picture in pictures for label, look in picture.looks.items()}
     body = []
     for section in sections:
         level = "h2" if body else "h1"
@@ -60,9 +64,14 @@ def _block(block: Block, looks: Mapping[str, Look]) -> str:
 
 
 def _text(text: str) -> str:
-    """What stands between backticks is code."""
+    """What stands between backticks is code, and a link to another report's Markdown leads to its page."""
     parts = html.escape(text, quote=False).split("`")
-    return "".join(f"<code>{part}</code>" if i % 2 else part for i, part in enumerate(parts))
+    return "".join(f"<code>{part}</code>" if i % 2 else _LINK.sub(_link, part) for i, part in enumerate(parts))
+
+
+def _link(found: re.Match[str]) -> str:
+    words, target = found.groups()
+    return f'<a href="{html.escape(target.removesuffix(".md"))}{".html" * target.endswith(".md")}">{words}</a>'
 
 
 def _table(table: Table, looks: Mapping[str, Look]) -> str:
@@ -125,10 +134,10 @@ def _traces(panel: Panel, label: str, line: Line, look: Look) -> Iterator[go.Sca
         yield go.Scatter(**around, **common, showlegend=False)
     yield go.Scatter(
         x=line.x,
-        y=line.y,
-        mode="markers" if panel.points else "lines+markers",
+        y=[None if math.isnan(value) else value for value in line.y],  # a gap
+        mode="markers" if panel.points else "lines+markers" if look.marker else "lines",
         line={"color": look.color, "width": look.linewidth, "dash": _DASHES[look.linestyle]},
-        marker={"symbol": _SYMBOLS[look.marker], "size": 11 if panel.points else 6, "color": look.color},
+        marker={"symbol": _SYMBOLS.get(look.marker), "size": 11 if panel.points else 6, "color": look.color},
         hovertemplate=text,
         customdata=None if panel.points else line.half,
         error_y={"type": "data", "array": line.half or [], "color": look.color} if panel.points else None,

@@ -85,8 +85,8 @@ class Picture:
     panels: Sequence[Panel] = field(repr=False)
     looks: Mapping[str, Look] = field(repr=False)
 
-    def draw(self, folder: Path) -> None:
-        """Draws the picture into a PNG file."""
+    def draw(self, folder: Path) -> Path:
+        """Draws the picture into a PNG file; returns its path."""
         with matplotlib.rc_context(_STYLE):
             figure = Figure(figsize=(3.4 + 4 * len(self.panels), 3.8), layout="constrained")
             axes = figure.subplots(1, len(self.panels), squeeze=False)[0]
@@ -97,7 +97,7 @@ class Picture:
             path = folder / f"{self.name}.png"
             unfinished = path.with_name(f"{path.name}.tmp")
             figure.savefig(unfinished, dpi=200, format="png")
-            unfinished.replace(path)
+            return unfinished.replace(path)
 
     def _draw(self, panel: Panel, axes: Axes) -> None:
         for label, line in panel.lines.items():

@@ -69,7 +69,7 @@ def without_times(found):
         for name in ("training_tokens_per_second", "prefill_tokens_per_second", "decode_tokens_per_second"):
             row.pop(name)
         row.pop("training_peak_bytes")
-    for name in ("command", "run"):
+    for name in ("command", "run", "sections"):
         found.pop(name)
     return found
 
@@ -360,6 +360,7 @@ def test_a_suite_of_several_tasks_ends_in_one_table(tmp_path, here, monkeypatch,
         and "| average |" in re.sub(" +", " ", table)
         and f"({other}/report.md)" in table
     )
+    assert f'<a href="{other}/report.html">' in (tmp_path / "suite.html").read_text()
     assert len(trainings(here)) == 8
 
 

@@ -91,8 +91,9 @@ def test_the_command_leaves_a_table_curves_and_pictures(mesanet_checkpoint, tmp_
         str(tmp_path / "out"),
     ]
     assert main(line) == 0
-    report = (tmp_path / "out" / "inspect.md").read_text()
-    assert report in capsys.readouterr().out
+    report, pictures = (tmp_path / "out" / "inspect.md").read_text().split("## Pictures")
+    assert all(name in pictures for name in ("lambda.png", "positions.png"))
+    assert report.strip() in capsys.readouterr().out
     assert [row.split("|")[1].strip() for row in report.splitlines() if row.startswith("| ")][2:] == [
         "0.0",
         "0.1",

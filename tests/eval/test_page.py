@@ -9,7 +9,9 @@ import subprocess
 import pytest
 
 from fla_mesa.eval.compare import command as compare
+from fla_mesa.report import command, files
 from fla_mesa.report.page import page
+from fla_mesa.report.pictures import Line, Look, Panel, Picture
 from fla_mesa.report.sections import Section
 from fla_mesa.report.tables import Cell, Table
 from tests.eval.conftest import SMALL
@@ -90,7 +92,7 @@ def test_what_has_no_value_is_sorted_last(tmp_path):
     rows = [[Cell("gla", "gla"), Cell("–")], [Cell("mesanet", "mesanet"), Cell("10", 10.0)]]
     rows += [[Cell("hawk", "hawk"), Cell("9", 9.0)]]
     path = tmp_path / "report.html"
-    path.write_text(page([Section("<b> & co", [Table(["model", "n"], rows), "- `a<b`\n- c"])], {}), encoding="utf-8")
+    path.write_text(page([Section("<b> & co", [Table(["model", "n"], rows), "- `a<b`\n- c"])]), encoding="utf-8")
     names = "[...document.querySelectorAll('tbody tr')].map(row => row.cells[0].textContent)"
     click = f"n => {{ document.querySelectorAll('th button')[n].click(); return {names}; }}"
     found = seen(path, tmp_path, f"() => {{ const c = {click}; return [c(1), c(1), c(0), document.body.innerText]; }}")
@@ -99,6 +101,62 @@ def test_what_has_no_value_is_sorted_last(tmp_path):
 
 
 def test_the_page_needs_no_network():
-    text = page([Section("Nothing", ["A paragraph."])], {})
+    text = page([Section("Nothing", ["A paragraph."])])
     assert not re.search(r"""(src|href)\s*=|url\(|@import|https?:""", text)
     assert len(text) < 3e6  # plotly.js is packed
+
+
+def test_a_link_to_another_report_leads_to_its_page():
+    text = page([Section("Two", ["- one & two: [report](runs/a/report.md)\n- `[c](d.md)`"])])
+    assert '<li>one &amp; two: <a href="runs/a/report.html">report</a></li>' in text
+    assert "<code>[c](d.md)</code>" in text
+
+
+@pytest.fixture
+def stored(tmp_path):
+    """A report with every kind of block, and its files."""
+    table = Table(["model", "loss", "note"], [[Cell("gla", "gla"), Cell("1.5 ± 0.1", 1.5, True), Cell("–")]])
+    lines = {"gla": Line([1.0, 2.0], [3.0, float("nan")], [0.5, 0.5], ["a", "b"])}
+    panel = Panel("x", "y", lines, "title", log=True, log_y=True, mark=1.5, limits=(None, 4.0))
+    picture = Picture("curve", "Curve", "A curve.", [panel], {"gla": Look("#0072B2", "s")})
+    sections = [Section("Title", ["One `two`.", table]), Section("More", [picture, "- a\n- b"])]
+    return sections, files.write(tmp_path, "report", sections, {"models": [1]})
+
+
+def test_all_files_are_made_from_the_json_file(stored, tmp_path):
+    sections, paths = stored
+    assert sorted(path.name for path in paths) == ["curve.png", "report.html", "report.json", "report.md"]
+    assert json.loads((tmp_path / "report.json").read_text())["models"] == [1]
+    assert repr(files.read(tmp_path / "report.json")) == repr(sections)  # equality fails for NaN
+    assert page(sections) == (tmp_path / "report.html").read_text()
+
+
+def test_the_page_of_a_stored_report(stored, tmp_path, capsys):
+    made = (tmp_path / "report.html").read_text()
+    (tmp_path / "report.html").unlink()
+    assert command.main([str(tmp_path / "report.json")]) == 0
+    assert (tmp_path / "report.html").read_text() == made
+    assert command.main([str(tmp_path / "report.json"), "--output", str(tmp_path / "other.html")]) == 0
+    assert (tmp_path / "other.html").read_text() == made and "other.html" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "No such file"),
+        ("{", "cannot be read"),
+        ("{}", "holds no report to show (KeyError: 'sections')"),
+        (
+            '{"sections": [{"head": "x", "blocks": [{"kind": "Table", "width": 3}]}]}',
+            "holds no report to show (TypeError",
+        ),
+    ],
+)
+def test_what_is_no_report_is_named(tmp_path, capsys, content, said):
+    path = tmp_path / "report.json"
+    if content is not None:
+        path.write_text(content)
+    assert command.main([str(path)]) == 2
+    error = capsys.readouterr().err
+    assert str(path) in error and said in error
+    assert not path.with_suffix(".html").exists()

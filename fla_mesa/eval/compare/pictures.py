@@ -95,12 +95,10 @@ def pictures(models: Sequence[ModelResult], seq_len: int, baseline: str | None =
     return [Picture(name, *content, styles) for name, content in zip(NAMES, contents, strict=True) if content[-1]]
 
 
-def draw(shown: Sequence[Picture], folder: Path) -> None:
-    """PNG files; one of an earlier report that is not drawn again is removed."""
+def remove_others(shown: Sequence[Picture], folder: Path) -> None:
+    """Removes the PNG files of an earlier report that are not drawn again."""
     for name in set(NAMES) - {picture.name for picture in shown}:
         (folder / f"{name}.png").unlink(missing_ok=True)
-    for picture in shown:
-        picture.draw(folder)
 
 
 def judged_by(models: Sequence[ModelResult]) -> tuple[str, str, str]:

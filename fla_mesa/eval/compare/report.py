@@ -11,12 +11,10 @@ from fla_mesa.eval.compare.columns import COLUMNS, Column, Figures
 from fla_mesa.eval.compare.paired import Difference
 from fla_mesa.eval.compare.plan import Point
 from fla_mesa.eval.compare.results import ModelResult, Report, failure
-from fla_mesa.json_files import write_json, write_text
 from fla_mesa.models import zoo
-from fla_mesa.report import tables
-from fla_mesa.report.page import page
+from fla_mesa.report import files, tables
 from fla_mesa.report.pictures import Picture
-from fla_mesa.report.sections import Section, as_markdown, listed
+from fla_mesa.report.sections import Section, listed
 from fla_mesa.report.tables import Cell, Spread, Table, digits
 
 _PARAMETRIZATIONS = {
@@ -241,11 +239,7 @@ def circumstances(report: Report) -> str:
 
 def write(report: Report) -> None:
     """Writes pictures, report.md, report.html and report.json into the comparison's folder."""
-    folder = report.plan.folder
-    shown = pictures.pictures(report.finished, report.run.get("seq_len", 0), report.plan.baseline)
-    pictures.draw(shown, folder)
-    found = sections(report, shown)
-    looks = pictures.looks(model.label for model in report.models)
-    write_text(folder / "report.md", as_markdown(found))
-    write_text(folder / "report.html", page(found, looks))
-    write_json(folder / "report.json", as_json(report))
+    plan = report.plan
+    shown = pictures.pictures(report.finished, report.run.get("seq_len", 0), plan.baseline)
+    pictures.remove_others(shown, plan.folder)
+    files.write(plan.folder, "report", sections(report, shown), as_json(report))

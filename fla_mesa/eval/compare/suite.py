@@ -11,16 +11,16 @@ from fla_mesa.eval.compare import pictures
 from fla_mesa.eval.compare.columns import COLUMNS
 from fla_mesa.eval.compare.report import circumstances
 from fla_mesa.eval.compare.results import ModelResult, Report
-from fla_mesa.json_files import write_json, write_text
 from fla_mesa.models import zoo
-from fla_mesa.report.sections import Section, as_markdown
+from fla_mesa.report import files
+from fla_mesa.report.sections import Section
 from fla_mesa.report.tables import MORE, Column, Spread, Table, digits
 
 PICTURE = "quality_by_width"
 
 
 def write(reports: Sequence[Report], folder: Path) -> str:
-    """Writes suite.md and suite.json, and the picture of quality against width where there are several; returns the table.
+    """Writes suite.md, suite.html and suite.json, and the picture of quality against width where there are several; returns the table.
 
     Args:
         reports: Comparisons of the same models.
@@ -50,16 +50,14 @@ def write(reports: Sequence[Report], folder: Path) -> str:
     if len(sizes) > 1:
         by_width = {(plan.settings.data, zoo.shape(plan.size).hidden_size): spreads[head] for plan, head in each}
         shown.append(pictures.quality_by_width(PICTURE, by_width, label))
-        shown[0].draw(folder)
     links = "\n".join(f"- {head}: [report]({plan.folder.relative_to(folder)}/report.md)" for plan, head in each)
     varied = " and ".join(name for name, among in (("task", tasks), ("size", sizes)) if len(among) > 1)
     title = f"{label[0].upper()}{label[1:]} by {varied}"
     blocks = [table, *shown, f"{circumstances(reports[0])}\n{links}"]
-    write_text(folder / "suite.md", as_markdown([Section(title, blocks)]))
     known = {head: {model: asdict(spread) for model, spread in of.items()} for head, of in spreads.items()}
     rows = [{"model": m.label, **{head: of.get(m.label) for head, of in known.items()}} for m in models]
     content = {"models": rows, "columns": list(found), "quality": label, "command": list(reports[0].line)}
-    write_json(folder / "suite.json", content)
+    files.write(folder, "suite", [Section(title, blocks)], content)
     return table.markdown(bold=False)
 
 

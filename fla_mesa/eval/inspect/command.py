@@ -14,9 +14,10 @@ from fla_mesa.commands import command
 from fla_mesa.data import synthetic
 from fla_mesa.data.documents import random_blocks
 from fla_mesa.eval.inspect.measure import inspect_layers
-from fla_mesa.eval.inspect.report import markdown, save
+from fla_mesa.eval.inspect.report import in_words, save
 from fla_mesa.eval.mesa_checkpoint import open_checkpoint, parser
 from fla_mesa.models.checkpoint import tokenizer_of_checkpoint
+from fla_mesa.report.sections import as_markdown
 
 
 @command("inspect")
@@ -25,7 +26,7 @@ def main(argv: list[str]) -> int:
     made = parser(
         "inspect",
         "Show what the Mesa layers of a checkpoint hold and solve, by layer, head and position: gates, lambda, condition numbers, "
-        "iterations, and the angle between the plain and the solved read. Writes inspect.md, inspect.json and three pictures.",
+        "iterations, and the angle between the plain and the solved read. Writes inspect.html, .md and .json and three pictures.",
     )
     made.add_argument("--length", type=int, help="tokens per sequence of text (default: the training length)")
     made.add_argument(
@@ -44,7 +45,7 @@ def main(argv: list[str]) -> int:
     layers = inspect_layers(opened.model, torch.from_numpy(rows).to(opened.model.device))
     facts = opened.facts | {"read": f"{len(rows)} sequences of {rows.shape[1]} tokens"}
     paths = save(layers, facts, opened.folder)
-    print(markdown(layers, facts))
+    print(as_markdown([in_words(layers, facts)]))
     for path in paths:
         print(f"wrote {path}")
     return 0

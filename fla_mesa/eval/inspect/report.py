@@ -1,4 +1,4 @@
-"""The report on a checkpoint's Mesa layers: a table in Markdown, curves in JSON, three pictures."""
+"""The report on a checkpoint's Mesa layers: a table, curves by position, three pictures."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 from fla_mesa.eval.inspect.measure import LayerReport
-from fla_mesa.json_files import write_json, write_text
 from fla_mesa.markdown import EMPTY
+from fla_mesa.report import files
 from fla_mesa.report.pictures import Line, Look, Panel, Picture
-from fla_mesa.report.sections import Section, as_markdown, listed
+from fla_mesa.report.sections import Section, listed
 from fla_mesa.report.tables import Cell, Table, percent
 
 _SAID = (
@@ -49,24 +49,22 @@ def heads_of(layers: Sequence[LayerReport]) -> list[Head]:
 
 
 def save(layers: Sequence[LayerReport], facts: Mapping[str, object], folder: Path) -> list[Path]:
-    """Write inspect.md, inspect.json, gates.png, lambda.png and positions.png; returns their paths."""
+    """Writes inspect.html, inspect.md, inspect.json, gates.png, lambda.png and positions.png; returns their paths."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / "inspect.md", markdown(layers, facts))
     known = {name: value for name, value in facts.items() if value is not None}
-    write_json(folder / "inspect.json", {"facts": known, "layers": [_curves(layer) for layer in layers]})
-    heads, spots = heads_of(layers), layers[0].spots
-    _gates(heads).savefig(folder / "gates.png", dpi=150)
-    for picture in _pictures(heads, spots):
-        picture.draw(folder)
-    return [folder / name for name in ("inspect.md", "inspect.json", "gates.png", "lambda.png", "positions.png")]
+    content = {"facts": known, "layers": [_curves(layer) for layer in layers]}
+    heads, gates = heads_of(layers), folder / "gates.png"
+    _gates(heads).savefig(gates, dpi=150)
+    pictures = Section("Pictures", _pictures(heads, layers[0].spots))
+    return [*files.write(folder, "inspect", [in_words(layers, facts), pictures], content), gates]
 
 
-def markdown(layers: Sequence[LayerReport], facts: Mapping[str, object]) -> str:
-    """One row a head."""
+def in_words(layers: Sequence[LayerReport], facts: Mapping[str, object]) -> Section:
+    """A table with one row a head."""
     known = listed({name: value for name, value in facts.items() if name != "checkpoint"})
     rows = [_figures(head) for head in heads_of(layers)]
     table = Table([heading for heading, _ in rows[0]], [[Cell(text) for _, text in row] for row in rows])
-    return as_markdown([Section(f"Inside the Mesa layers of {facts['checkpoint']}", [known, table, _SAID])])
+    return Section(f"Inside the Mesa layers of {facts['checkpoint']}", [known, table, _SAID])
 
 
 def _figures(head: Head) -> list[tuple[str, str]]:

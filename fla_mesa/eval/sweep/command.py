@@ -5,7 +5,7 @@
 
 A checkpoint of text reads held-out text, and is asked for needles in an own haystack (recall); one that was trained on a synthetic suite
 reads that suite. Steps start where the paper's do, at q / diag(H + lamb), which is zero steps; a
-tolerance is relative to q (the paper's: to the residual of the start). Writes sweep.md, sweep.json and two pictures.
+tolerance is relative to q (the paper's: to the residual of the start). Writes sweep.html, sweep.md, sweep.json and two pictures.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The sweep's report: tables in Markdown, everything in JSON, two pictures."""
+"""The sweep's report: a table for each context length, and two pictures."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from matplotlib.figure import Figure
 
 from fla_mesa.eval.measure.quality import position_ranges, range_name
 from fla_mesa.eval.sweep.measured import Measured
-from fla_mesa.json_files import write_json, write_text
+from fla_mesa.report import files
 from fla_mesa.report.pictures import Line, Look, Panel, Picture
-from fla_mesa.report.sections import Section, as_markdown, listed
+from fla_mesa.report.sections import Section, listed
 from fla_mesa.report.tables import Cell, Column, Table, digits, whole
 
 WITHIN = 1e-3  # of the best loss: as good as the best
@@ -80,7 +80,8 @@ def sections(results: Sequence[Measured], facts: Mapping[str, object]) -> list[S
         rows = [[Cell(f"{i}"), *(Cell(f"{a:.2f}, {b}") for a, b in zip(*both, strict=True))] for i, both in layers]
         heads = [f"head {h}" for h in range(len(shown.mean_iterations[0]))]
         by_head += [f"Context of {length}, {shown.setting.name}:", Table(["layer", *heads], rows)]
-    return [*found, Section("Iterations by layer and head (mean, maximum)", by_head)]
+    iterations = Section("Iterations by layer and head (mean, maximum)", by_head)
+    return [*found, iterations, Section("Picture", [_quality(results)])]
 
 
 def _shown(results: Sequence[Measured]) -> Measured:
@@ -91,18 +92,16 @@ def _shown(results: Sequence[Measured]) -> Measured:
 
 
 def save(results: Sequence[Measured], facts: Mapping[str, object], folder: Path) -> list[Path]:
-    """Write sweep.md, sweep.json, quality_against_compute.png and iterations.png; returns their paths."""
+    """Writes sweep.html, sweep.md, sweep.json, quality_against_compute.png and iterations.png; returns their paths."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / "sweep.md", as_markdown(sections(results, facts)))
     content = {
         "facts": {name: value for name, value in facts.items() if value is not None},
         "smallest_compute": {length: cheapest(here).setting.name for length, here in _by_length(results).items()},
         "results": [{"name": m.setting.name, "iterations": m.iterations, **asdict(m)} for m in results],
     }
-    write_json(folder / "sweep.json", content)
-    _quality(results).draw(folder)
-    _iterations(results).savefig(folder / "iterations.png", dpi=150)
-    return [folder / name for name in ("sweep.md", "sweep.json", "quality_against_compute.png", "iterations.png")]
+    heat = folder / "iterations.png"
+    _iterations(results).savefig(heat, dpi=150)
+    return [*files.write(folder, "sweep", sections(results, facts), content), heat]
 
 
 def _quality(results: Sequence[Measured]) -> Picture:
@@ -121,7 +120,13 @@ def _quality(results: Sequence[Measured]) -> Picture:
                 lines["exact solve"] = Line([0, max(x for line in lines.values() for x in line.x)], [m.loss] * 2)
         limits = (min(losses) - margin, max(losses) + margin)
         panels.append(Panel("iterations, mean", "loss, nats a token", lines, f"context {length}", limits=limits))
-    return Picture("quality_against_compute", "Quality against compute", "Loss by iterations.", panels, _LOOKS)
+    return Picture(
+        "quality_against_compute",
+        "Quality against compute",
+        "Loss by mean iterations, a panel for each context length.",
+        panels,
+        _LOOKS,
+    )
 
 
 def _iterations(results: Sequence[Measured]) -> Figure:
