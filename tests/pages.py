@@ -41,6 +41,7 @@ SHORT = {
     "sweep --suite": _SWEEP,
     "inspect": "--text text.txt --length 32 --sequences 1",
     "export": "",
+    "page": "",
     "doctor": "--backends pytorch --heads 1 --sizes 16 --dtypes float32 --tokens 64 --length 32 --repeats 1 --minutes 1",
 }
 
@@ -120,6 +121,7 @@ class Runner:
         functions = [f"def f{n}(x):\n    return x + {n}\n\n" for n in range(400)]
         for name in ("text.txt", "my_text.txt"):
             (folder / name).write_text("".join(functions))
+        (folder / "benchmarks").symlink_to(ROOT / "benchmarks")  # stored results
         (folder / "books").mkdir()
         lines = "".join(json.dumps({"text": text}) + "\n" for text in functions)
         (folder / "books" / "part-0.jsonl").write_text(lines)
