@@ -36,7 +36,25 @@ def fan_in(module: nn.Linear | nn.Conv1d) -> int:
     return module.in_channels // module.groups * module.kernel_size[0]
 
 
-def gate_biases(init: Sequence[float], num_heads: int) -> torch.Tensor:
-    """Biases ``[H]`` whose sigmoids go from the first number to the last, evenly spaced in the logits; the middle for one head."""
+def gate_biases(init: Sequence[float], num_heads: int) -> list[float]:
+    """Biases of ``H`` gates whose sigmoids go from the first number to the last, evenly spaced in the logits; the middle for one head."""
     first, last = (math.log(share / (1 - share)) for share in init)
-    return torch.linspace(first, last, num_heads) if num_heads > 1 else torch.full((1,), (first + last) / 2)
+    steps = [i / (num_heads - 1) for i in range(num_heads)] if num_heads > 1 else [0.5]
+    return [first + step * (last - first) for step in steps]
+
+
+def start_bias(linear: nn.Linear, values: Sequence[float]) -> None:
+    """Sets a linear map's bias ``[out]``, now and whenever a model initializes its weights.
+
+    The values are kept with the module that has the bias: transformers initializes no module that has no parameter of its own, so that
+    the layer around it would not be asked.
+    """
+    linear.start = tuple(values)  # pyright: ignore[reportAttributeAccessIssue]
+    reset_bias(linear)
+
+
+def reset_bias(linear: nn.Linear | nn.Conv1d) -> None:
+    """Gives a bias the values that :func:`start_bias` left with its module, else zero."""
+    start = getattr(linear, "start", None)
+    if linear.bias is not None:
+        fill(linear.bias, 0.0 if start is None else torch.tensor(start))

@@ -160,8 +160,7 @@ class MesaNet(QKVMixer):
         return cls(**arguments, layer_idx=layer_idx)
 
     def reset_parameters(self) -> None:
-        """Initialize the biases of the forget gates, and lamb."""
-        super().reset_parameters()
+        """Initializes lamb; all else belongs to modules that initialize themselves."""
         above = self.lambda_init - self.lambda_lower_bound
         fill(self.lambda_params, above + math.log(-math.expm1(-above)))  # the inverse of softplus, for any difference
 

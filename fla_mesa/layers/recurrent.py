@@ -14,7 +14,7 @@ from fla.layers.utils import get_layer_cache, update_layer_cache
 from fla.models.utils import Cache
 from fla.modules import FusedRMSNormGated, RMSNorm, ShortConvolution
 
-from fla_mesa.layers.initialization import fill, gate_biases
+from fla_mesa.layers.initialization import gate_biases, start_bias
 from fla_mesa.layers.layout import Layout, find_layout
 from fla_mesa.layers.shards import conv_states_before, refuse_shard
 from fla_mesa.ops.context_parallel import ContextLike
@@ -208,7 +208,7 @@ class QKVMixer(RecurrentMixer):
     def __init__(self, settings: QKVSettings, layer_idx: int | None = None):
         super().__init__(settings.hidden_size, layer_idx)
         hidden_size, num_heads, head_dim = settings.hidden_size, settings.num_heads, settings.head_dim
-        self.num_heads, self.head_dim, self.gamma_init = num_heads, head_dim, settings.gamma_init
+        self.num_heads, self.head_dim = num_heads, head_dim
         self.use_output_gate = settings.use_output_gate
         self.use_short_conv, self.use_v_conv = settings.use_short_conv, settings.use_v_conv
 
@@ -218,6 +218,7 @@ class QKVMixer(RecurrentMixer):
         self.v_proj = nn.Linear(hidden_size, inner, bias=False)
         if self.forget_gate:
             self.a_proj = nn.Linear(hidden_size, num_heads, bias=True)
+            start_bias(self.a_proj, gate_biases(settings.gamma_init, num_heads))
         if self.input_gate:
             self.b_proj = nn.Linear(hidden_size, num_heads, bias=True)
         convolved = ("qk" if settings.use_short_conv else "") + ("v" if settings.use_v_conv else "")
@@ -230,17 +231,11 @@ class QKVMixer(RecurrentMixer):
         else:
             self.o_norm = RMSNorm(head_dim, eps=settings.norm_eps, dtype=torch.float32)
         self.o_proj = nn.Linear(inner, hidden_size, bias=False)
-        QKVMixer.reset_parameters(self)  # a subclass resets its own once they exist
 
     @classmethod
     def settings(cls) -> set[str]:
         """As :meth:`RecurrentMixer.settings`; without forget gates, without their initial values."""
         return super().settings() - (set() if cls.forget_gate else {"gamma_init"})
-
-    def reset_parameters(self) -> None:
-        """Initializes the layer's own parameters; the others belong to modules that initialize themselves."""
-        if self.forget_gate:
-            fill(self.a_proj.bias, gate_biases(self.gamma_init, self.num_heads))
 
     def _heads(self, x: torch.Tensor) -> torch.Tensor:
         return x.unflatten(-1, (self.num_heads, self.head_dim))

@@ -17,7 +17,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 from typing_extensions import Unpack
 
 from fla_mesa.layers import Attention, MesaNet
-from fla_mesa.layers.initialization import fan_in
+from fla_mesa.layers.initialization import fan_in, reset_bias
 from fla_mesa.layers.layout import Layout, SequenceKeywords, describes_sequences, find_layout
 from fla_mesa.layers.mlp import GatedMLP
 from fla_mesa.layers.recurrent import refuse_attentions
@@ -138,8 +138,7 @@ class MesaNetPreTrainedModel(FLAPreTrainedModel):
             if config.rescale_residual and getattr(module, TO_RESIDUAL, False):
                 std *= (2 / config.num_hidden_layers) ** 0.5
             nn.init.normal_(module.weight, std=std)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
+            reset_bias(module)
         elif hasattr(module, "reset_parameters"):
             module.reset_parameters()  # pyright: ignore[reportCallIssue]
 

@@ -49,6 +49,25 @@ def assert_same(got: torch.Tensor, want: torch.Tensor) -> None:
     torch.testing.assert_close(got, want, rtol=0, atol=1e-4 * float(want.abs().max()))
 
 
+def forget_gates(model: torch.nn.Module) -> list[list[float]]:
+    """Of each layer that has some: the gates of its heads at zero input."""
+    return [module.a_proj.bias.sigmoid().tolist() for module in model.modules() if hasattr(module, "a_proj")]
+
+
+@pytest.mark.parametrize("rule", [name for name in RULES if takes(name, "gamma_init")])
+def test_forget_gates_start_as_configured_and_stay_as_trained(rule, tmp_path):
+    """In models, which transformers initializes once more after the layers have been made."""
+    model = AutoModelForCausalLM.from_config(MatchedConfig(rule=rule, gamma_init=(0.6, 0.9), **TINY))
+    gates = forget_gates(model)
+    assert gates and gates == [pytest.approx([0.6, 0.9])] * len(gates)
+    assert forget_gates(build(rule)) == [[0.5, 0.5]] * len(gates)
+    for module in model.modules():
+        if hasattr(module, "a_proj"):
+            torch.nn.init.constant_(module.a_proj.bias, 0.0)
+    model.save_pretrained(tmp_path)
+    assert forget_gates(AutoModelForCausalLM.from_pretrained(tmp_path)) == [[0.5, 0.5]] * len(gates)
+
+
 # The rules, a token at a time, in float64
 
 
