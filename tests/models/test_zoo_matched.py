@@ -68,6 +68,19 @@ def test_forget_gates_start_as_configured_and_stay_as_trained(rule, tmp_path):
     assert forget_gates(AutoModelForCausalLM.from_pretrained(tmp_path)) == [[0.5, 0.5]] * len(gates)
 
 
+@pytest.mark.parametrize("rule", ["gated_delta", "gated_linear", "mlstm"])
+def test_only_the_rule_differs_from_mesa_at_the_start(rule):
+    """Rules with Mesa's projections and gates draw the same numbers from one seed."""
+    starts = []
+    for name in ("mesa", rule):
+        torch.manual_seed(0)
+        starts.append(dict(build(name, gamma_init=(0.6, 0.9)).named_parameters()))
+    mesa, other = starts
+    assert mesa.keys() - other.keys() == {name for name in mesa if name.endswith("lambda_params")}
+    for name, values in other.items():
+        assert torch.equal(values, mesa[name]), name
+
+
 # The rules, a token at a time, in float64
 
 
