@@ -41,7 +41,7 @@ def table(archs: list[int], sizes: list[int]) -> list[str]:
         for arch in archs:
             jobs = [*static.our_jobs(size, "bfloat16", arch), *static.fla_jobs(size, "bfloat16")]
             for job in jobs:
-                ours = job.constants.get("PRECISION") == "fp16"
+                ours = job.constants.get("PRECISION", "").startswith("fp16")
                 if not ours and not job.name.startswith("fla: CG"):
                     continue
                 for config in static.configurations(job, 90):

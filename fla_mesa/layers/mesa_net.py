@@ -167,7 +167,15 @@ class MesaNet(QKVMixer):
     @property
     def tolerance(self) -> float:
         """The relative residual its solves should reach: ``cg_tolerance`` or, if that is None, the op's."""
-        return TOLERANCE if self.cg_tolerance is None else self.cg_tolerance
+        if self.cg_tolerance is not None:
+            return self.cg_tolerance
+        weight = self.lambda_params
+        sixteen = weight.dtype.itemsize == 2 or torch.is_autocast_enabled(weight.device.type)
+        if self.backend == "triton" and sixteen:
+            from fla_mesa.ops.triton import TOLERANCE_16  # needs the package triton
+
+            return TOLERANCE_16
+        return TOLERANCE
 
     @property
     def lamb(self) -> torch.Tensor:

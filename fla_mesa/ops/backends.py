@@ -36,7 +36,10 @@ class Backend(Protocol):
     """The functions that a back end provides. Tensors are already checked and have the shapes given in the public functions."""
 
     TOLERANCE: float | None
-    """The relative residual at which it stops where the caller names none; None if it always takes all of its steps."""
+    """The relative residual at which it stops where the caller names none; None if it always takes all of its steps.
+
+    A back end may have a ``TOLERANCE_16`` as well: the same over sequences of 16-bit inputs.
+    """
 
     def why_not(self, function: str, tensors: Tensors, *, max_steps: int, tolerance: float | None) -> str | None:
         """Why the back end cannot run this function ("chunk", "step" or "query") on these arguments ``[B, T, H, ...]``; None if it can.
@@ -145,6 +148,11 @@ def choose_backend(
         reasons[candidate] = reason
     refused = "; ".join(f"backend={candidate!r} {reason}" for candidate, reason in reasons.items())
     raise ValueError(f"{refused}. Use backend='pytorch', which takes any device, dtype and size")
+
+
+def default_tolerance(backend: Backend, dtype: torch.dtype) -> float | None:
+    """The relative residual at which this back end stops on sequences of inputs of this type, None for never."""
+    return getattr(backend, "TOLERANCE_16", backend.TOLERANCE) if dtype.itemsize == 2 else backend.TOLERANCE
 
 
 @functools.cache

@@ -7,7 +7,7 @@ from typing import Any, cast
 import torch
 from torch.autograd.function import once_differentiable
 
-from fla_mesa.ops.backends import Backend, choose_backend
+from fla_mesa.ops.backends import Backend, choose_backend, default_tolerance
 from fla_mesa.ops.checks import check_chunk
 from fla_mesa.ops.context_parallel import ContextLike, check_call, states_before
 from fla_mesa.ops.opaque import opaque
@@ -101,8 +101,9 @@ def chunk_mesa_net(
         cu_seqlens: Boundaries ``[N + 1]`` of sequences packed into one row (B = 1), from 0 to T, increasing; int32 or int64.
         cu_seqlens_cpu: A copy of them on the CPU, which saves a synchronisation on GPUs.
         cg_tolerance: A system stops when ``||r|| <= cg_tolerance ||q||``, both in the norm weighted by ``1 / lamb``. (The paper's epsilon
-            is relative to the residual of the start, in the plain norm.) None: what the back end does, which is to stop at 1e-4 or, on
-            "fla", to take ``max_CG_iteration`` steps always. A number keeps "fla" from being chosen.
+            is relative to the residual of the start, in the plain norm.) None: what the back end does, which is to stop at 1e-4
+            (16-bit inputs on "triton": 1e-3) or, on "fla", to take ``max_CG_iteration`` steps always. A number keeps "fla" from being
+            chosen.
         return_stats: Whether to return a :class:`~fla_mesa.ops.types.SolverStats` of the forward solve as well.
         backend: ``"pytorch"`` (any device); ``"fla"`` (fla's kernels, on GPUs: bfloat16 and float16, K = V from 16 to 128, all
             of its steps); ``"triton"`` (this package's, on GPUs); ``"exact"`` (every system solved densely, in float64, no steps);
@@ -158,7 +159,7 @@ def chunk_mesa_net(
         "cu_seqlens": cu_seqlens,
         "cu_seqlens_cpu": cu_seqlens_cpu,
         "max_steps": max_CG_iteration,
-        "tolerance": chosen.TOLERANCE if cg_tolerance is None else float(cg_tolerance),
+        "tolerance": default_tolerance(chosen, k.dtype) if cg_tolerance is None else float(cg_tolerance),
     }
     o, h_kk, h_kv, *stats = cast(
         "tuple[torch.Tensor, ...]", _ChunkMesaNet.apply(q, k, v, g, beta, lamb, h_kk_init, h_kv_init, chosen, options)

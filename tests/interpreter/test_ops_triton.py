@@ -65,12 +65,20 @@ def test_large_heads(K, V):
     assert max(worst.values()) <= 5e-6, worst
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_sixteen_bits_cost_at_most_twice_the_error_of_the_pytorch_back_end(dtype):
-    case = Case(T=90, H=1, K=32, V=32)
+@pytest.mark.parametrize(
+    ("dtype", "scale"), [(torch.bfloat16, 1.0), (torch.bfloat16, 1e-4), (torch.bfloat16, 1e-8), (torch.float16, 1.0)]
+)
+@pytest.mark.parametrize("mean", [0.0, 3.0])
+def test_sixteen_bits_cost_at_most_twice_the_error_of_the_pytorch_back_end(dtype, scale, mean):
+    """At the tolerance that is their default here, on the same rounded inputs, products rounded as tensor cores round them."""
+    case = Case(T=90, H=1, K=32, V=32, mean=mean, spread=1.0)
     want = truth(case, dtype)
-    ours = errors(run(op, case, dtype), want)
-    theirs = errors(run(functools.partial(chunk_mesa_net, backend="pytorch", max_CG_iteration=64), case, dtype), want)
+    with interpreter.rounded_dots():
+        ours = errors(run(op, case, dtype, scale=scale), want)
+    pytorch = functools.partial(
+        chunk_mesa_net, backend="pytorch", max_CG_iteration=64, cg_tolerance=triton.TOLERANCE_16
+    )
+    theirs = errors(run(pytorch, case, dtype, scale=scale), want)
     for name in want:
         assert ours[name] <= 2 * theirs[name] + 1e-6, (name, ours[name], theirs[name])
 
@@ -131,6 +139,22 @@ def test_rounds_of_float16_leave_nothing_to_the_float32_iteration(capability, to
     assert (out.iterations - want.iterations).max() <= 2
     error, usual = (relative_error(y.o, truth(case)["o"]) / y.residual.square().mean().sqrt() for y in (out, want))
     assert error <= 1.2 * usual
+
+
+@pytest.mark.parametrize("capability", [(8, 0), (9, 0)])
+def test_a_coarse_tolerance_takes_one_round(capability, monkeypatch):
+    """After the start: a second one would cost more than the steps that it saves."""
+    case = Case(T=64, H=1, K=64, V=16, mean=0.35, spread=1.0)
+    x = {name: value.detach() for name, value in draw(case, torch.bfloat16).items()}
+    rounds, apply_halves = [], kernels_rounds.apply_halves
+    monkeypatch.setattr(kernels_rounds, "apply_halves", lambda *a: rounds.append(0) or apply_halves(*a))
+    first, precise = make_stages(64, triton.TOLERANCE_16, kind=Gpu("nvidia", capability))
+    options = OPTIONS | {"tolerance": triton.TOLERANCE_16}
+    with interpreter.rounded_dots():
+        want = triton.chunk_forward(*x.values(), stages=(precise,), **options)
+        out = triton.chunk_forward(*x.values(), stages=(first,), **options)
+    assert len(rounds) == 2 * (64 // first.BR) and out.residual.max() <= triton.TOLERANCE_16
+    assert (out.iterations - want.iterations).max() <= 1
 
 
 @pytest.mark.parametrize("large", ["state", "keys", "beta"])

@@ -132,7 +132,7 @@ def test_configurations_that_a_compiler_is_known_to_get_wrong_are_not_tried(
 ):
     monkeypatch.setattr(plan, "treatment", lambda kind: gpu._treatment(kind, triton))
     place = {"k": SimpleNamespace(device=gpu.Gpu("nvidia", capability))}
-    solve = {"PRECISION": "fp16", "BK": 64, "AGAIN": False}
+    solve = {"PRECISION": "fp16 once", "BK": 64, "AGAIN": False}
     found = [
         *plan.trusted(plan.STATE_CONFIGS, place),
         *plan.gradient_configs(plan.GRADIENT_CONFIGS, place, BR=64),

@@ -68,7 +68,7 @@ def chunk_backward(
     """
     check_gradients(max_steps)
     B, T, H, K, V = *k.shape, v.shape[-1]
-    stages = stages or make_stages(K, kind=kind_of(k.device))
+    stages = stages or make_stages(K, tolerance, kind=kind_of(k.device))
     FINE = stages[0].FINE
     chunks = cut(k, cu_seqlens, cu_seqlens_cpu)
     a = cumulative_gates(g, chunks)

@@ -33,10 +33,10 @@ def chunk_forward(
 
     Args:
         stages: Tile shapes and precisions of the solve; each stage takes the rows that those before it left above the tolerance.
-            The default for the key size if empty.
+            The default for the key size and the tolerance if empty.
     """
     B, T, H, K, V = *k.shape, v.shape[-1]
-    stages = stages or make_stages(K, kind=kind_of(k.device))
+    stages = stages or make_stages(K, tolerance, kind=kind_of(k.device))
     chunks = cut(k, cu_seqlens, cu_seqlens_cpu)
     a = cumulative_gates(g, chunks)
     beta = marked_beta(k, beta)

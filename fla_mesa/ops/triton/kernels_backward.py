@@ -54,7 +54,7 @@ def solve_backward_tile(
         list_left(left, i_p, m_t & ((b_relative <= tolerance) == 0), ROWS, NEXT)
     tl.store(residual + i_row + o_t * H, b_relative, mask=m_t)
     # Rows that a later stage solves again are summed there.
-    m_done = (b_relative <= tolerance) if PRECISION == "fp16" else m_t
+    m_done = (b_relative <= tolerance) if NEXT > 0 else m_t
     i_tile = i_s * (BT // BR) + i_r * MERGE
     b_da = tl.zeros([ROWS], dtype=tl.float32)
     tl.debug_barrier()

@@ -19,11 +19,15 @@ from fla.ops.utils.op import exp2
 
 from fla_mesa.ops.triton.kernels_tile import decay_mask, diagonal, inverse, scale_rows, scrub
 
-# How far the residual of a round falls at most: more than float16 gives would be steps for nothing.
+# How far the residual of a round falls at most: more than float16 gives would be steps for nothing. A tolerance that one round reaches
+# (`COARSE` of the plan) is worth some of those: they cost less than another residual.
 GAIN = tl.constexpr(2.0**-8)
+GAIN_ONCE = tl.constexpr(2.0**-11)
 # And at least, for another round to follow: fewer steps of the float32 iteration get there then.
 LEAST = tl.constexpr(2.0**-2)
-AIM = tl.constexpr(0.9)  # of the tolerance, before the residual is computed anew
+# Of the tolerance, before the residual is computed anew; in one round lower, since a row that ends just above takes its tile through another.
+AIM = tl.constexpr(0.9)
+AIM_ONCE = tl.constexpr(0.7)
 
 
 @triton.jit
@@ -84,7 +88,7 @@ def right_hand_side(b, lamb, o_t, o_k, T, H: tl.constexpr, K: tl.constexpr):
 def solve_rounds(
     b, x, r, k, h, g, beta, lamb,  # b, x, r and k [., H * K] by rows; h, the state of this chunk and head [K, K], and lamb, its head's
     i_row, o_t, T, max_steps, tolerance,
-    H: tl.constexpr, K: tl.constexpr, BT: tl.constexpr, BR: tl.constexpr, BK: tl.constexpr,
+    H: tl.constexpr, K: tl.constexpr, BT: tl.constexpr, BR: tl.constexpr, BK: tl.constexpr, ONCE: tl.constexpr,
 ):  # fmt: skip
     """As `solve_tile` of `kernels_solve`; r is float32 memory that holds the residual throughout.
 
@@ -92,6 +96,8 @@ def solve_rounds(
     """
     # Room for the low parts of the keys and their weights in float32; otherwise every round computes them again.
     KEEP: tl.constexpr = BK <= 64
+    LOWEST: tl.constexpr = GAIN_ONCE * GAIN_ONCE if ONCE else GAIN * GAIN
+    SHARE: tl.constexpr = AIM_ONCE * AIM_ONCE if ONCE else AIM * AIM
     o_k = tl.arange(0, BK)
     o_s = tl.arange(0, BT)
     m_k = o_k < K
@@ -139,7 +145,7 @@ def solve_rounds(
         b_r = tl.where(b_open, b_r, 0.0).to(tl.float16)
         b_before = tl.where(i_round == 0, float("inf"), b_rr)
         b_rr = b_rr / (b_scale * b_scale)
-        b_stop = tl.maximum(b_target * (AIM * AIM) / (b_scale * b_scale), b_rr * (GAIN * GAIN))
+        b_stop = tl.maximum(b_target * SHARE / (b_scale * b_scale), b_rr * LOWEST)
         b_p = tl.zeros([BR, BK], dtype=tl.float16)
         b_beta = tl.zeros([BR, 1], dtype=tl.float16)
         o_first = (o_t + i_zero)[:, None] * (H * K) + (o_k + i_zero)[None, :]

@@ -53,8 +53,9 @@ def solve_tile(
     before the iteration ends. Addresses of what follows, built on it, are not computed early and kept, which would spill the registers of
     the iteration.
     """
-    if PRECISION == "fp16":
-        return solve_rounds(b, x, r, k, h, g, beta, lamb, i_row, o_t, T, max_steps, tolerance, H, K, BT, BR, BK)
+    if PRECISION == "fp16" or PRECISION == "fp16 once":
+        return solve_rounds(b, x, r, k, h, g, beta, lamb, i_row, o_t, T, max_steps, tolerance, H, K, BT, BR, BK,
+                            PRECISION == "fp16 once")  # fmt: skip
     else:
         # Plain ifs, because a pointer that may be None has no address to add to.
         if r is not None:

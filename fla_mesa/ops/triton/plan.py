@@ -14,14 +14,11 @@ from fla_mesa.ops.gpu import HOPPER, Gpu, Treatment, interpreted, treatment
 CHUNK = 64  # positions between stored states
 MAX_HEAD_SIZE = 256
 STATE_128 = 112 * gpu.KIB  # shared memory that the state of 128 channels and a chunk of keys take
-# Registers a thread with which three programs of four warps fit a multiprocessor, not two.
-THREE_PROGRAMS = 168
+COARSE = 2.0**-11  # a tolerance above this is within reach of one round of float16
 SOLVE_CONFIGS = [
     triton.Config({"MERGE": m}, num_warps=w, num_stages=s) for s in (1, 2) for m, w in ((1, 8), (1, 4), (2, 4))
-] + [triton.Config({"MERGE": 1}, num_warps=4, num_stages=1, maxnreg=THREE_PROGRAMS)]
-GRADIENT_CONFIGS = [triton.Config({}, num_warps=w, num_stages=s) for w, s in ((4, 1), (8, 1), (8, 2))] + [
-    triton.Config({}, num_warps=4, num_stages=1, maxnreg=THREE_PROGRAMS)
 ]
+GRADIENT_CONFIGS = [triton.Config({}, num_warps=w, num_stages=s) for w, s in ((4, 1), (8, 1), (8, 2))]
 STATE_CONFIGS = [triton.Config({}, num_warps=w, num_stages=s) for w, s in ((4, 1), (4, 2), (8, 1), (8, 2))]
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -37,8 +34,8 @@ class Plan(NamedTuple):
         BD: Rows of a state read at a time where it is not resident.
         RESIDENT: Keep the state and the chunk's keys in shared memory through the iteration.
         REFINE: Compute the residual anew in FINE, and go on where it is too large.
-        PRECISION: Of the products in the iteration: "fp16" for rounds of float16, of which RESIDENT and REFINE have nothing to say;
-            "bf16x3", "bf16", "tf32", "tf32x3" or "ieee" for the float32 iteration (notes in ``docs/kernels.md``).
+        PRECISION: Of the products in the iteration: "fp16" for rounds of float16, of which RESIDENT and REFINE have nothing to say, and
+            "fp16 once" for rounds of which the first reaches the tolerance; "bf16x3", "bf16", "tf32", "tf32x3" or "ieee" for the float32 iteration (notes in ``docs/kernels.md``).
         FINE: Of every other product with a float32 operand: "tf32x3" or "ieee".
     """
 
@@ -66,15 +63,18 @@ def make_plan(
     return Plan(CHUNK, BR, BK, BLOCK, BLOCK, RESIDENT, REFINE, PRECISION, FINE)
 
 
-def make_stages(K: int, *, kind: Gpu = HOPPER) -> tuple[Plan, ...]:
-    """The default plans: rounds of float16 if state and keys fit shared memory, then the float32 iteration for the remaining rows."""
+def make_stages(K: int, tolerance: float = 1e-4, *, kind: Gpu = HOPPER) -> tuple[Plan, ...]:
+    """The default plans for key size K and this tolerance: rounds of float16 if state and keys fit shared memory, then the float32
+    iteration for the remaining rows.
+    """
     precise = make_plan(K, kind=kind)
     if not precise.RESIDENT:
         return (precise,)
     # A matrix instruction of sm_90 takes 64 rows; sm_80 would keep the operands of as many in registers.
     BR = 64 if precise.BK <= 64 and treatment(kind).wide else 32
     BLOCK = 64 if interpreted() else 32
-    return precise._replace(BR=BR, BS=BLOCK, BD=BLOCK, RESIDENT=False, PRECISION="fp16"), precise
+    rounds = "fp16 once" if tolerance > COARSE else "fp16"
+    return precise._replace(BR=BR, BS=BLOCK, BD=BLOCK, RESIDENT=False, PRECISION=rounds), precise
 
 
 def kind_of(device: torch.device | Gpu) -> Gpu:
@@ -97,20 +97,18 @@ def solve_configs(configs: list[triton.Config], named_args: dict, **constants) -
     """Autotuning's choices for a stage of the solve; the first does not spill.
 
     Some of the others spill registers, though not in the iteration, and may be faster: time decides. MERGE = 2 solves two tiles as one
-    and halves what the iteration reads (K = 128); fewer registers leave room for a third program (K <= 64).
+    and halves what the iteration reads (K = 128).
     """
     plan = named_args | constants
     gets = _gets(plan)
 
     def fits(config: triton.Config) -> bool:
-        if plan["PRECISION"] == "fp16":
+        if plan["PRECISION"].startswith("fp16"):
             small = plan["BK"] <= 64
-            if config.maxnreg and not small:
-                return False
             if config.kwargs["MERGE"] == 2:
                 return not small and config.num_warps == 4
             return config.num_warps == (4 if small else 8)
-        return not config.maxnreg and config.kwargs["MERGE"] == 1 and (config.num_warps == 8 or plan["BK"] <= 64)
+        return config.kwargs["MERGE"] == 1 and (config.num_warps == 8 or plan["BK"] <= 64)
 
     fitting = [c for c in configs if c.num_stages <= gets.most_stages and fits(c)]
     # Of a second stage there is next to nothing to time.
