@@ -21,9 +21,15 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from fla_mesa.ops.gpu import Gpu
-from fla_mesa.ops.triton import TOLERANCE, TOLERANCE_16, kernels_backward, kernels_forward, kernels_states, kernels_step
-from fla_mesa.ops.triton.chunks import state_blocks
-from fla_mesa.ops.triton.forward import output_block
+from fla_mesa.ops.triton import (
+    TOLERANCE,
+    TOLERANCE_16,
+    kernels_gradients,
+    kernels_solve,
+    kernels_states,
+    kernels_step,
+)
+from fla_mesa.ops.triton.launch import output_block, state_blocks
 from fla_mesa.ops.triton.plan import (
     CHUNK,
     forward_positions_block,
@@ -210,15 +216,15 @@ def our_jobs(size: int, dtype: str, arch: int) -> Iterator[Job]:
     for solve in solves:
         rest = " of the rest" if solve["AGAIN"] else ""
         forward = solve | {"BV": output_block(size, solve["AGAIN"])} | ({"r": None} if solve["RESIDENT"] else {})
-        yield Job(f"solve + output{rest}", kernels_forward.solve_output_kernel, types, forward)
+        yield Job(f"solve + output{rest}", kernels_solve.solve_output_kernel, types, forward)
         backward = solve | {"BE": min(solve["BK"], 64)}
-        yield Job(f"solve{rest}, backward", kernels_backward.solve_backward_kernel, types, backward)
+        yield Job(f"solve{rest}, backward", kernels_solve.solve_backward_kernel, types, backward)
     yield Job(
         "chunk states, backward", kernels_states.states_backward_kernel, types,
         states | {"BP": positions_block(kind_of(arch)), "HAS_DH_KK": True, "HAS_DH_KV": True},
     )  # fmt: skip
     yield Job(
-        "keys and values, backward", kernels_backward.keys_values_backward_kernel, types,
+        "keys and values, backward", kernels_gradients.keys_values_backward_kernel, types,
         sizes
         | {"BT": CHUNK}
         | gradient_blocks(size, size, getattr(torch, dtype), FINE)

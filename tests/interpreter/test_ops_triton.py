@@ -10,7 +10,7 @@ from fla_mesa import interpreter
 from fla_mesa.ops import chunk_mesa_net, mesa_net_decoding_one_step, triton
 from fla_mesa.ops.backends import choose_backend
 from fla_mesa.ops.gpu import Gpu
-from fla_mesa.ops.triton import backward, forward, kernels_backward, kernels_forward, kernels_rounds
+from fla_mesa.ops.triton import kernels_rounds, kernels_solve, launch
 from fla_mesa.ops.triton.plan import make_plan, make_stages
 from fla_mesa.testing.cases import (
     INPUTS,
@@ -253,8 +253,8 @@ def test_kernels_that_run_again_give_the_same(monkeypatch):
     with interpreter.rounded_dots():
         once = both_ways()
         assert (once[0].residual > 1e-4).any()
-        monkeypatch.setattr(forward, "solve_output_kernel", Thrice(kernels_forward.solve_output_kernel))
-        monkeypatch.setattr(backward, "solve_backward_kernel", Thrice(kernels_backward.solve_backward_kernel))
+        monkeypatch.setattr(launch, "solve_output_kernel", Thrice(kernels_solve.solve_output_kernel))
+        monkeypatch.setattr(launch, "solve_backward_kernel", Thrice(kernels_solve.solve_backward_kernel))
         again = both_ways()
     for part, want in zip(again, once, strict=True):
         for name, a, b in zip(want._fields, part, want, strict=True):
@@ -302,7 +302,7 @@ def test_merged_tiles_and_what_autotuning_left(monkeypatch):
     do, dh_kk, dh_kv = (w.float() for w in upstream(case))
     apart = triton.chunk_forward(*x.values(), **OPTIONS)
     apart_gradients = triton.chunk_backward(*list(x.values())[1:], apart.x, do, dh_kk, dh_kv, **OPTIONS)
-    for kernel in (kernels_forward.solve_output_kernel, kernels_backward.solve_backward_kernel):
+    for kernel in (kernels_solve.solve_output_kernel, kernels_solve.solve_backward_kernel):
         tuner, configs = merged(kernel)
         prune = tuner.early_config_prune
         monkeypatch.setattr(

@@ -25,7 +25,7 @@ GAIN = tl.constexpr(2.0**-8)
 GAIN_ONCE = tl.constexpr(2.0**-11)
 # And at least, for another round to follow: fewer steps of the float32 iteration get there then.
 LEAST = tl.constexpr(2.0**-2)
-# Of the tolerance, before the residual is computed anew; in one round lower, since a row that ends just above takes its tile through another.
+# Of the tolerance, before the residual is computed anew. One round aims lower: a row that ends just above takes its tile through another.
 AIM = tl.constexpr(0.9)
 AIM_ONCE = tl.constexpr(0.7)
 

@@ -35,7 +35,8 @@ class Plan(NamedTuple):
         RESIDENT: Keep the state and the chunk's keys in shared memory through the iteration.
         REFINE: Compute the residual anew in FINE, and go on where it is too large.
         PRECISION: Of the products in the iteration: "fp16" for rounds of float16, of which RESIDENT and REFINE have nothing to say, and
-            "fp16 once" for rounds of which the first reaches the tolerance; "bf16x3", "bf16", "tf32", "tf32x3" or "ieee" for the float32 iteration (notes in ``docs/kernels.md``).
+            "fp16 once" for such rounds if the first can reach the tolerance; "bf16x3", "bf16", "tf32", "tf32x3" or "ieee" for the float32
+            iteration (notes in ``docs/kernels.md``).
         FINE: Of every other product with a float32 operand: "tf32x3" or "ieee".
     """
 
@@ -64,9 +65,7 @@ def make_plan(
 
 
 def make_stages(K: int, tolerance: float = 1e-4, *, kind: Gpu = HOPPER) -> tuple[Plan, ...]:
-    """The default plans for key size K and this tolerance: rounds of float16 if state and keys fit shared memory, then the float32
-    iteration for the remaining rows.
-    """
+    """The default plans: rounds of float16 if state and keys fit shared memory, then the float32 iteration for the remaining rows."""
     precise = make_plan(K, kind=kind)
     if not precise.RESIDENT:
         return (precise,)

@@ -1,7 +1,7 @@
 # pyright: reportOperatorIssue=false, reportArgumentType=false, reportCallIssue=false, reportAttributeAccessIssue=false
 # pyright: reportGeneralTypeIssues=false, reportIndexIssue=false, reportOptionalSubscript=false, reportReturnType=false
 # (device code: types mean something else to Triton)
-"""Backward kernels: the second solve with what feeds it, and the gradients of keys, values and gates.
+"""The gradients of keys, values and gates.
 
 With dx_t = G_t do_t and y_t = (H_t + diag(lamb))^-1 dx_t, every gradient but those of q (which is y) and lamb (which is
 - sum_t x_t * y_t) is that of   sum_t do_t.(G_t'x_t) - y_t.(H_t x_t)   with x and y held fixed.
@@ -12,100 +12,8 @@ import triton.language as tl
 from fla.ops.utils.op import exp2
 from fla.utils import autotune_cache_kwargs
 
-from fla_mesa.ops.triton.kernels_solve import list_left, rows_left, solve_tile
-from fla_mesa.ops.triton.kernels_tile import attend, dot, locate
-from fla_mesa.ops.triton.plan import GRADIENT_CONFIGS, SOLVE_CONFIGS, gradient_configs, solve_configs
-
-
-@triton.jit
-def solve_backward_tile(
-    i_p,
-    k, v, g, beta, lamb, h_kk, h_kv, x, do, dx, y, da_rows, dlamb, residual, r, before, left, cu_seqlens, chunk_indices,
-    T, n_chunks, max_steps, tolerance,
-    H: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BT: tl.constexpr, BR: tl.constexpr, BK: tl.constexpr,
-    BS: tl.constexpr, BD: tl.constexpr, BE: tl.constexpr,
-    RESIDENT: tl.constexpr, REFINE: tl.constexpr, PRECISION: tl.constexpr, FINE: tl.constexpr, NEXT: tl.constexpr,
-    AGAIN: tl.constexpr, MERGE: tl.constexpr, IS_VARLEN: tl.constexpr,
-):  # fmt: skip
-    """dx_t = G_t do_t and the solve for y_t of one tile; its part of dlamb; and what the decay of each row receives,
-
-    x_t.(G_t do_t) - x_t.(H_t y_t) = x_t.(lamb * y_t + r_t) ,    r_t the residual of the solve.
-    """
-    ROWS: tl.constexpr = BR * MERGE
-    i_r, i_s, i_h, first, T = locate(i_p, cu_seqlens, chunk_indices, T, n_chunks, H, BT, BT // ROWS, IS_VARLEN)
-    o_t = i_r * ROWS + tl.arange(0, ROWS)
-    o_k = tl.arange(0, BK)
-    i_row = first * H + i_h
-    if AGAIN:
-        o_t = rows_left(o_t, before + i_row, T, tolerance, H, BT)
-    b_dx = attend(do + i_row * V, H * V, v + i_row * V, H * V, k + i_row * K, H * K, h_kv + (i_s * H + i_h) * K * V, 1, V,
-                  g + i_row, beta + i_row, o_t, o_k, T, K, 0, H, V, BT, ROWS, BK, BS, BD, FINE, False)  # fmt: skip
-    tl.store(dx + i_row * K + o_t[:, None] * (H * K) + o_k[None, :], b_dx, mask=(o_t < T)[:, None] & (o_k < K)[None, :])
-    tl.debug_barrier()
-    _, b_relative, i_zero = solve_tile(
-        dx, y, r, k, h_kk + (i_s * H + i_h) * K * K, g, beta, lamb + i_h * K, i_row, o_t, T, max_steps, tolerance,
-        H, K, BT, ROWS, BK, BS, BD, RESIDENT, REFINE, PRECISION, FINE,
-    )  # fmt: skip
-
-    i_row += i_zero
-    o_t += i_zero
-    m_t = o_t < T
-    if NEXT > 0:
-        list_left(left, i_p, m_t & ((b_relative <= tolerance) == 0), ROWS, NEXT)
-    tl.store(residual + i_row + o_t * H, b_relative, mask=m_t)
-    # Rows that a later stage solves again are summed there.
-    m_done = (b_relative <= tolerance) if NEXT > 0 else m_t
-    i_tile = i_s * (BT // BR) + i_r * MERGE
-    b_da = tl.zeros([ROWS], dtype=tl.float32)
-    tl.debug_barrier()
-    for i_k in range(i_zero, K, BE):
-        o_e = i_k + tl.arange(0, BE)
-        m_e = o_e < K
-        o_te = i_row * K + o_t[:, None] * (H * K) + o_e[None, :]
-        m_te = m_t[:, None] & m_e[None, :]
-        b_x = tl.load(x + o_te, mask=m_te, other=0.0)
-        b_y = tl.load(y + o_te, mask=m_te, other=0.0)
-        b_lamb = tl.load(lamb + i_h * K + o_e, mask=m_e, other=0.0).to(tl.float32)
-        b_da += tl.sum(b_x * (b_lamb[None, :] * b_y + tl.load(r + o_te, mask=m_te, other=0.0)), axis=1)
-        b_dlamb = -tl.sum(tl.where(m_done[:, None], b_x * b_y, 0.0), axis=0)
-        tl.store(dlamb + (i_tile * H + i_h) * K + o_e, b_dlamb, mask=m_e)
-        # The places of the tiles merged into this one hold what autotuning wrote when it tried them apart.
-        for i_m in tl.static_range(1, MERGE):
-            tl.store(dlamb + ((i_tile + i_m) * H + i_h) * K + o_e, tl.zeros([BE], dtype=tl.float32), mask=m_e)
-    tl.store(da_rows + i_row + o_t * H, b_da, mask=m_t)
-
-
-@triton.heuristics({"IS_VARLEN": lambda args: args["cu_seqlens"] is not None})
-@triton.autotune(
-    configs=SOLVE_CONFIGS,
-    key=["H", "K", "V", "BT", "BR", "RESIDENT", "REFINE", "PRECISION", "FINE", "AGAIN", "size"],
-    prune_configs_by={"early_config_prune": solve_configs},
-    reset_to_zero=["left"],
-    **autotune_cache_kwargs,
-)
-@triton.jit(do_not_specialize=["T", "n_chunks", "size", "max_steps"])
-def solve_backward_kernel(
-    k, v, g, beta, lamb, h_kk, h_kv, x, do, dx, y, da_rows, dlamb, residual, r, todo, before, left, cu_seqlens, chunk_indices,
-    T, n_chunks, size, max_steps, tolerance,
-    H: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BT: tl.constexpr, BR: tl.constexpr, BK: tl.constexpr,
-    BS: tl.constexpr, BD: tl.constexpr, BE: tl.constexpr,
-    RESIDENT: tl.constexpr, REFINE: tl.constexpr, PRECISION: tl.constexpr, FINE: tl.constexpr, NEXT: tl.constexpr,
-    AGAIN: tl.constexpr, MERGE: tl.constexpr, IS_VARLEN: tl.constexpr,
-):  # fmt: skip
-    """As the forward kernel: a tile a program, or those listed in `todo`."""
-    if AGAIN:
-        for i in range(tl.program_id(0), tl.load(todo), tl.num_programs(0)):
-            solve_backward_tile(
-                tl.load(todo + 1 + i), k, v, g, beta, lamb, h_kk, h_kv, x, do, dx, y, da_rows, dlamb, residual, r, before, left,
-                cu_seqlens, chunk_indices, T, n_chunks, max_steps, tolerance, H, K, V, BT, BR, BK, BS, BD, BE,
-                RESIDENT, REFINE, PRECISION, FINE, NEXT, AGAIN, MERGE, IS_VARLEN,
-            )  # fmt: skip
-    else:
-        solve_backward_tile(
-            tl.program_id(0), k, v, g, beta, lamb, h_kk, h_kv, x, do, dx, y, da_rows, dlamb, residual, r, before, left,
-            cu_seqlens, chunk_indices, T, n_chunks, max_steps, tolerance, H, K, V, BT, BR, BK, BS, BD, BE,
-            RESIDENT, REFINE, PRECISION, FINE, NEXT, AGAIN, MERGE, IS_VARLEN,
-        )  # fmt: skip
+from fla_mesa.ops.triton.kernels_tile import dot, locate
+from fla_mesa.ops.triton.plan import GRADIENT_CONFIGS, gradient_configs
 
 
 @triton.heuristics({"IS_VARLEN": lambda args: args["cu_seqlens"] is not None})
