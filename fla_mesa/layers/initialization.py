@@ -49,7 +49,7 @@ def start_bias(linear: nn.Linear, values: Sequence[float]) -> None:
     The values are kept with the module that has the bias: transformers initializes no module that has no parameter of its own, so that
     the layer around it would not be asked.
     """
-    linear.start = tuple(values)  # pyright: ignore[reportAttributeAccessIssue]
+    linear.start = tuple(values)  # pyright: ignore[reportArgumentType]
     reset_bias(linear)
 
 
