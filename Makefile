@@ -52,7 +52,7 @@ test-docs: $(VENV)/test $(VENV)/docs
 
 # How much of the package the tests run through, in this process and in those that they start. The floor is the last figure that CI
 # measured, rounded down: it may only rise.
-COVERAGE_FLOOR ?= 0
+COVERAGE_FLOOR ?= 92
 coverage: $(VENV)/test
 	$(QUIET) $(BIN)/python -m pytest -n auto --cov --cov-report=term:skip-covered --cov-fail-under=$(COVERAGE_FLOOR) tests
 

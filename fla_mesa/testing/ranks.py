@@ -56,7 +56,7 @@ def run_on_ranks(
     try:
         while len(results) < size:
             rank, result, error = answers.get(timeout=timeout)
-            assert error is None, f"rank {rank}:\n{error}"
+            assert error is None, f"rank {rank} (exit codes so far: {[one.exitcode for one in ranks]}):\n{error}"
             results[rank] = result
     except queue.Empty:
         raise AssertionError(f"ranks {sorted(set(range(size)) - set(results))} did not end in {timeout} s") from None
