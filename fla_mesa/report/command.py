@@ -19,7 +19,9 @@ def main(argv: list[str]) -> int:
         description="Make the page of a report, with sortable tables and charts that need no network, from its JSON file.",
         allow_abbrev=False,
     )
-    parser.add_argument("report", type=Path, help="report.json or suite.json, as fla-mesa compare writes them")
+    parser.add_argument(
+        "report", type=Path, help="report.json or suite.json of fla-mesa compare, sweep.json, or inspect.json"
+    )
     parser.add_argument("--output", type=Path, help="the page (default: beside the JSON file, with .html)")
     given = parser.parse_args(argv)
     path = given.output or given.report.with_suffix(".html")

@@ -49,9 +49,13 @@ def read(path: Path) -> list[Section]:
         UserError: It cannot be read, or holds no report.
     """
     stored = read_json(path)
+    if _KEY not in stored:
+        raise UserError(
+            f"{path} holds no {_KEY!r}: it is no report of this program, or an older one, which the command that wrote it writes again"
+        )
     try:
         return [Section(one["head"], [_block(block) for block in one["blocks"]]) for one in stored[_KEY]]
-    except (KeyError, TypeError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path} holds no report to show ({type(error).__name__}: {error})") from None
 
 

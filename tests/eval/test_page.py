@@ -145,7 +145,12 @@ def test_the_page_of_a_stored_report(stored, tmp_path, capsys):
     [
         (None, "No such file"),
         ("{", "cannot be read"),
-        ("{}", "holds no report to show (KeyError: 'sections')"),
+        ("{}", "holds no 'sections': it is no report of this program, or an older one"),
+        ('{"sections": [{"head": "x", "blocks": [{"kind": "List"}]}]}', "holds no report to show (KeyError: 'List')"),
+        (
+            '{"sections": [{"head": "x", "blocks": [{"kind": "Picture", "panels": [], "looks": []}]}]}',
+            "holds no report to show (AttributeError",
+        ),
         (
             '{"sections": [{"head": "x", "blocks": [{"kind": "Table", "width": 3}]}]}',
             "holds no report to show (TypeError",
