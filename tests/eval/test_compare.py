@@ -413,6 +413,11 @@ def test_tasks_and_sizes_have_a_folder_each(tmp_path):
     made = parse(["--suite", "mad", "--size", "2x64,2x128", "--output_dir", str(tmp_path)])
     assert len(made) == 12 and len({plan.folder for plan in made}) == 12
     assert made[1].folder == tmp_path / "mad-in-context-recall" / "2x128"
+    some = (
+        "mad-fuzzy-in-context-recall,mqar:length=64,num_pairs=4,mqar:length=32,num_pairs=2,mad-fuzzy-in-context-recall"
+    )
+    of_each = [plan.settings.data for plan in parse(["--suite", some, "--size", "2x64"])]
+    assert of_each == ["mad-fuzzy-in-context-recall", "mqar:length=64,num_pairs=4", "mqar:length=32,num_pairs=2"]
     (plan,) = parse(["--suite", "mqar", "--size", "2x64"])
     assert str(plan.folder) == "runs/compare-2x64"
     assert str(parse(["--size", "2x64,2x128"])[1].folder) == "runs/compare-2x64-2x128/2x128"
@@ -644,6 +649,8 @@ def test_a_real_child(tmp_path):
             ["--suite", "mqar:pairs=3"],
             "suite: allowed are text, mqar, mad, regbench, regression, or a synthetic task; mqar: unknown setting 'pairs'",
         ),
+        (["--suite", "mad,regression"], "suite: text, regression and the other tasks have different scores"),
+        (["--suite", "mqar,"], "unknown synthetic suite ''"),
         (["--suite", "mad", "--data", "stdlib"], "suite, data: each says what to learn"),
         (["--models", "mesanet@max_cg=5"], "config_overrides: mesanet has no setting 'max_cg'"),
         (["--models", "gla", "--baseline", "mesanet"], "baseline: allowed are the models compared, gla; got 'mesanet'"),

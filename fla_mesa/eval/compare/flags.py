@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import json
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -93,7 +94,8 @@ def parser() -> HfArgumentParser:
         "suite": (
             None,
             f"what to train on and score: {', '.join(SUITES)}, or a synthetic task with its settings, such as "
-            "mqar:vocab_size=256,length=64,num_pairs=4,train=20000; the score is taken on its test split",
+            "mqar:vocab_size=256,length=64,num_pairs=4,train=20000; the score is taken on its test split; several, separated by commas, "
+            "end in one table",
         ),
         "position_tokens": ("131072", "number of validation tokens for the loss by position"),
         "extrapolation": ("4", "measure the loss by position up to this many times the training length"),
@@ -132,20 +134,37 @@ def read_preset(name: str) -> dict[str, str]:
 
 
 def tasks(suite: str) -> list[str]:
-    """The data sources of a suite, one for each of its tasks.
+    """The data sources of the suites named, one for each of their tasks.
 
     Raises:
-        UserError: There is no such suite.
+        UserError: There is no such suite, or their scores do not belong in one table.
     """
+    # What a setting follows is a task's own comma: mqar:length=64,num_pairs=4.
+    found = list(dict.fromkeys(task for name in re.split(r",(?!\w+=)", suite) for task in _tasks(name)))
+    kinds = {
+        task if task in LEARNT["text"] else regression.NAME if _is_regression(task) else "accuracy" for task in found
+    }
+    if len(kinds) > 1:
+        raise UserError(
+            f"suite: text, regression and the other tasks have different scores; compare each by itself, not {suite}"
+        )
+    return found
+
+
+def _tasks(suite: str) -> list[str]:
     if suite in SUITES:
         return SUITES[suite]
-    if suite.partition(":")[0] == regression.NAME:
+    if _is_regression(suite):
         regression.Regression.parse(suite)
         return [suite]
     try:
         return [synthetic.get(suite).spec]
     except ValueError as error:
         raise UserError(f"suite: allowed are {', '.join(SUITES)}, or a synthetic task; {error}") from None
+
+
+def _is_regression(suite: str) -> bool:
+    return suite.partition(":")[0] == regression.NAME
 
 
 # Values
