@@ -688,6 +688,12 @@ def test_presets_are_overridden_by_flags():
     assert plan.settings.data_config is None  # that of the preset's data
     (plan,) = parse(["--preset", "demo", "--models", "gla,delta_net"])
     assert plan.baseline is None  # a preset's is no model of this comparison
+    (plan,) = parse(["--preset", "demo", "--parametrization", "released"])  # whose layers start their gates themselves
+    assert str(plan.folder) == "runs/demo-released" and plan.settings.config_overrides is None
+    (plan,) = parse(
+        ["--preset", "demo", "--parametrization", "released", "--config_overrides", '{"gla": {"expand_v": 2}}']
+    )
+    assert plan.variants[3].overrides == '{"expand_v": 2}' and plan.variants[0].overrides == "{}"
     (plan,) = parse(["--preset", "mqar", "--data", "stdlib", "--size", "tiny"])
     assert (plan.size, plan.settings.data, str(plan.folder)) == ("tiny", "stdlib", "runs/mqar")
 

@@ -101,6 +101,9 @@ def parse(argv: list[str], preset: str | None = None) -> list[Plan]:
         if of_own_data and given["suite"] is None:
             defaults = {name: value for name, value in defaults.items() if name not in ("suite", "data", "data_config")}
         parser.set_defaults(**defaults)
+        asked = training.read(parser, argv)["parametrization"]
+        if asked != defaults["parametrization"]:  # the preset's overrides are settings of the other layers
+            parser.set_defaults(config_overrides=None, output_dir=f"{defaults['output_dir']}-{asked}")
         own_baseline, given = given["baseline"], training.read(parser, argv)
         if own_baseline is None and given["baseline"] not in split_outside_brackets(given["models"], ","):
             given["baseline"] = None  # the preset's, which is none of the models that are asked for
