@@ -67,8 +67,8 @@ def parser() -> HfArgumentParser:
     own: dict[str, tuple[object, str]] = {  # default and help
         "preset": (
             None,
-            f"start from a named set of flags ({', '.join(PRESETS)}); flags on the command line override it, and an overridden parametrization "
-            "leaves its config_overrides out",
+            f"start from a named set of flags ({', '.join(PRESETS)}); flags on the command line override it. Another "
+            "parametrization leaves its config_overrides out",
         ),
         "models": (
             "mesanet,gated_deltanet,delta_net,gla,mamba2,transformer",
