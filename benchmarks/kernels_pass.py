@@ -6,7 +6,7 @@ A kernel takes the longer of two times, in cycles of a multiprocessor for a posi
 
 - Cycles: the largest of instructions, shared memory and products (``kernels_steps.py`` says how they are counted), each summed over the
   kernel's loops as often as `passes` says that they run. A kernel whose machine code has other loops is an error. What counts is the
-  default configuration or, of solves whose tiles autotuning may merge, the cheaper of the two.
+  default configuration or, of solves whose tiles may have more rows than that one's, the cheapest.
 - Bytes: each tensor that the kernel takes, moved once, at 14.2 bytes a cycle (an H100's published 3.35 TB/s over 132 multiprocessors at
   1.79 GHz).
 
@@ -47,9 +47,9 @@ NUMBERS = {"g", "beta", "iterations", "residual", "da", "da_rows", "dg", "dbeta"
 
 
 def jobs(size: int) -> Iterator[static.Job]:
-    """What a training step launches. The second stage of the solve is left out: of these inputs it gets nothing."""
+    """What a training step launches."""
     for job in (*static.our_jobs(size, "bfloat16", ARCH), *static.fla_jobs(size, "bfloat16")):
-        if "decoding" not in job.name and "of the rest" not in job.name:
+        if "decoding" not in job.name:
             yield job
 
 
@@ -93,8 +93,8 @@ def moved(job: static.Job, size: int) -> float:
         if job.constants.get(name, 0) is None or job.types.get(name) not in BYTES:
             continue
         elements = size * size / CHUNK if name in STATES else size if name in ROWS else 1 if name in NUMBERS else 0
-        if name == "dlamb":  # a row for each tile
-            elements = size / job.constants.get("BR", CHUNK)
+        if name == "dlamb":  # a row for each chunk
+            elements = size / CHUNK
         total += elements * BYTES[job.types[name]]
     return total
 
@@ -109,7 +109,7 @@ def cycles(job: static.Job, config: Config) -> tuple[list[float], int]:
         steps = iteration(code, found, nested=True)
         loops = {x for x in loops if not any(inside(steps, y) and inside(y, x) for y in loops)}
     order = [(0, len(code) - 1), *sorted(loops)]
-    rows = job.constants.get("BR", CHUNK) * config.kwargs.get("MERGE", 1) if job.name.startswith("solve") else CHUNK
+    rows = config.kwargs["BR"] if job.name.startswith("solve") else CHUNK
     counts = passes(job, rows)
     if len(counts) != len(order):
         raise RuntimeError(f"{job.name}, {static.describe(config)}: {len(order) - 1} loops, {len(counts) - 1} known")
@@ -134,10 +134,10 @@ def table(sizes: list[int]) -> list[str]:
             theirs, launches = job.name.startswith("fla: "), LAUNCHES.get(job.name, 1)
             time = moved(job, size) / BYTES_A_CYCLE
             default, *others = static.configurations(job, ARCH)
-            merged = [c for c in others if c.kwargs.get("MERGE") == 2 and c.num_stages == default.num_stages]
+            larger = [c for c in others if c.kwargs.get("BR", 0) > default.kwargs.get("BR", 0) and c.num_stages == 1]
             rows = [
                 (launches * max(*counted, time), static.describe(config), spilled, counted)
-                for config in (default, *merged)
+                for config in (default, *larger)
                 for counted, spilled in [cycles(job, config)]
             ]
             total, config, spilled, counted = min(rows)

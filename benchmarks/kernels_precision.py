@@ -2,9 +2,10 @@
 
     TRITON_INTERPRET=1 python benchmarks/kernels_precision.py [--dtype float32|bfloat16] [--size 64] [--mean 1] [--least_gate 1]
 
-Prints the table of docs/kernels.md. "float16 rounds" is what the kernels do, the others the float32 iteration alone in the precision
-named. Products of a tile, forward, are those of the iteration and, after the plus sign, of new residuals. Cost is theirs for one position,
-in thousands of multiply-adds of 16 bits (one of tf32 counts twice) at chunks of 64 keys; "ieee" does not run on tensor cores.
+Prints the table of docs/kernels.md. "float16 rounds" is what solves 16-bit inputs, the others the float32 iteration in the precision named;
+it solves float32 inputs in bf16x3, refined in tf32x3. Products of a tile, forward, are those of the iteration and, after the plus sign, of
+new residuals. Cost is theirs for one position, in thousands of multiply-adds of 16 bits (one of tf32 counts twice) at chunks of 64 keys;
+"ieee" does not run on tensor cores.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
 from fla_mesa.ops import triton  # noqa: E402
-from fla_mesa.ops.triton import kernels_precise, kernels_rounds  # noqa: E402
-from fla_mesa.ops.triton.plan import make_plan, make_stages  # noqa: E402
+from fla_mesa.ops.triton import kernels_precise, kernels_solve  # noqa: E402
+from fla_mesa.ops.triton.plan import SOLVE_CONFIGS, plan_iteration, plan_rounds, solve_configs  # noqa: E402
 from fla_mesa.testing.cases import INPUTS, Case, draw, relative_error, truth, upstream  # noqa: E402
 
 # Passes over tensor cores per product, and what one counts.
@@ -60,7 +61,7 @@ class Products:
 
     COUNTED = (
         (kernels_precise, "apply_resident", 0), (kernels_precise, "attend", 1),
-        (kernels_rounds, "apply_half", 0), (kernels_rounds, "apply_halves", 1),
+        (kernels_solve, "apply_half", 0), (kernels_solve, "apply_halves", 1),
     )  # fmt: skip
 
     def __enter__(self) -> Products:
@@ -107,21 +108,27 @@ def main() -> None:
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
     exact = dtype == torch.bfloat16
     for precision, fine in CHOICES:
-        if precision == "fp16":
-            stages = make_stages(case.K)[:1]
-        else:
-            FINE = "ieee" if precision == "ieee" else fine or "tf32x3"
-            stages = (make_plan(case.K, PRECISION=precision, REFINE=fine is not None, FINE=FINE),)
         for tolerance in (1e-4, 1e-6):
-            options = {"cu_seqlens": None, "cu_seqlens_cpu": None, "max_steps": 100, "tolerance": tolerance}
-            options["stages"] = stages
+            if precision == "fp16":
+                plan = plan_rounds(case.K, tolerance)
+            else:
+                FINE = "ieee" if precision == "ieee" else fine or "tf32x3"
+                plan = plan_iteration(case.K, PRECISION=precision, REFINE=fine is not None, FINE=FINE)
+            rows = solve_configs(SOLVE_CONFIGS, {"k": x["k"]}, **plan._asdict())[0].kwargs["BR"]
+            options = {
+                "cu_seqlens": None,
+                "cu_seqlens_cpu": None,
+                "max_steps": 100,
+                "tolerance": tolerance,
+                "plan": plan,
+            }
             with interpreter.rounded_dots():
                 with Products() as products:
                     out = triton.chunk_forward(*x.values(), **options)
                 gradients = triton.chunk_backward(*list(x.values())[1:], out.x, weights[0], *weights[1:], **options)
             worst = max(relative_error(d, want[f"d{n}"]) for n, d in zip(INPUTS, gradients, strict=True))
             steps = f"{out.iterations.float().mean():.1f} ({int(out.iterations.max())})"
-            each = [count / (case.T / stages[0].BR) for count in products.counts]
+            each = [count / (case.T / rows) for count in products.counts]
             total = each[0] * cost(precision, exact, True, case.K)
             if fine:
                 total += each[1] * cost(fine, exact, False, case.K)

@@ -50,7 +50,7 @@ def table(archs: list[int], sizes: list[int]) -> list[str]:
                     compiled, use = static.compile_for(job, arch, config)
                     code, loops = machine_code(compiled.asm["cubin"])
                     a, b = iteration(code, loops, nested=ours)
-                    rows = job.constants["BR"] * config.kwargs["MERGE"] if ours else CHUNK
+                    rows = config.kwargs["BR"] if ours else CHUNK
                     step = cost(code[a : b + 1], config.num_warps, arch)
                     resident = round(use.occupancy * static.TARGETS[arch].warps_per_sm / config.num_warps)
                     lines.append(

@@ -24,9 +24,8 @@ from fla_mesa.ops.gpu import Gpu
 from fla_mesa.ops.triton import (
     TOLERANCE,
     TOLERANCE_16,
-    kernels_gradients,
+    kernels_linear,
     kernels_solve,
-    kernels_states,
     kernels_step,
 )
 from fla_mesa.ops.triton.launch import output_block, state_blocks
@@ -34,7 +33,7 @@ from fla_mesa.ops.triton.plan import (
     CHUNK,
     forward_positions_block,
     gradient_blocks,
-    make_stages,
+    make_plan,
     positions_block,
     power_of_two,
 )
@@ -128,8 +127,8 @@ def configurations(job: Job, arch: int) -> list[triton.Config]:
 
 def describe(config: triton.Config) -> str:
     """Warps, stages and the other choices of a configuration."""
-    merged = ", tiles merged" if config.kwargs.get("MERGE") == 2 else ""
-    return f"{config.num_warps}, {config.num_stages}{merged}"
+    rows = f", {config.kwargs['BR']} rows" if "BR" in config.kwargs else ""
+    return f"{config.num_warps}, {config.num_stages}{rows}"
 
 
 def function_of(job: Job) -> Any:
@@ -186,48 +185,42 @@ def compile_for(job: Job, arch: int, config: triton.Config) -> tuple[Any, Usage]
 
 def our_jobs(size: int, dtype: str, arch: int) -> Iterator[Job]:
     """This package's kernels for K = V = size, as their launchers call them."""
-    stages = make_stages(size, TOLERANCE if dtype == "float32" else TOLERANCE_16, kind=kind_of(arch))
+    tolerance = TOLERANCE if dtype == "float32" else TOLERANCE_16
+    plan = make_plan(size, getattr(torch, dtype), tolerance, kind=kind_of(arch))
     given, f32, i32 = TYPES[dtype], "*fp32", "*i32"
     inputs = {"q": given, "k": given, "v": given, "o": given, "do": given, "dk": given, "dv": given, "dq": given}
     floats = ["g", "beta", "lamb", "h_kk", "h_kv", "h_kk_init", "h_kv_init", "h_kk_final", "h_kv_final", "h_kk_new"]
     floats += ["h_kv_new", "x", "y", "dx", "da", "da_rows", "dbeta", "dlamb", "dh_kk", "dh_kv", "inner"]
-    floats += ["dh_kk_final", "dh_kv_final", "dh_kk_init", "dh_kv_init", "residual", "before", "scratch", "r"]
-    types = inputs | dict.fromkeys(floats, f32) | {"iterations": i32, "todo": i32, "left": i32}
+    floats += ["dh_kk_final", "dh_kv_final", "dh_kk_init", "dh_kv_init", "residual", "scratch", "r"]
+    types = inputs | dict.fromkeys(floats, f32) | {"iterations": i32}
     types |= {"T": "i32", "n_chunks": "i32", "size": "i32", "max_steps": "i32", "tolerance": "fp32"}
     sizes = {"H": HEADS, "K": size, "V": size, "cu_seqlens": None, "chunk_indices": None, "chunk_offsets": None}
     sizes |= {"IS_VARLEN": False}
-    solves = []
-    for stage, plan in enumerate(stages):
-        last = plan is stages[-1]
-        solve = sizes | plan._asdict() | {"AGAIN": stage > 0, "NEXT": 0 if last else stages[stage + 1].BR}
-        solves.append(solve | ({} if stage else {"todo": None, "before": None}))
-    FINE = stages[0].FINE
     states = (
         sizes
         | state_blocks(size, size)
         | {
             "BT": CHUNK,
             "BP": forward_positions_block(kind_of(arch), getattr(torch, dtype)),
-            "PRECISION": FINE,
+            "PRECISION": plan.FINE,
             "HAS_INIT": True,
         }
     )
-    yield Job("chunk states", kernels_states.states_kernel, types, states)
-    for solve in solves:
-        rest = " of the rest" if solve["AGAIN"] else ""
-        forward = solve | {"BV": output_block(size, solve["AGAIN"])} | ({"r": None} if solve["RESIDENT"] else {})
-        yield Job(f"solve + output{rest}", kernels_solve.solve_output_kernel, types, forward)
-        backward = solve | {"BE": min(solve["BK"], 64)}
-        yield Job(f"solve{rest}, backward", kernels_solve.solve_backward_kernel, types, backward)
+    yield Job("chunk states", kernels_linear.states_kernel, types, states)
+    solve = sizes | plan._asdict()
+    forward = solve | {"BV": output_block(size)} | ({"r": None} if plan.RESIDENT else {})
+    yield Job("solve + output", kernels_solve.solve_output_kernel, types, forward)
+    backward = solve | {"BE": min(plan.BK, 64)}
+    yield Job("solve, backward", kernels_solve.solve_backward_kernel, types, backward)
     yield Job(
-        "chunk states, backward", kernels_states.states_backward_kernel, types,
+        "chunk states, backward", kernels_linear.states_backward_kernel, types,
         states | {"BP": positions_block(kind_of(arch)), "HAS_DH_KK": True, "HAS_DH_KV": True},
     )  # fmt: skip
     yield Job(
-        "keys and values, backward", kernels_gradients.keys_values_backward_kernel, types,
+        "keys and values, backward", kernels_linear.keys_values_backward_kernel, types,
         sizes
         | {"BT": CHUNK}
-        | gradient_blocks(size, size, getattr(torch, dtype), FINE)
+        | gradient_blocks(size, size, getattr(torch, dtype), plan.FINE)
         | ({"dq": None} if dtype == "float32" else {}),
     )  # fmt: skip
     resident = power_of_two(size) <= 128

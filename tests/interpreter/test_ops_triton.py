@@ -10,8 +10,8 @@ from fla_mesa import interpreter
 from fla_mesa.ops import chunk_mesa_net, mesa_net_decoding_one_step, triton
 from fla_mesa.ops.backends import choose_backend
 from fla_mesa.ops.gpu import Gpu
-from fla_mesa.ops.triton import kernels_rounds, kernels_solve, launch
-from fla_mesa.ops.triton.plan import make_plan, make_stages
+from fla_mesa.ops.triton import kernels_solve, launch
+from fla_mesa.ops.triton.plan import make_plan, plan_iteration, plan_rounds
 from fla_mesa.testing.cases import (
     INPUTS,
     OUTPUTS,
@@ -26,6 +26,7 @@ from fla_mesa.testing.cases import (
     truth,
     upstream,
 )
+from fla_mesa.testing.compiled import autotuner_of
 
 # The interpreter takes seconds where the PyTorch back end takes milliseconds.
 SHORT = {name: dataclasses.replace(case, T=100, H=1) for name, case in STATED.items()}
@@ -33,8 +34,32 @@ SMALL_HERE = {name: case if case.lengths else dataclasses.replace(case, H=1) for
 
 
 op = functools.partial(chunk_mesa_net, backend="triton", max_CG_iteration=64)
+# The two solvers, for float32 inputs: what they are capable of, 16 bits would hide.
+SOLVERS = {"rounds": plan_rounds, "iteration": lambda K, tolerance: plan_iteration(K)}
 
 
+@pytest.fixture(params=SOLVERS)
+def solver(request, monkeypatch):
+    """Both solvers in turn, where by default rounds of float16 are for inputs of 16 bits, the float32 iteration for others."""
+    monkeypatch.setattr(launch, "make_plan", lambda K, dtype, tolerance, kind: SOLVERS[request.param](K, tolerance))
+    return request.param
+
+
+@pytest.fixture
+def rows_of_a_tile(monkeypatch):
+    """Makes the solves take tiles of so many rows: those of other GPUs than the interpreter's, or what autotuning may choose."""
+
+    def choose(rows: int) -> None:
+        for kernel in (kernels_solve.solve_output_kernel, kernels_solve.solve_backward_kernel):
+            tuner = autotuner_of(kernel)
+            only = [config for config in tuner.configs if config.kwargs["BR"] == rows][:1]
+            monkeypatch.setattr(tuner, "early_config_prune", lambda *_, only=only, **__: only)
+            monkeypatch.setattr(tuner, "cache", {})
+
+    return choose
+
+
+@pytest.mark.usefixtures("solver")
 @pytest.mark.parametrize("name", SHORT)
 @pytest.mark.parametrize(("tolerance", "scale", "bound"), [(1e-4, 1e-12, 1e-3), (1e-6, 1.0, 5e-5)])
 def test_stated_accuracy(name, tolerance, scale, bound):
@@ -42,6 +67,7 @@ def test_stated_accuracy(name, tolerance, scale, bound):
     assert max(worst.values()) <= bound, worst
 
 
+@pytest.mark.usefixtures("solver")
 @pytest.mark.parametrize("name", SMALL_HERE)
 def test_shapes(name):
     worst = errors(run(op, SMALL_HERE[name], cg_tolerance=1e-6), truth(SMALL_HERE[name]))
@@ -56,6 +82,15 @@ def test_scaling_the_upstream_gradient_scales_the_gradients():
         scaled = run(op, case, scale=2.0**exponent)
         for name in one:
             assert relative_error(scaled[name], one[name]) < 1e-6, name
+
+
+@pytest.mark.parametrize(
+    ("K", "dtype", "rounds"),
+    [(16, torch.float32, False), (128, torch.bfloat16, True), (128, torch.float16, True), (129, torch.bfloat16, False)],
+)
+def test_16_bit_inputs_that_fit_shared_memory_are_solved_in_rounds(K, dtype, rounds):
+    assert make_plan(K, dtype, 1e-3).rounds == rounds
+    assert not make_plan(128, dtype, 1e-3, kind=Gpu("nvidia", (8, 6))).rounds  # 99 KiB
 
 
 @pytest.mark.parametrize(("K", "V"), [(256, 16), (16, 256), (200, 130)])
@@ -111,7 +146,7 @@ def test_refinement_mends_products_in_low_precision(PRECISION):
         for REFINE in (True, False):
             out = triton.chunk_forward(
                 *x.values(), cu_seqlens=None, cu_seqlens_cpu=None, max_steps=100, tolerance=1e-6,
-                stages=(make_plan(64, PRECISION=PRECISION, REFINE=REFINE),),
+                plan=plan_iteration(64, PRECISION=PRECISION, REFINE=REFINE),
             )  # fmt: skip
             worst[REFINE] = relative_error(out.o, want)
             assert (out.residual.max() <= 1e-6) == REFINE
@@ -121,44 +156,60 @@ def test_refinement_mends_products_in_low_precision(PRECISION):
 OPTIONS = {"cu_seqlens": None, "cu_seqlens_cpu": None, "max_steps": 100, "tolerance": 1e-4}
 
 
-@pytest.mark.parametrize("capability", [(8, 0), (9, 0)])
+@pytest.fixture
+def new_residuals(monkeypatch):
+    """A list that grows with every residual that rounds of float16 compute anew."""
+    found, apply_halves = [], kernels_solve.apply_halves
+    monkeypatch.setattr(kernels_solve, "apply_halves", lambda *a: found.append(0) or apply_halves(*a))
+    return found
+
+
+@pytest.fixture
+def rows_of_the_rest(monkeypatch):
+    """A list that grows with every tile of rows that rounds of float16 leave to the float32 iteration."""
+    found, solve_precise = [], kernels_solve.solve_precise
+    monkeypatch.setattr(kernels_solve, "solve_precise", lambda *a: found.append(0) or solve_precise(*a))
+    return found
+
+
+@pytest.mark.parametrize("rows", [32, 64])
 @pytest.mark.parametrize("tolerance", [1e-4, 1e-6])
-def test_rounds_of_float16_leave_nothing_to_the_float32_iteration(capability, tolerance, monkeypatch):
+def test_rounds_of_float16_leave_nothing_to_the_float32_iteration(
+    rows, tolerance, rows_of_a_tile, new_residuals, rows_of_the_rest
+):
     """In as many steps but two, in one round for each factor of 256 and one more, after the start; errors are what the residuals say."""
     case = Case(T=64, H=1, K=64, V=16, mean=0.35, spread=1.0)
     x = {name: value.detach() for name, value in draw(case).items()}
-    rounds, apply_halves = [], kernels_rounds.apply_halves
-    monkeypatch.setattr(kernels_rounds, "apply_halves", lambda *a: rounds.append(0) or apply_halves(*a))
     options = OPTIONS | {"tolerance": tolerance}
-    first, precise = make_stages(64, kind=Gpu("nvidia", capability))
     with interpreter.rounded_dots():
-        want = triton.chunk_forward(*x.values(), stages=(precise,), **options)
-        out = triton.chunk_forward(*x.values(), stages=(first,), **options)
-    assert len(rounds) <= (64 // first.BR) * (1 + (2 if tolerance == 1e-4 else 3))
+        want = triton.chunk_forward(*x.values(), plan=plan_iteration(64), **options)
+        rows_of_the_rest.clear()
+        rows_of_a_tile(rows)
+        out = triton.chunk_forward(*x.values(), plan=plan_rounds(64, tolerance), **options)
+    assert not rows_of_the_rest
+    assert len(new_residuals) <= (64 // rows) * (1 + (2 if tolerance == 1e-4 else 3))
     assert out.residual.max() <= tolerance
     assert (out.iterations - want.iterations).max() <= 2
     error, usual = (relative_error(y.o, truth(case)["o"]) / y.residual.square().mean().sqrt() for y in (out, want))
     assert error <= 1.2 * usual
 
 
-@pytest.mark.parametrize("capability", [(8, 0), (9, 0)])
-def test_a_coarse_tolerance_takes_one_round(capability, monkeypatch):
+@pytest.mark.parametrize("rows", [32, 64])
+def test_a_coarse_tolerance_takes_one_round(rows, rows_of_a_tile, new_residuals):
     """After the start: a second one would cost more than the steps that it saves."""
     case = Case(T=64, H=1, K=64, V=16, mean=0.35, spread=1.0)
     x = {name: value.detach() for name, value in draw(case, torch.bfloat16).items()}
-    rounds, apply_halves = [], kernels_rounds.apply_halves
-    monkeypatch.setattr(kernels_rounds, "apply_halves", lambda *a: rounds.append(0) or apply_halves(*a))
-    first, precise = make_stages(64, triton.TOLERANCE_16, kind=Gpu("nvidia", capability))
     options = OPTIONS | {"tolerance": triton.TOLERANCE_16}
     with interpreter.rounded_dots():
-        want = triton.chunk_forward(*x.values(), stages=(precise,), **options)
-        out = triton.chunk_forward(*x.values(), stages=(first,), **options)
-    assert len(rounds) == 2 * (64 // first.BR) and out.residual.max() <= triton.TOLERANCE_16
+        want = triton.chunk_forward(*x.values(), plan=plan_iteration(64), **options)
+        rows_of_a_tile(rows)
+        out = triton.chunk_forward(*x.values(), **options)
+    assert len(new_residuals) == 2 * (64 // rows) and out.residual.max() <= triton.TOLERANCE_16
     assert (out.iterations - want.iterations).max() <= 1
 
 
 @pytest.mark.parametrize("large", ["state", "keys", "beta"])
-def test_what_float16_cannot_solve_the_float32_iteration_does(large):
+def test_what_float16_cannot_solve_the_float32_iteration_does(large, rows_of_a_tile, rows_of_the_rest):
     """States indefinite when rounded to 11 bits, weights beyond 65,504: to the bit as without rounds, and only there."""
     case, at = Case(T=70, H=1, K=32, V=16, gates=(1.0, 1.0)), 20
     x = {name: value.detach() for name, value in draw(case).items()}
@@ -170,16 +221,19 @@ def test_what_float16_cannot_solve_the_float32_iteration_does(large):
         x["k"][:, at:40] *= 300
     else:
         x["beta"][:, at:40] = 1e5
-    first, precise = make_stages(case.K)
     with interpreter.rounded_dots():
-        rounds = triton.chunk_forward(*x.values(), stages=(first,), **OPTIONS)
-        iteration = triton.chunk_forward(*x.values(), stages=(precise,), **OPTIONS)
-        both = triton.chunk_forward(*x.values(), **OPTIONS)
-    left = ~(rounds.residual <= 1e-4)
-    assert left[:, at:].any() and not left[:, :at].any()
-    for name in ("o", "x", "iterations", "residual"):
-        a, b, c = (getattr(out, name) for out in (both, rounds, iteration))
-        assert torch.equal(a[left], c[left]) and torch.equal(a[~left], b[~left]), name
+        rows_of_a_tile(16)
+        iteration = triton.chunk_forward(*x.values(), plan=plan_iteration(case.K)._replace(RESIDENT=False), **OPTIONS)
+        rows_of_the_rest.clear()
+        rows_of_a_tile(64)
+        out = triton.chunk_forward(*x.values(), plan=plan_rounds(case.K, 1e-4), **OPTIONS)
+    assert rows_of_the_rest
+    same = (out.x == iteration.x).all(-1)
+    assert same[:, at:].any() and not same[:, :at].any()
+    assert torch.equal(out.iterations[same], iteration.iterations[same])
+    assert torch.equal(out.residual[same], iteration.residual[same])
+    assert relative_error(out.o[same], iteration.o[same]) < 1e-6
+    assert (out.residual[~same] <= 1e-4).all()
 
 
 def test_the_residual_is_the_true_one_where_a_key_repeats():
@@ -190,7 +244,7 @@ def test_the_residual_is_the_true_one_where_a_key_repeats():
     x["lamb"] = torch.full_like(x["lamb"], 0.25)
     x["h_kk_init"] = 100 * x["k"][:, 0, :, :, None] * x["k"][:, 0, :, None, :]
     with interpreter.rounded_dots():
-        out = triton.chunk_forward(*x.values(), stages=make_stages(case.K)[:1], **OPTIONS)
+        out = triton.chunk_forward(*x.values(), plan=plan_rounds(case.K, 1e-4), **OPTIONS)
     q, k, beta, gate = (x[n][:, :, 0].double() for n in ("q", "k", "beta", "g"))
     H, lamb = x["h_kk_init"][0, 0].double(), x["lamb"][0].double()
     for t in range(case.T):
@@ -200,22 +254,23 @@ def test_the_residual_is_the_true_one_where_a_key_repeats():
         assert true <= 1.1 * max(float(out.residual[0, t, 0]), 1e-4), t
 
 
-def test_gradients_of_rows_that_float16_cannot_solve():
-    """Both stages have rows in the same chunks, and their parts of the gradient of lamb add up."""
+def test_gradients_of_rows_that_float16_cannot_solve(rows_of_the_rest, monkeypatch):
+    """Both solvers have rows in the same chunks, at a tolerance that 16-bit inputs do not have by default."""
     case = Case(T=70, H=1, K=32, V=16, gates=(0.97, 0.97))
     x = {name: value.detach() for name, value in draw(case).items()}
     x["lamb"] = torch.full_like(x["lamb"], 0.25)
     x["h_kk_init"] = 1e3 * x["k"][:, 0, :, :, None] * x["k"][:, 0, :, None, :]
+    monkeypatch.setattr(launch, "make_plan", lambda K, dtype, tolerance, kind: plan_rounds(K, tolerance))
     with interpreter.rounded_dots():
-        rounds = triton.chunk_forward(*x.values(), stages=make_stages(case.K)[:1], **OPTIONS)
-        left = ~(rounds.residual <= 1e-4)
-        assert left[:, :64].any() and not left[:, :64].all()
         leaves = {name: value.clone().requires_grad_() for name, value in x.items()}
         exact = {name: value.double().requires_grad_() for name, value in x.items()}
         *got, stats = op(**leaves, output_final_state=True, return_stats=True)
+        assert rows_of_the_rest
+        rows_of_the_rest.clear()
         want = run_truth(exact, None)
         weights = [torch.randn_like(w) for w in want]
         gradients = torch.autograd.grad(got, list(leaves.values()), [w.float() for w in weights])
+        assert rows_of_the_rest
     assert stats.residual.max() <= 1e-4
     for a, b in zip(got, want, strict=True):
         assert relative_error(a, b) < 1e-3
@@ -224,7 +279,7 @@ def test_gradients_of_rows_that_float16_cannot_solve():
 
 
 class Thrice:
-    """A kernel as autotuning launches it: again and again on the same memory, but for what it sets to zero."""
+    """A kernel as autotuning launches it: again and again on the same memory."""
 
     def __init__(self, kernel):
         self.kernel = kernel
@@ -232,14 +287,14 @@ class Thrice:
     def __getitem__(self, grid):
         def launch(**arguments):
             for _ in range(3):
-                arguments["left"].zero_()
                 self.kernel[grid](**arguments)
 
         return launch
 
 
+@pytest.mark.usefixtures("solver")
 def test_kernels_that_run_again_give_the_same(monkeypatch):
-    """With rows that the second stage solves, and some that it leaves as well."""
+    """With rows that rounds of float16 leave, and some that stay above the tolerance."""
     case = Case(T=70, H=2, K=32, V=16, gates=(0.97, 0.97))
     x = {name: value.detach() for name, value in draw(case).items()}
     x["lamb"] = torch.full_like(x["lamb"], 0.25)
@@ -261,6 +316,7 @@ def test_kernels_that_run_again_give_the_same(monkeypatch):
             assert torch.equal(a, b), name
 
 
+@pytest.mark.usefixtures("solver")
 def test_no_row_depends_on_what_later_ones_need():
     """Some of a tile solve in more steps and in higher precision than others: to the bit, their neighbours do not notice."""
     case = Case(T=60, H=1, K=64, V=16, mean=0.35, spread=1.0)
@@ -273,12 +329,12 @@ def test_no_row_depends_on_what_later_ones_need():
     assert not torch.equal(out.o[:, 45:], other.o[:, 45:])
 
 
-def test_blocks_as_on_a_gpu():
+@pytest.mark.parametrize("name", SOLVERS)
+def test_blocks_as_on_a_gpu(name):
     """The interpreter reads larger blocks than a GPU does; here it reads the same."""
     case = Case(T=100, H=1, K=64, V=32)
     x = {name: value.detach() for name, value in draw(case).items()}
-    stages = tuple(plan._replace(BS=16, BD=16) for plan in make_stages(64))
-    options = OPTIONS | {"tolerance": 1e-6, "stages": stages}
+    options = OPTIONS | {"tolerance": 1e-6, "plan": SOLVERS[name](64, 1e-6)._replace(BS=16, BD=16)}
     out = triton.chunk_forward(*x.values(), **options)
     want = truth(case)
     assert relative_error(out.o, want["o"]) < 5e-6
@@ -288,36 +344,18 @@ def test_blocks_as_on_a_gpu():
         assert relative_error(gradient, want[f"d{name}"]) < 5e-6, name
 
 
-def merged(kernel):
-    """The autotuner under a kernel's decorators, choosing among merged tiles alone."""
-    while not hasattr(kernel, "configs"):
-        kernel = kernel.fn
-    return kernel, [config for config in kernel.configs if config.kwargs["MERGE"] == 2]
-
-
-def test_merged_tiles_and_what_autotuning_left(monkeypatch):
-    """At K = 128 autotuning may solve two tiles as one: the same results, whatever it wrote where it tried them apart."""
+def test_tiles_of_any_size_agree(rows_of_a_tile):
+    """At K = 128 autotuning chooses between tiles of 32 and of 64 rows."""
     case = Case(T=100, H=1, K=128, V=16)
     x = {name: value.detach() for name, value in draw(case).items()}
-    do, dh_kk, dh_kv = (w.float() for w in upstream(case))
-    apart = triton.chunk_forward(*x.values(), **OPTIONS)
-    apart_gradients = triton.chunk_backward(*list(x.values())[1:], apart.x, do, dh_kk, dh_kv, **OPTIONS)
-    for kernel in (kernels_solve.solve_output_kernel, kernels_solve.solve_backward_kernel):
-        tuner, configs = merged(kernel)
-        prune = tuner.early_config_prune
-        monkeypatch.setattr(
-            tuner,
-            "early_config_prune",
-            lambda c, n, prune=prune, configs=configs, **a: prune(c, n, **a) if (n | a)["AGAIN"] else configs[:1],
-        )
-        tuner.cache.clear()
-    new_zeros = torch.Tensor.new_zeros
-    monkeypatch.setattr(torch.Tensor, "new_zeros", lambda *a, **o: new_zeros(*a, **o) + 7)
-    one_stage = OPTIONS | {"stages": make_stages(128)[:1]}
-    together = triton.chunk_forward(*x.values(), **one_stage)
-    gradients = triton.chunk_backward(*list(x.values())[1:], together.x, do, dh_kk, dh_kv, **one_stage)
-    assert relative_error(together.o, apart.o) < 1e-4
-    for name, a, b in zip(INPUTS, gradients, apart_gradients, strict=True):
+    weights = [w.float() for w in upstream(case)]
+    options = OPTIONS | {"plan": plan_rounds(128, 1e-4)}
+    found = {}
+    for rows in (32, 64):
+        rows_of_a_tile(rows)
+        out = triton.chunk_forward(*x.values(), **options)
+        found[rows] = [out.o, *triton.chunk_backward(*list(x.values())[1:], out.x, *weights, **options)]
+    for name, a, b in zip(("o", *INPUTS), found[64], found[32], strict=True):
         assert relative_error(a, b) < 2e-4, name
 
 
@@ -328,7 +366,7 @@ def test_the_same_bits_twice():
         assert torch.equal(one[name], two[name]), name
 
 
-def test_statistics():
+def test_statistics(solver):
     x = {n: v.detach() for n, v in draw(Case(B=2, T=70, H=2, K=16, V=16)).items()}
     x["q"][:, 10] = 0
     o, _, _, stats = op(**x, return_stats=True)
@@ -337,11 +375,9 @@ def test_statistics():
     assert stats.iterations.shape == stats.residual.shape == (2, 70, 2)
     assert (stats.residual <= 1e-4).all()
     assert (stats.iterations[:, 10] == 0).all() and (o[:, 10] == 0).all()
-    # Starting anew costs up to two steps; without it rounding moves a row by one at most.
+    # Starting anew costs rounds up to two steps; without it rounding moves a row by one at most.
     more = stats.iterations - want.iterations
-    assert more.min() >= -1 and more.max() <= 2
-    precise = triton.chunk_forward(*x.values(), stages=(make_plan(16),), **OPTIONS)
-    assert (precise.iterations - want.iterations).abs().max() <= 1
+    assert more.min() >= -1 and more.max() <= (2 if solver == "rounds" else 1)
     assert op(**{**x}, max_CG_iteration=2, return_stats=True)[3].iterations.max() == 2
 
 
@@ -354,6 +390,7 @@ def test_a_gate_of_zero_forgets_everything():
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.usefixtures("solver")
 @pytest.mark.parametrize("name", ["q", "k", "v", "g", "beta"])
 def test_nan_touches_only_what_depends_on_it(name):
     case, at = Case(T=100, H=2, K=16, V=16, lengths=(10, 75, 15)), 40
@@ -376,6 +413,7 @@ def test_nan_touches_only_what_depends_on_it(name):
     assert not h_kv[0].isnan().any() and not h_kv[2].isnan().any()
 
 
+@pytest.mark.usefixtures("solver")
 def test_repeated_keys_without_forgetting_stay_finite():
     T, K = 300, 16
     k = torch.nn.functional.normalize(torch.randn(1, 1, 1, K), dim=-1).expand(1, T, 1, K).clone().requires_grad_()

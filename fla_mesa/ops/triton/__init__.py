@@ -3,9 +3,8 @@
 from fla.modules.norm.l2norm import l2norm as l2_normalize
 
 from fla_mesa.ops import gpu
-from fla_mesa.ops.triton.launch import chunk_backward, chunk_forward
+from fla_mesa.ops.triton.launch import chunk_backward, chunk_forward, decoding_step
 from fla_mesa.ops.triton.plan import why_not
-from fla_mesa.ops.triton.step import decoding_step
 
 if gpu.interpreted():
     from fla_mesa.interpreter import mend_loops

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -26,6 +27,10 @@ class Chunks(NamedTuple):
     cu_seqlens: torch.Tensor | None
     indices: torch.Tensor | None  # [total, 2]: sequence, chunk within it
     offsets: torch.Tensor | None  # [N + 1]: first chunk of each sequence
+
+    def tiles(self, H: int) -> Callable[[dict[str, Any]], tuple[int]]:
+        """The grid of a kernel with a program for each tile of BR positions of a chunk and head."""
+        return lambda meta: (self.total * H * (CHUNK // meta["BR"]),)
 
 
 def cut(k: torch.Tensor, cu_seqlens: torch.Tensor | None, cu_seqlens_cpu: torch.Tensor | None) -> Chunks:

@@ -1,7 +1,7 @@
 # pyright: reportOperatorIssue=false, reportArgumentType=false, reportCallIssue=false, reportAttributeAccessIssue=false
 # pyright: reportGeneralTypeIssues=false, reportIndexIssue=false, reportOptionalSubscript=false, reportReturnType=false, reportAssignmentType=false
 # (device code: types mean something else to Triton)
-"""The float32 iteration, as a Triton device function: for rows that rounds of float16 left, and where these do not fit.
+"""The float32 iteration of the solve, as a Triton device function: for float32 inputs, and where state and keys do not fit shared memory.
 
 How this differs from the textbook's conjugate gradients:
 
@@ -62,7 +62,7 @@ def solve_precise(
     H: tl.constexpr, K: tl.constexpr, BT: tl.constexpr, BR: tl.constexpr, BK: tl.constexpr, BS: tl.constexpr,
     BD: tl.constexpr, RESIDENT: tl.constexpr, REFINE: tl.constexpr, PRECISION: tl.constexpr, FINE: tl.constexpr,
 ):  # fmt: skip
-    """As `solve_tile` of `kernels_solve`.
+    """As `solve` of `kernels_solve`.
 
     RESIDENT keeps H0 and the chunk's keys in shared memory through the iteration, in PRECISION; otherwise they are read
     block by block each time and p travels through the memory of r. The residual is computed in FINE of the start and again at the end,

@@ -15,8 +15,11 @@ CHUNK = 64  # positions between stored states
 MAX_HEAD_SIZE = 256
 STATE_128 = 112 * gpu.KIB  # shared memory that the state of 128 channels and a chunk of keys take
 COARSE = 2.0**-11  # a tolerance above this is within reach of one round of float16
+# Rows of a tile and warps that solve them, one and two stages.
 SOLVE_CONFIGS = [
-    triton.Config({"MERGE": m}, num_warps=w, num_stages=s) for s in (1, 2) for m, w in ((1, 8), (1, 4), (2, 4))
+    triton.Config({"BR": rows}, num_warps=w, num_stages=s)
+    for s in (1, 2)
+    for rows, w in ((64, 4), (32, 4), (32, 8), (16, 8))
 ]
 GRADIENT_CONFIGS = [triton.Config({}, num_warps=w, num_stages=s) for w, s in ((4, 1), (8, 1), (8, 2))]
 STATE_CONFIGS = [triton.Config({}, num_warps=w, num_stages=s) for w, s in ((4, 1), (4, 2), (8, 1), (8, 2))]
@@ -24,24 +27,21 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 class Plan(NamedTuple):
-    """Tile shapes and precisions of one stage of the solve, by the kernels' argument names.
+    """Tile shapes and precisions of the solve, by the kernels' argument names. (Autotuning chooses BR, the rows solved together.)
 
     Attributes:
         BT: Positions a chunk.
-        BR: Positions a tile: rows that are solved together.
         BK: Key size, rounded up to a power of two.
         BS: Keys read at a time where they are not resident.
         BD: Rows of a state read at a time where it is not resident.
-        RESIDENT: Keep the state and the chunk's keys in shared memory through the iteration.
-        REFINE: Compute the residual anew in FINE, and go on where it is too large.
-        PRECISION: Of the products in the iteration: "fp16" for rounds of float16, of which RESIDENT and REFINE have nothing to say, and
-            "fp16 once" for such rounds if the first can reach the tolerance; "bf16x3", "bf16", "tf32", "tf32x3" or "ieee" for the float32
-            iteration (notes in ``docs/kernels.md``).
+        RESIDENT: Of the float32 iteration: keep the state and the chunk's keys in shared memory. (Rounds of float16 always do.)
+        REFINE: Of the float32 iteration: compute the residual anew in FINE, and go on where it is too large. (Rounds always do.)
+        PRECISION: Of the products in the iteration: "fp16" for rounds of float16, "fp16 once" for such rounds if the first can reach the
+            tolerance; "bf16x3", "bf16", "tf32", "tf32x3" or "ieee" for the float32 iteration (notes in ``docs/kernels.md``).
         FINE: Of every other product with a float32 operand: "tf32x3" or "ieee".
     """
 
     BT: int
-    BR: int
     BK: int
     BS: int
     BD: int
@@ -50,30 +50,39 @@ class Plan(NamedTuple):
     PRECISION: str
     FINE: str
 
+    @property
+    def rounds(self) -> bool:
+        """Whether this is the plan of rounds of float16."""
+        return self.PRECISION.startswith("fp16")
 
-def make_plan(
+
+def make_plan(K: int, dtype: torch.dtype, tolerance: float, *, kind: Gpu = HOPPER) -> Plan:
+    """The default for key size K: rounds of float16 for 16-bit inputs if state and keys fit shared memory, else the float32 iteration."""
+    if dtype != torch.float32 and state_fits(K, kind):
+        return plan_rounds(K, tolerance)
+    return plan_iteration(K, kind=kind)
+
+
+def plan_rounds(K: int, tolerance: float) -> Plan:
+    """Rounds of float16; the blocks are those of what they leave to the float32 iteration, and of the products before and after."""
+    PRECISION = "fp16 once" if tolerance > COARSE else "fp16"
+    # The interpreter's time goes by the number of operations, not by their size.
+    BLOCK = 64 if interpreted() else 32
+    return Plan(CHUNK, power_of_two(K), BLOCK, BLOCK, RESIDENT=False, REFINE=True, PRECISION=PRECISION, FINE="tf32x3")
+
+
+def plan_iteration(
     K: int, *, kind: Gpu = HOPPER, PRECISION: str = "bf16x3", REFINE: bool = True, FINE: str = "tf32x3"
 ) -> Plan:
-    """The plan of the float32 iteration for key size K on a GPU of this kind."""
-    BK, gets = power_of_two(K), treatment(kind)
-    RESIDENT = (128 if gets.shared >= STATE_128 else 64) >= BK
-    # Rows that fit the registers without spilling (table in benchmarks/results/kernels_static_*.md).
-    BR = 32 if RESIDENT and BK <= 64 else 16
-    # The interpreter's time goes by the number of operations, not by their size.
-    BLOCK = 64 if interpreted() else 32 if BR == 32 and gets.wide else 16
-    return Plan(CHUNK, BR, BK, BLOCK, BLOCK, RESIDENT, REFINE, PRECISION, FINE)
+    """The float32 iteration on a GPU of this kind."""
+    BK = power_of_two(K)
+    BLOCK = 64 if interpreted() else 32 if BK <= 64 and treatment(kind).wide else 16
+    return Plan(CHUNK, BK, BLOCK, BLOCK, state_fits(K, kind), REFINE, PRECISION, FINE)
 
 
-def make_stages(K: int, tolerance: float = 1e-4, *, kind: Gpu = HOPPER) -> tuple[Plan, ...]:
-    """The default plans: rounds of float16 if state and keys fit shared memory, then the float32 iteration for the remaining rows."""
-    precise = make_plan(K, kind=kind)
-    if not precise.RESIDENT:
-        return (precise,)
-    # A matrix instruction of sm_90 takes 64 rows; sm_80 would keep the operands of as many in registers.
-    BR = 64 if precise.BK <= 64 and treatment(kind).wide else 32
-    BLOCK = 64 if interpreted() else 32
-    rounds = "fp16 once" if tolerance > COARSE else "fp16"
-    return precise._replace(BR=BR, BS=BLOCK, BD=BLOCK, RESIDENT=False, PRECISION=rounds), precise
+def state_fits(K: int, kind: Gpu) -> bool:
+    """Whether a program's shared memory holds the state of K channels and a chunk of keys, in 32 bits an entry."""
+    return power_of_two(K) <= (128 if treatment(kind).shared >= STATE_128 else 64)
 
 
 def kind_of(device: torch.device | Gpu) -> Gpu:
@@ -93,25 +102,19 @@ def trusted(configs: list[triton.Config], named_args: dict, **constants) -> list
 
 
 def solve_configs(configs: list[triton.Config], named_args: dict, **constants) -> list[triton.Config]:
-    """Autotuning's choices for a stage of the solve; the first does not spill.
+    """Autotuning's choices for the solve; the first does not spill in a loop, and little outside (benchmarks/results/kernels_static_*.md).
 
-    Some of the others spill registers, though not in the iteration, and may be faster: time decides. MERGE = 2 solves two tiles as one
-    and halves what the iteration reads (K = 128).
+    Of rounds at K = 128, tiles of 64 rows read half as much as the default's 32 but spill 750 bytes outside of loops: time decides.
     """
     plan = named_args | constants
-    gets = _gets(plan)
-
-    def fits(config: triton.Config) -> bool:
-        if plan["PRECISION"].startswith("fp16"):
-            small = plan["BK"] <= 64
-            if config.kwargs["MERGE"] == 2:
-                return not small and config.num_warps == 4
-            return config.num_warps == (4 if small else 8)
-        return config.kwargs["MERGE"] == 1 and (config.num_warps == 8 or plan["BK"] <= 64)
-
-    fitting = [c for c in configs if c.num_stages <= gets.most_stages and fits(c)]
-    # Of a second stage there is next to nothing to time.
-    return fitting[:1] if plan["AGAIN"] else fitting
+    gets, small = _gets(plan), plan["BK"] <= 64
+    if plan["PRECISION"].startswith("fp16"):
+        # A matrix instruction of sm_90 takes 64 rows; sm_80 would keep the operands of as many in registers.
+        tiles = [(32, 8), (64, 4)] if not small else [(64, 4)] if gets.wide else [(32, 4)]
+    else:
+        tiles = [(32, 8), (32, 4)] if small else [(16, 8)]
+    configs = [c for c in configs if c.num_stages <= gets.most_stages and (c.kwargs["BR"], c.num_warps) in tiles]
+    return sorted(configs, key=lambda c: (c.num_stages, tiles.index((c.kwargs["BR"], c.num_warps))))
 
 
 def forward_positions_block(kind: Gpu, dtype: torch.dtype) -> int:
