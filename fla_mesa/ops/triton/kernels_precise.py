@@ -23,6 +23,8 @@ from fla.ops.utils.op import exp2
 from fla_mesa.ops.triton.kernels_tile import attend, decay_mask, diagonal, dot_split, scale_rows, scrub, split
 
 AIM = tl.constexpr(0.9)  # of the tolerance, before the residual is computed anew
+# A restart that leaves more than this share of the residual has met the rounding errors of FINE: stop there.
+LEAST = tl.constexpr(0.9)
 
 
 @triton.jit
@@ -135,8 +137,7 @@ def solve_precise(
         b_r -= b_hx + b_lamb_again[None, :] * b_x
         tl.debug_barrier()
         b_rr = tl.sum(b_r * b_r / b_lamb_again[None, :], axis=1) + (b_rr - b_rr)
-        # A restart that no longer halves the residual has met the rounding errors of FINE: stop there.
-        b_active = (b_rr > b_target / AIM_SQUARED) & (b_rr < 0.25 * b_rr_before)
+        b_active = (b_rr > b_target / AIM_SQUARED) & (b_rr < LEAST * LEAST * b_rr_before)
         b_rr_before = b_rr
         b_p = tl.where(b_active[:, None], b_r / b_lamb_again[None, :], 0.0)
         n_active = tl.sum(b_active.to(tl.int32))
