@@ -29,7 +29,7 @@ from fla_mesa.eval.compare import folder as folders
 from fla_mesa.eval.compare.cell import Cell, CellResult
 from fla_mesa.eval.compare.display import Display, Estimate
 from fla_mesa.eval.compare.flags import PRESETS, read_preset
-from fla_mesa.eval.compare.paired import t_quantile
+from fla_mesa.eval.compare.paired import Difference, t_quantile
 from fla_mesa.eval.compare.plan import parse
 from fla_mesa.eval.compare.results import ModelResult
 from fla_mesa.eval.compare.run import _Runner
@@ -461,6 +461,19 @@ def test_loss_by_position_is_that_of_the_blocks(text, tmp_path, here):
     np.testing.assert_allclose(row["loss_in_ranges"]["32-63"]["mean"], np.mean(row["loss_by_position"][31:63]))
 
 
+def test_loss_by_position_ends_where_the_text_does(text, tmp_path, here):
+    """The validation text fills less than one block of 128 times the training length."""
+    flags = ("--models", "delta_net,gla", "--baseline", "gla", "--extrapolation", "128")
+    assert run(text, tmp_path, *flags) == 0
+    run_ = Trained(tmp_path / "cells/matched-gla/lr0.003-seed1", metrics_of(tmp_path, "gla"), 10**9)
+    (_, labels) = run_.validation(times=128)
+    last = int((labels >= 0).sum()) - 1
+    assert labels.shape == (1, 4096) and 512 < last < 4095
+    for row in report_of(tmp_path)["models"]:
+        assert len(row["loss_by_position"]) == last and min(row["loss_by_position"]) > 0
+        assert list(row["loss_in_ranges"])[0] == "1-15" and list(row["loss_in_ranges"])[-1].endswith(f"-{last}")
+
+
 # The children themselves
 
 
@@ -740,6 +753,14 @@ def test_differences_are_taken_over_pairs_of_runs(text, tmp_path, here):
     assert len(found["models"][0]["loss_by_position"]) == 2 * 32 - 1
     assert "## Differences from gla" in (tmp_path / "report.md").read_text()
     assert imread(tmp_path / "loss_difference.png").std() > 0.05
+
+
+def test_pairs_are_those_of_a_seed():
+    """Runs that could not be measured leave gaps, of other seeds in other models."""
+    assert Difference.of({2: 0.9, 3: 1.0}, {1: 0.3, 3: 1.0}) == Difference(0.0, None)
+    assert Difference.of({1: 0.9}, {2: 0.3}) is None
+    difference = Difference.of({3: 1.5, 1: 1.0, 2: 7.0}, {1: 0.5, 3: 0.5})
+    assert difference.mean == pytest.approx(0.75) and difference.half == pytest.approx(12.7062 * 0.25)
 
 
 @pytest.mark.parametrize(("freedom", "quantile"), [(1, 12.7062), (9, 2.2622), (11, 2.2010), (20, 2.0860), (60, 2.0003)])

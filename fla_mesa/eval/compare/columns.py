@@ -131,12 +131,17 @@ def loss(run: Trained) -> Value:
 
 @column("", digits(4))
 def loss_by_position(run: Trained) -> Value:
-    """Nats at positions 1, 2, ... of blocks that are ``run.extrapolation`` times as long as those of the training."""
+    """Nats at positions 1, 2, ... of blocks that are ``run.extrapolation`` times as long as those of the training.
+
+    It ends before the first position of which the validation data has no token: where there is less of it than a block.
+    """
     if not run.is_text:
         return None
     ids, labels = run.validation(times=run.extrapolation)
     with run.precision():
-        return quality.loss_by_position(run.model, ids, labels, max(1, run.eval_batch // run.extrapolation)).curve
+        return (
+            quality.loss_by_position(run.model, ids, labels, max(1, run.eval_batch // run.extrapolation)).curve or None
+        )
 
 
 # In-context regression: what is measured against the least error that can be expected
@@ -181,7 +186,8 @@ def loss_in_ranges(run: Trained) -> Value:
         return None
     ranges = quality.position_ranges(run.metrics.seq_len)
     while ranges[-1][1] <= len(curve):
-        ranges.append((ranges[-1][1], min(2 * ranges[-1][1], len(curve) + 1)))
+        ranges.append((ranges[-1][1], 2 * ranges[-1][1]))
+    ranges = [(a, min(b, len(curve) + 1)) for a, b in ranges if a <= len(curve)]
     return {quality.range_name((a, b)): statistics.fmean(curve[a - 1 : b - 1]) for a, b in ranges}
 
 

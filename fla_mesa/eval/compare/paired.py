@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 # 0.975 quantiles of Student's t by degrees of freedom, from 1; further ones by the expansion below, which is right to 2e-4 there.
@@ -30,10 +30,10 @@ class Difference:
     half: float | None
 
     @classmethod
-    def of(cls, values: Sequence[float], baseline: Sequence[float]) -> Difference:
-        """Of pairs in the same order."""
-        pairs = [a - b for a, b in zip(values, baseline, strict=True)]
-        if len(pairs) == 1:
-            return cls(pairs[0], None)
+    def of(cls, values: Mapping[int, float], baseline: Mapping[int, float]) -> Difference | None:
+        """Of values by seed; None if there is no seed that both have."""
+        pairs = [value - baseline[seed] for seed, value in values.items() if seed in baseline]
+        if len(pairs) < 2:
+            return cls(pairs[0], None) if pairs else None
         error = statistics.stdev(pairs) / math.sqrt(len(pairs))
         return cls(statistics.fmean(pairs), t_quantile(len(pairs) - 1) * error)

@@ -158,20 +158,26 @@ def _loss_curves(models: Sequence[ModelResult]) -> list[Panel]:
 View = Callable[[list[float]], tuple[list[float], list[float]]]
 
 
-def _by_position(models: Sequence[ModelResult], view: View) -> dict[str, tuple[list[float], list[tuple[float, ...]]]]:
-    """Of the models that have losses by position: some positions, and at each the values of all seeds."""
+def _by_position(models: Sequence[ModelResult], view: View) -> dict[str, tuple[list[float], list[dict[int, float]]]]:
+    """Of the models that have losses by position: some positions, and at each the values by seed."""
     found = {}
     for model in models:
-        curves = [COLUMNS["loss_by_position"].of(run) for run in model.trained]
-        views = [view(curve) for curve in curves if isinstance(curve, list)]
-        if views and len(views) == len(curves):
-            found[model.label] = (views[0][0], list(zip(*(values for _, values in views), strict=True)))
+        curves = {seed: COLUMNS["loss_by_position"].of(run) for seed, run in model.by_seed.items()}
+        views = {seed: view(curve) for seed, curve in curves.items() if isinstance(curve, list)}
+        if views and (at := next(iter(views.values()))[0]):
+            found[model.label] = (
+                at,
+                [{seed: values[i] for seed, (_, values) in views.items()} for i in range(len(at))],
+            )
     return found
 
 
 def _loss_by_position(models: Sequence[ModelResult], seq_len: int) -> list[Panel]:
     found = _by_position(models, _windows)
-    lines = {label: Line.of(at, [Spread.of(seeds) for seeds in values]) for label, (at, values) in found.items()}
+    lines = {
+        label: Line.of(at, [Spread.of(list(seeds.values())) for seeds in values])
+        for label, (at, values) in found.items()
+    }
     return [Panel(POSITION, LOSS, lines, log=True, mark=seq_len)] if lines else []
 
 
@@ -184,10 +190,11 @@ def _loss_difference(models: Sequence[ModelResult], seq_len: int, baseline: str 
             return []
         base, lines = found[baseline][1], {}
         for label, (at, values) in found.items():
-            if len(values[0]) == len(base[0]):
-                of = [Difference.of(own, others) for own, others in zip(values, base, strict=True)]
-                sure = label != baseline and len(values[0]) > 1
-                lines[label] = Line(at, [d.mean for d in of], [d.half or 0.0 for d in of] if sure else None)
+            pairs = [Difference.of(own, others) for own, others in zip(values, base, strict=False)]
+            of = [pair for pair in pairs if pair is not None]
+            if len(of) == len(at):
+                halves = [d.half for d in of if d.half is not None]
+                lines[label] = Line(at, [d.mean for d in of], halves if label != baseline and halves else None)
         name = f"{what} less {baseline}'s (nats a token)"
         panels.append(Panel(POSITION, name, lines, log=True, mark=seq_len, limits=_within(lines, seq_len)))
     return panels

@@ -65,9 +65,8 @@ class Shown(tables.Column[ModelResult]):
         return cls(column.heading.format(key), value, column.text, column.better, column.name, key)
 
     def difference(self, model: ModelResult, base: ModelResult) -> Difference | None:
-        """Between two models, over pairs of runs; None where one of them has no value."""
-        values, others = (of.values(self.name, self.key) for of in (model, base))
-        return Difference.of(values, others) if values and len(values) == len(others) else None
+        """Between two models, over the pairs of runs in which both have a value; None if there is none."""
+        return Difference.of(model.values(self.name, self.key), base.values(self.name, self.key))
 
 
 def shown_columns(report: Report, kind: str) -> list[Shown]:

@@ -58,15 +58,20 @@ class ModelResult:
         return self.runs[0].cell.point if self.runs else None
 
     @property
-    def trained(self) -> list[Trained]:
+    def by_seed(self) -> dict[int, Trained]:
         """The finished runs, as columns take them."""
-        return [result.run for result in self.runs if result.run is not None]
+        return {result.cell.seed: result.run for result in self.runs if result.run is not None}
 
-    def values(self, name: str, key: str = "") -> list[float]:
-        """The values of a column under a key, one for each run that has one."""
-        found = [COLUMNS[name].of(run) for run in self.trained]
-        picked = [value.get(key) if isinstance(value, dict) else value for value in found]
-        return [value for value in picked if isinstance(value, float | int)]
+    @property
+    def trained(self) -> list[Trained]:
+        """The same without their seeds."""
+        return list(self.by_seed.values())
+
+    def values(self, name: str, key: str = "") -> dict[int, float]:
+        """The values of a column under a key by seed, of the runs that have one."""
+        found = {seed: COLUMNS[name].of(run) for seed, run in self.by_seed.items()}
+        picked = {seed: value.get(key) if isinstance(value, dict) else value for seed, value in found.items()}
+        return {seed: value for seed, value in picked.items() if isinstance(value, float | int)}
 
     def spread(self, name: str, key: str = "") -> Spread | None:
         """The value of a column under a key, over the runs; None if there is none."""

@@ -39,7 +39,9 @@ def write(reports: Sequence[Report], folder: Path) -> str:
     for size in sizes if len(tasks) > 1 else ():
         of_tasks = [found[head] for plan, head in each if plan.size == size]
         found["average" if len(sizes) == 1 else f"average, {size}"] = _averages(of_tasks)
-    spreads = {head: {model: Spread.of(values) for model, values in of.items()} for head, of in found.items()}
+    spreads = {
+        head: {model: Spread.of(list(seeds.values())) for model, seeds in of.items()} for head, of in found.items()
+    }
     judge = COLUMNS.get(quality[0]) if quality else None
     better, text = (MORE, digits(4)) if judge is None else (judge.better, judge.text)
     columns = [
@@ -61,9 +63,11 @@ def write(reports: Sequence[Report], folder: Path) -> str:
     return table.markdown(bold=False)
 
 
-def _averages(tasks: Sequence[Mapping[str, Sequence[float]]]) -> dict[str, list[float]]:
-    """Over all tasks, of each seed of the models that have finished them all."""
-    models = [model for model in tasks[0] if all(model in of for of in tasks)]
-    return {
-        model: [statistics.fmean(seed) for seed in zip(*(of[model] for of in tasks), strict=True)] for model in models
-    }
+def _averages(tasks: Sequence[Mapping[str, Mapping[int, float]]]) -> dict[str, dict[int, float]]:
+    """Over all tasks, of the models and seeds that have finished them all."""
+    averages = {}
+    for model in tasks[0]:
+        of_tasks = [of.get(model, {}) for of in tasks]
+        seeds = [seed for seed in of_tasks[0] if all(seed in of for of in of_tasks)]
+        averages[model] = {seed: statistics.fmean(of[seed] for of in of_tasks) for seed in seeds}
+    return {model: seeds for model, seeds in averages.items() if seeds}

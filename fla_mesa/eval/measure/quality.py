@@ -51,8 +51,9 @@ class PositionLosses:
 
     @property
     def curve(self) -> list[float]:
-        """Nats a scored token at positions 1, 2, ..."""
-        return (self.nats / self.tokens.clamp(min=1)).tolist()
+        """Nats a scored token at positions 1, 2, ..., up to the last before the first where nothing is scored."""
+        scored = int((self.tokens > 0).long().cumprod(0).sum())
+        return (self.nats / self.tokens)[:scored].tolist()
 
     def between(self, first: int, end: int) -> float | None:
         """Nats a scored token at positions first to end - 1; None if nothing is scored there."""
