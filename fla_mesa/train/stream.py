@@ -107,5 +107,5 @@ def raise_if_ended(trainer: Trainer, end: StopAtItsEnd, name: str) -> None:
     raise UserError(
         f"data: the stream {name} ended after {read[0].tokens:,} tokens of {read[0].documents:,} documents{passes}, enough for "
         f"{state.global_step:,} of {state.max_steps:,} steps (max_steps) of {stream.rows} x {stream.seq_len} tokens; "
-        "to continue, pass --resume and a larger --num_train_epochs"
+        "to continue, pass a larger --num_train_epochs, to fla-mesa train with --resume"
     )

@@ -471,7 +471,8 @@ def test_loss_by_position_ends_where_the_text_does(text, tmp_path, here):
     assert labels.shape == (1, 4096) and 512 < last < 4095
     for row in report_of(tmp_path)["models"]:
         assert len(row["loss_by_position"]) == last and min(row["loss_by_position"]) > 0
-        assert list(row["loss_in_ranges"])[0] == "1-15" and list(row["loss_in_ranges"])[-1].endswith(f"-{last}")
+        first, *_, final = row["loss_in_ranges"]
+        assert first == "1-15" and final.endswith(f"-{last}")
 
 
 # The children themselves

@@ -1,6 +1,7 @@
 """`--streaming`: a run goes on at the very next block, ranks share the blocks that one would see, and the end of the data is said."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -125,7 +126,7 @@ def test_the_end_of_the_stream_is_said_and_more_passes_go_on(flags, folder, tmp_
         f"ended after {stream.read.tokens:,} tokens of {stream.read.documents} documents, enough for {steps} of 20 steps"
         in said
     )
-    assert "to continue, pass --resume and a larger --num_train_epochs" in said
+    assert "to continue, pass a larger --num_train_epochs, to fla-mesa train with --resume" in said
     assert not (run / "metrics.json").exists() and run_folder.latest_checkpoint(run) == run / f"checkpoint-{steps}"
     status = read_status(run)
     assert status is not None and (status.state, status.step) == ("failed", steps) and "ended after" in status.reason
@@ -191,3 +192,18 @@ def test_a_comparison_of_streams(folder, tmp_path):
     assert command(["compare", *map(str, [*settings, *STREAM])]) == 0
     report = json.loads((tmp_path / "run" / "report.json").read_text())
     assert report["models"][0]["bits_per_byte"] is not None and report["models"][0]["loss_by_position"]
+
+
+def test_a_comparison_whose_stream_ends_goes_on_with_more_passes(folder, tmp_path):
+    from fla_mesa.cli import main as command
+
+    settings = ["--data", folder, "--output_dir", tmp_path / "run", "--models", "mesanet", "--config_overrides", TINY]
+    settings += ["--seq_len", 32, "--max_steps", 20, "--per_device_train_batch_size", 4, "--position_tokens", 64]
+    settings += [*STREAM, "--save_steps", 5]
+    assert command(["compare", *map(str, settings)]) == 1
+    assert "to continue, pass a larger --num_train_epochs" in (tmp_path / "run" / "report.md").read_text()
+    assert command(["compare", *map(str, settings), "--num_train_epochs", "3"]) == 0
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert report["run"]["steps"] == 20 and not report["models"][0]["failures"]
+    (log,) = (tmp_path / "run" / "cells").glob("*/*.train.log")
+    assert re.search(r"going on from .*checkpoint-15\n", log.read_text())

@@ -159,11 +159,13 @@ def _plan(given: Values, folder: Path) -> Plan:
 
 
 def _fixed(given: Values, settings: training.RecipeSettings, arguments: training.RecipeArguments) -> Values:
+    # max_steps says how long a stream trains: one that ended before goes on with more passes.
+    free = _FREE | {"num_train_epochs"} if settings.streaming else _FREE
     return {
         "parametrization": given["parametrization"],
         **{flag: flags.number(flag, given[flag]) for flag in ("position_tokens", "extrapolation")},
-        **{name: value for name, value in asdict(settings).items() if name not in _FREE},
-        **{name: value for name, value in arguments.to_sanitized_dict().items() if name not in _FREE},
+        **{name: value for name, value in asdict(settings).items() if name not in free},
+        **{name: value for name, value in arguments.to_sanitized_dict().items() if name not in free},
     }
 
 

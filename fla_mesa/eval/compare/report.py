@@ -156,7 +156,7 @@ def as_json(report: Report) -> dict[str, object]:
 
 
 def notes(report: Report) -> dict[str, str]:
-    """Where a model differs from MesaNet in more than the rule, by its label."""
+    """What is to be known of a model beside the rest: its rule if they are matched, else where more than the rule differs."""
     names = {model.label: model.variant.zoo_name for model in report.models}
     return {label: zoo.NOTES[name] for label, name in names.items() if name in zoo.NOTES}
 
@@ -192,7 +192,12 @@ def sections(report: Report, shown: Sequence[Picture]) -> list[Section]:
     if report.failures:
         found.append(Section("Runs that did not finish", ["\n".join(report.failures)]))
     if differ_by := notes(report):
-        found.append(Section("Where models differ from MesaNet in more than the rule", [listed(differ_by)]))
+        head = (
+            "The rules"
+            if plan.parametrization == "matched"
+            else "Where models differ from MesaNet in more than the rule"
+        )
+        found.append(Section(head, [listed(differ_by)]))
     return [*found, Section("How it was measured", [circumstances(report)])]
 
 
