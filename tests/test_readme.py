@@ -72,7 +72,7 @@ def test_the_demos_table_is_that_of_the_results():
 
 
 def test_the_comparisons_table_is_that_of_the_results():
-    report = json.loads((RESULTS / "text_2026-11-27" / "report.json").read_text())
+    report = json.loads((RESULTS / "text_2026-11-28" / "report.json").read_text())
     spans = ("1-15", "256-511", "1024-2047")
     written = []
     for m in report["models"]:
