@@ -88,6 +88,27 @@ def test_the_comparisons_table_is_that_of_the_results():
     assert rows(TEXT[TEXT.index("## Is it worth it?") :], "model") == written
 
 
+def differences(folder: str, decimals: int) -> dict[str, str]:
+    """By model: bits per byte less the baseline's, with the interval where there are several seeds."""
+    found = {}
+    for m in json.loads((RESULTS / folder / "report.json").read_text())["models"]:
+        if less := (m["difference"] or {}).get("bits per byte"):
+            half = f" ± {less['half']:.{decimals}f}" if less["half"] is not None else ""
+            found[m["model"]] = f"{less['mean']:.{decimals}f}{half}"
+    return found
+
+
+def test_what_flas_gradients_and_fewer_steps_cost_is_that_of_the_results():
+    of_solver = differences("fla_solver_2026-11-28", 3)
+    large, small = (of_solver[f"mesanet@backend=fla_solver{end}"] for end in ("_32nd", ""))
+    assert f"cost {large} bits" in TEXT and f"of 2,048 ({small})" in TEXT
+    of_steps = differences("cg_steps_2026-11-28", 2)
+    one, two, five = (of_steps[f"mesanet@max_cg_step_training={n}"] for n in (1, 2, 5))
+    assert one == two and f"one or two {one} bits" in " ".join(TEXT.split()) and float(five) == 0
+    report = json.loads((RESULTS / "text_2026-11-28" / "report.json").read_text())
+    assert f"{report['models'][0]['iterations']['mean']:.1f} solver steps" in " ".join(TEXT.split())
+
+
 def test_the_regressions_errors_are_those_of_the_results():
     report = json.loads((RESULTS / "regression_2x64_2026-11-27" / "report.json").read_text())
     above = {m["model"]: m["error_over_optimum"]["mean"] for m in report["models"]}
