@@ -16,6 +16,17 @@ class UserError(ValueError):
     """A mistake in a setting, a file or an installation. The message names it, says what was received and what is allowed."""
 
 
+class HubUnreachable(UserError):
+    """What was asked for is on the Hugging Face hub, which cannot be reached, and no copy of it is here."""
+
+
+def to_reach_hub() -> str:
+    """What to do about it."""
+    from huggingface_hub.constants import HF_HUB_OFFLINE
+
+    return "connect to the network" + (" and unset HF_HUB_OFFLINE" if HF_HUB_OFFLINE else "")
+
+
 @contextmanager
 def mistakes_of(*kinds: type[Exception], prefix: str = "") -> Iterator[None]:
     """Turns errors of these kinds raised inside the block into :class:`UserError`.

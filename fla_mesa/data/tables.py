@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeVar, cast
 
 from fla_mesa.data.holdout import ENOUGH, FRACTION, cut_tail
 from fla_mesa.data.packing import Corpus
-from fla_mesa.errors import UserError
+from fla_mesa.errors import HubUnreachable, UserError, to_reach_hub
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict, IterableDatasetDict
@@ -238,19 +238,17 @@ def load_hub(name: str, config: str | None, **options) -> "DatasetDict | Iterabl
     """The splits of a hub dataset.
 
     Raises:
-        UserError: It cannot be loaded; the message says what to do.
+        HubUnreachable: There is no network; the message says what to do.
+        UserError: It cannot be loaded for another reason.
     """
     try:
         return load(name, name, name=config, **options)
     except UserError as error:
-        from datasets.config import HF_HUB_OFFLINE
-
         what = f"data: {name!r} is no source of this package and no file or folder here, and the Hugging Face hub could not give it"
         if not isinstance(error.__cause__, ConnectionError):
             raise UserError(f"{what} as a data set of that name: {error}") from error
-        raise UserError(
-            f"{what}, because it could not be reached ({error.__cause__}): connect to the network"
-            + (" and unset HF_HUB_OFFLINE" if HF_HUB_OFFLINE else "")
+        raise HubUnreachable(
+            f"{what}, because it could not be reached ({error.__cause__}): {to_reach_hub()}"
             + ("" if options.get("streaming") else ", once, after which HF_HOME keeps the data")
             + "; or copy its parquet or JSON files here and name their folder in --data"
         ) from error

@@ -2,19 +2,23 @@
 
 import hashlib
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
-from typing import cast
+from typing import TypeVar, cast
 
+from huggingface_hub.errors import LocalEntryNotFoundError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from fla_mesa.data import tables, text_files
 from fla_mesa.data.packing import TokenBlocks, describe, tokenize
 from fla_mesa.data.request import DataRequest, Splits
 from fla_mesa.data.tokenizer import byte_tokenizer
-from fla_mesa.errors import UserError
+from fla_mesa.errors import HubUnreachable, UserError, to_reach_hub
 
 TEXT_SEQ_LEN = 256
 BYTE_TOKENIZER = "bytes"
+
+Data = TypeVar("Data")
 
 
 def on_disk(spec: str, request: DataRequest) -> Path | None:
@@ -70,14 +74,39 @@ def load_tokenizer(name: str | None) -> PreTrainedTokenizerBase:
     """The byte tokenizer (`bytes`), or a tokenizer from a folder or the hub.
 
     Raises:
-        UserError: It cannot be loaded.
+        HubUnreachable: It is on the hub, and there is no network; the message says what to do.
+        UserError: It cannot be loaded for another reason.
     """
     if name in (None, BYTE_TOKENIZER):
         return byte_tokenizer()
     try:
         return AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError) as error:
-        raise UserError(f"tokenizer: {name!r} cannot be loaded: {error}") from error
+        if not isinstance(error.__cause__, LocalEntryNotFoundError):
+            raise UserError(f"tokenizer: {name!r} cannot be loaded: {error}") from error
+        raise HubUnreachable(
+            f"tokenizer: {name!r} is no folder here, and the Hugging Face hub, where it may be, could not be reached: {to_reach_hub()}, once, "
+            f"after which HF_HOME keeps it; or save it where there is a network, AutoTokenizer.from_pretrained({name!r})"
+            ".save_pretrained(FOLDER), copy the folder here and name it in --tokenizer"
+        ) from error
+
+
+def with_tokenizer(name: str | None, open_data: Callable[[], Data]) -> tuple[PreTrainedTokenizerBase, Data]:
+    """The tokenizer, and what `open_data` returns.
+
+    Raises:
+        HubUnreachable: There is no network; where both are on the hub, the message is about both.
+        UserError: One of them cannot be had for another reason.
+    """
+    try:
+        tokenizer = load_tokenizer(name)
+    except HubUnreachable as missing:
+        try:
+            open_data()
+        except HubUnreachable as other:
+            raise HubUnreachable(f"{missing}\n{other}") from missing
+        raise
+    return tokenizer, open_data()
 
 
 def load_text(request: DataRequest) -> Splits:
@@ -87,8 +116,7 @@ def load_text(request: DataRequest) -> Splits:
         UserError: A file or an option is wrong; the message names it.
     """
     seq_len = TEXT_SEQ_LEN if request.seq_len is None else request.seq_len
-    tokenizer = load_tokenizer(request.tokenizer)
-    found = _find(request.spec, request)
+    tokenizer, found = with_tokenizer(request.tokenizer, lambda: _find(request.spec, request))
     other = found if request.validation is None else _find(request.validation, request)
     if request.text_column is not None and not isinstance(found, tables.Table) and not isinstance(other, tables.Table):
         raise UserError(f"text_column: {request.spec} is plain text and has no columns, got {request.text_column!r}")

@@ -12,7 +12,7 @@ from fla_mesa.data import tables, text_files
 from fla_mesa.data.block_stream import BlockStream, document_key
 from fla_mesa.data.packing import DOCUMENTS_A_CALL, Corpus, Encoder, TokenBlocks, describe, encoder, tokenize
 from fla_mesa.data.request import DataRequest, Splits
-from fla_mesa.data.text import TEXT_SEQ_LEN, load_tokenizer, on_disk
+from fla_mesa.data.text import TEXT_SEQ_LEN, on_disk, with_tokenizer
 from fla_mesa.errors import UserError
 
 if TYPE_CHECKING:
@@ -62,9 +62,8 @@ def load_stream(request: DataRequest) -> Splits:
     """
     assert request.streaming is not None
     seq_len = TEXT_SEQ_LEN if request.seq_len is None else request.seq_len
-    tokenizer = load_tokenizer(request.tokenizer)
+    tokenizer, found = with_tokenizer(request.tokenizer, lambda: _open(request.spec, request))
     encode = encoder(tokenizer)
-    found = _open(request.spec, request)
     wanted = request.streaming.held_out_tokens
     if request.validation is not None:
         other = _open(request.validation, request)

@@ -217,3 +217,22 @@ def test_a_data_set_of_the_hub_without_network():
         load("someone/corpus")
     with pytest.raises(ValueError, match=rf"{said}, once, after which HF_HOME keeps the data; or copy"):
         load_data(DataRequest("someone/corpus", say=quiet))
+
+
+def test_a_tokenizer_of_the_hub_without_network(tmp_path):
+    said = "tokenizer: 'some_tokenizer' is no folder here, .* could not be reached: connect to the network and "
+    said += "unset HF_HUB_OFFLINE, once, .*HF_HOME keeps it; or save it where there is a network, "
+    said += ".*copy the folder here and name it in --tokenizer"
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"text": "a b c"}\n')
+    for streaming in (None, Streaming()):
+        with pytest.raises(ValueError, match=f"^{said}$"):
+            load_data(DataRequest(str(rows), tokenizer="some_tokenizer", streaming=streaming, say=quiet))
+        # Both at once, so that one journey to the network is enough.
+        with pytest.raises(
+            ValueError, match=rf"^{said}\ndata: 'someone/corpus' is no source .* name their folder in --data$"
+        ):
+            load_data(DataRequest("someone/corpus", tokenizer="some_tokenizer", streaming=streaming, say=quiet))
+    with pytest.raises(ValueError, match="cannot be loaded") as error:  # a folder that holds none is another mistake
+        load_data(DataRequest(str(rows), tokenizer=str(tmp_path), say=quiet))
+    assert "network" not in str(error.value)
