@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -29,12 +30,13 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Training:
-    """A job for :class:`Worker`: settings of `fla-mesa train` by name."""
+    """A job for :class:`Worker`: settings of `fla-mesa train` by name. Its output begins with the command that does the same."""
 
     values: Mapping[str, Any]
 
     def __call__(self) -> int:
         line = ["fla-mesa", "train", *plugins.flags(), *settings.words(self.values)]
+        print(shlex.join(line), flush=True)
         return command.train(*settings.build(self.values), line=line)
 
 

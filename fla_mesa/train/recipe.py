@@ -125,6 +125,8 @@ def prepare(
         OSError: A file cannot be read.
     """
     say = say if arguments.process_index == 0 else lambda _: None
+    if arguments.about_idle_gpus:
+        say(arguments.about_idle_gpus)
     output = Path(str(arguments.output_dir))
     stored = _open_folder(output, settings, arguments)
     if stored is not None:

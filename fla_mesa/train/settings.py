@@ -210,6 +210,9 @@ class RecipeArguments(TrainingArguments):
             self.lr_scheduler_kwargs = {"min_lr_rate": 0.1}
         with mistakes_of(ValueError, TypeError, RuntimeError, ImportError):  # transformers' own checks
             super().__post_init__()
+        # In one process with several GPUs transformers would use DataParallel, and the batch would grow with them.
+        self.idle_gpus = max(0, self.n_gpu - 1)
+        self._n_gpu = min(1, self.n_gpu)
         if self.shard:
             self._check_shard()
 
@@ -218,6 +221,16 @@ class RecipeArguments(TrainingArguments):
             _check(not getattr(self, name), f"shard, {name}", "both", "one of the two")
         if self.world_size == 1:
             raise UserError("shard: needs several processes: torchrun --nproc_per_node N -m fla_mesa train --shard ...")
+
+    @property
+    def about_idle_gpus(self) -> str | None:
+        """A sentence where there are GPUs that one process leaves idle."""
+        if not self.idle_gpus:
+            return None
+        return (
+            f"of {self.idle_gpus + 1} GPUs one process trains on one: torchrun --nproc_per_node {self.idle_gpus + 1} -m fla_mesa train ... "
+            "uses all; a step then takes the sequences of all processes together"
+        )
 
     @property
     def sequences_per_step(self) -> int:

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import fields
+from functools import cached_property
 
 import pytest
 from transformers import TrainingArguments
@@ -9,6 +10,7 @@ from transformers import TrainingArguments
 from fla_mesa.models import zoo
 from fla_mesa.train import overrides
 from fla_mesa.train.command import main
+from fla_mesa.train.recipe import prepare
 from fla_mesa.train.settings import RecipeSettings, parse
 
 
@@ -57,6 +59,29 @@ def test_flags_of_transformers_arrive():
 
 def test_float32_on_a_cpu():
     assert parse(["--use_cpu"])[1].bf16 is False
+
+
+def test_one_process_trains_on_one_of_several_gpus_with_its_own_batch(monkeypatch, tmp_path):
+    """transformers counts the GPUs where it sets up the devices, and multiplies the batch by them."""
+    alone, set_up = parse([])[1], TrainingArguments._setup_devices.func
+
+    def with_eight(arguments):
+        device = set_up(arguments)
+        arguments._n_gpu = 8
+        return device
+
+    eight = cached_property(with_eight)
+    eight.__set_name__(TrainingArguments, "_setup_devices")
+    monkeypatch.setattr(TrainingArguments, "_setup_devices", eight)
+    assert TrainingArguments(output_dir=str(tmp_path)).train_batch_size == 8 * 8  # as it would be
+    settings, arguments = parse(["--gradient_accumulation_steps", "2", "--output_dir", str(tmp_path / "run")])
+    assert arguments.n_gpu == 1 and arguments.train_batch_size == 8 and arguments.sequences_per_step == 16
+    assert alone.about_idle_gpus is None
+    said = []
+    prepared = prepare(settings, arguments, say=said.append)
+    assert prepared.description["sequences_per_step"] == 16 and arguments.n_gpu == 1
+    assert said[0].startswith("of 8 GPUs one process trains on one: torchrun --nproc_per_node 8 -m fla_mesa train")
+    assert sum("GPU" in line for line in said) == 1
 
 
 def test_unknown_flags_are_refused_with_a_guess(capsys):

@@ -13,6 +13,7 @@ import itertools
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from fla_mesa.errors import UserError
 from fla_mesa.eval.compare import columns
 from fla_mesa.eval.compare.plan import Plan, Point
 from fla_mesa.eval.compare.variants import Variant
@@ -40,6 +41,11 @@ class Cell:
     @property
     def folder(self) -> Path:
         return self.plan.folder / "cells" / self.variant.folder_name / f"{self.point.name}-seed{self.seed}"
+
+    @property
+    def sequences_per_step(self) -> int:
+        """Of its training, which is one process on one device."""
+        return self.plan.training["per_device_train_batch_size"] * self.plan.training["gradient_accumulation_steps"]
 
     def log(self, stage: str) -> Path:
         """Not in the cell's folder: a training takes no folder that holds other files."""
@@ -89,7 +95,12 @@ def set_aside_unreadable(cell: Cell) -> list[str]:
 
 
 def stored(cell: Cell) -> CellResult | None:
-    """What earlier commands left of a cell; None if it has to be trained. Raises Unreadable."""
+    """What earlier commands left of a cell, `fla-mesa train` among them; None if it has to be trained.
+
+    Raises:
+        Unreadable: A file is not whole.
+        UserError: It was trained on batches of another size.
+    """
     outcome = read_json_if_there(cell.folder / OUTCOME_FILE)
     if outcome is not None and outcome.get("status") == "diverged":
         return CellResult(cell, Outcome(**outcome), found=True)
@@ -97,6 +108,12 @@ def stored(cell: Cell) -> CellResult | None:
         metrics = Metrics.read(cell.folder)
     except FileNotFoundError:
         return None
+    rows, planned = metrics.everything["sequences_per_step"], cell.sequences_per_step
+    if rows != planned:
+        raise UserError(
+            f"output_dir: the run in {cell.folder} took {rows} sequences a step, and this comparison takes {planned}: remove it, or name "
+            "another folder"
+        )
     measured = read_json_if_there(cell.folder / MEASURED_FILE) or {}
     tokens, extrapolation = (cell.plan.fixed[name] for name in ("position_tokens", "extrapolation"))
     run = Trained(cell.folder, metrics, tokens, extrapolation, measured)

@@ -18,6 +18,7 @@ from fla_mesa.eval.compare.results import Report, summarize
 from fla_mesa.eval.compare.run import run
 from fla_mesa.train.interrupt import Interrupted, signals_to
 from fla_mesa.train.recipe import data_request
+from fla_mesa.train.settings import build
 from fla_mesa.train.worker import Worker
 
 
@@ -40,6 +41,8 @@ def compare(plans: list[Plan], line: list[str]) -> tuple[int, list[Report]]:
     Returns:
         The exit code, and the reports that were written.
     """
+    if note := build(plans[0].training)[1].about_idle_gpus:
+        print(note, file=sys.stderr)
     for plan in plans:  # what is wrong with the data is said once, and now
         load_data(data_request(plan.settings, say=lambda _: None))
     for plan in plans:
