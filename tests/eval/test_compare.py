@@ -7,10 +7,14 @@ import io
 import json
 import os
 import re
+import shlex
+import shutil
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,7 +23,8 @@ from matplotlib.image import imread
 from rich.console import Console
 
 from fla_mesa import cli
-from fla_mesa.data import synthetic
+from fla_mesa.data import regression, synthetic
+from fla_mesa.data.text import TEXT_SEQ_LEN
 from fla_mesa.data.tokenizer import byte_tokenizer
 from fla_mesa.eval.compare import cell as cells
 from fla_mesa.eval.compare import columns, pictures, suite
@@ -40,10 +45,11 @@ from fla_mesa.models import zoo
 from fla_mesa.report import tables
 from fla_mesa.report.tables import MORE, Spread, digits, whole
 from fla_mesa.train import attempt
+from fla_mesa.train import command as train_command
 from fla_mesa.train.attempt import Outcome
 from fla_mesa.train.interrupt import Interrupted
 from fla_mesa.train.overrides import split_outside_brackets
-from fla_mesa.train.recipe import prepare
+from fla_mesa.train.recipe import make_config, prepare
 from fla_mesa.train.settings import build, words
 from fla_mesa.train.settings import parse as parse_training
 from fla_mesa.train.worker import Worker
@@ -692,12 +698,6 @@ def test_presets_are_overridden_by_flags():
     assert plan.learning_rates == (1e-3,) and plan.training["max_steps"] == plan.fixed["max_steps"] == 7
     assert plan.baseline == "mesanet"
     assert [plan.size for plan in parse(["--preset", "mqar"])] == ["2x32", "2x64", "2x128"]
-    large, medium = (parse(["--preset", f"paper-text-{size}"])[0] for size in ("940M", "440M"))
-    assert (large.size, medium.size, large.learning_rates) == ("940M", "440M", (3e-3, 2.5e-3, 2e-3, 1.5e-3, 1e-3))
-    for plan in (large, medium):  # like the one for 140M, and that like paper-text
-        batch = plan.training["per_device_train_batch_size"] * plan.training["gradient_accumulation_steps"]
-        assert batch == 256 and plan.settings.seq_len == 2048 and plan.settings.tokenizer == "gpt2"
-        assert [v.label for v in plan.variants] == read_preset("paper-text")["models"].split(",")
     (plan,) = parse(["--preset", "paper-text-940M", "--data", "stdlib"])
     assert plan.settings.data_config is None  # that of the preset's data
     (plan,) = parse(["--preset", "demo", "--models", "gla,delta_net"])
@@ -712,18 +712,123 @@ def test_presets_are_overridden_by_flags():
     assert (plan.size, plan.settings.data, str(plan.folder)) == ("tiny", "stdlib", "runs/mqar")
 
 
+SIX = "mesanet,gated_deltanet,delta_net,gla,mamba2,transformer"
+NINE = "mesanet,gated_deltanet,delta_net,gla,mamba2,xlstm,hawk,hawk_mesa,transformer"  # of the paper's tables 8 and 9
+TEN = NINE.replace("transformer", "gka,transformer")
+STEPS = ",".join(["mesanet", *(f"mesanet@max_cg_step_training={steps}" for steps in (1, 2, 5, 10, 50))])
+WINDOWS = ",".join(["transformer", *(f"swa@window_size={size}" for size in (4, 16, 64, 256, 1024)), "mesanet"])
+PAPER = ((3e-3, 2.5e-3, 2e-3, 1.5e-3, 1e-3), (0.1,))  # its table 8, 15 billion tokens
+# What each preset is: models; sizes; rates and weight decays; seeds, and how many of them run the grid; steps, sequences of a step, and
+# tokens of a run on each task, in millions; runs in all.
+IS = {
+    "cg-steps": (STEPS, "tiny", ((3e-3,), (0.1,)), (3, 3), (1000, 4, [2.05]), 18),
+    "demo": (SIX, "tiny", ((3e-3,), (0.1,)), (1, 1), (220, 4, [0.23]), 6),
+    "mad": (
+        NINE, "2x128", ((3e-3, 1e-3, 5e-4, 1e-4), (0.1, 0.01)), (1, 1), (2000, 32, [8.19, 8.19, 8.19, 2.11, 4.03, 16.45]), 432,
+    ),
+    "mqar": (SIX, "2x32,2x64,2x128", ((1e-2,), (0.1,)), (1, 1), (600, 32, [1.23]), 18),
+    "paper-text": (TEN, "tiny", ((1e-3, 3e-3, 1e-2), (0.1,)), (3, 1), (1000, 4, [2.05]), 50),
+    "paper-text-140M": (TEN, "140M", PAPER, (1, 1), (28610, 256, [14999.88]), 50),
+    "paper-text-440M": (TEN, "440M", PAPER, (1, 1), (28610, 256, [14999.88]), 50),
+    "paper-text-940M": (TEN, "940M", PAPER, (1, 1), (28610, 256, [14999.88]), 50),
+    "regbench": (NINE, "2x256", ((1e-4, 2.5e-4, 1e-3), (0.1, 0.01)), (1, 1), (2000, 32, [60.74]), 54),
+    "regression": (SIX, "2x64", ((1e-3, 3e-3), (0.1,)), (1, 1), (2000, 64, [8.19, 8.19]), 24),
+    "swa": (WINDOWS, "tiny", ((3e-3,), (0.1,)), (1, 1), (500, 2, [2.05]), 7),
+}  # fmt: skip
+
+
+def columns_of(plan) -> int:
+    """Tokens of a training sequence."""
+    source = plan.settings.data
+    if source.partition(":")[0] == regression.NAME:
+        return regression.Regression.parse(source).length
+    is_text = source == "stdlib" or plan.settings.streaming
+    return plan.settings.seq_len or TEXT_SEQ_LEN if is_text else synthetic.get(source).max_length
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_what_every_preset_is(name):
+    models, sizes, (rates, decays), (seeds, of_grid), (steps, rows, tokens), runs = IS[name]
+    plans, of_tasks = parse(["--preset", name]), {}
+    for plan in plans:
+        assert ",".join(variant.label for variant in plan.variants) == models and plan.parametrization == "matched"
+        assert (plan.learning_rates, plan.weight_decays) == (rates, decays)
+        assert (plan.seeds, len(plan.grid_seeds)) == (tuple(range(1, seeds + 1)), of_grid)
+        assert plan.baseline == ("transformer" if name == "swa" else "mesanet")
+        _, arguments = build(plan.training)
+        assert (arguments.max_steps, arguments.sequences_per_step) == (steps, rows)
+        of_tasks[plan.settings.data] = round(steps * rows * columns_of(plan) / 1e6, 2)
+        warm_up, ends = 2000 if "M" in name else 0.05, {"mad": 1e-5, "regbench": 2.5e-5}
+        schedule = {"min_lr": ends[name]} if name in ends else {"min_lr_rate": 0.1}
+        assert arguments.warmup_steps == warm_up and arguments.lr_scheduler_kwargs == schedule
+        assert (arguments.adam_beta1, arguments.adam_beta2) == (0.9, 0.99 if name == "regbench" else 0.98)
+        # Every gate that can start elsewhere starts over the heads; heads are of the paper's size.
+        for variant in plan.variants:
+            changes = json.loads(variant.overrides)
+            has_gate = variant.architecture not in ("delta_net", "hawk", "transformer", "swa")
+            assert changes.get("gamma_init") == ([0.5, 0.98] if has_gate else None)
+            heads = {"mad": (8, 16), "regbench": (2, 128)}.get(name, (None, None))
+            assert (changes.get("num_heads"), changes.get("head_dim")) == heads
+    assert [plan.size for plan in plans] == sizes.split(",") * len(of_tasks) and list(of_tasks.values()) == tokens
+    assert sum(len(plan.variants) * (len(plan.grid) * of_grid + seeds - of_grid) for plan in plans) == runs
+    # What the documentation says of it.
+    table = (Path(__file__).parents[2] / "docs/comparing.md").read_text()
+    (row,) = (line for line in table.splitlines() if line.startswith(f"| `{name}` |"))
+    assert [cell.strip() for cell in row.split("|")][3:-1] == [f"{runs}", f"{steps:,}", millions(tokens)]
+
+
+def millions(tokens: list[float]) -> str:
+    """As the documentation writes tokens: of one task, or of the least and the most."""
+    if tokens[0] > 1000:
+        return f"{tokens[0] / 1000:.0f} billion"
+    least, most = f"{min(tokens):.1f}", f"{max(tokens):.1f}"
+    return f"{least if least == most else f'{least} to {most}'} million"
+
+
+@pytest.mark.parametrize("size", ["140M", "440M", "940M"])
+def test_the_paper_s_text_presets_are_the_paper_s_training(size):
+    """Appendix G of arXiv 2506.05233."""
+    (plan,) = parse(["--preset", f"paper-text-{size}"])
+    settings, arguments = build(plan.training)
+    assert (settings.seq_len, settings.tokenizer, settings.streaming) == (2048, "gpt2", True)
+    assert 15e9 - 2e5 < arguments.max_steps * arguments.sequences_per_step * settings.seq_len <= 15e9
+    assert (arguments.weight_decay, arguments.adam_epsilon, arguments.max_grad_norm) == (0.1, 1e-8, 1.0)
+    assert plan.fixed["extrapolation"] == 16  # 32,768 tokens
+    shape = zoo.shape(size)
+    assert (shape.num_hidden_layers, shape.hidden_size, shape.num_heads, shape.head_dim) == {
+        "140M": (14, 768, 6, 128),
+        "440M": (28, 1024, 8, 128),
+        "940M": (28, 1536, 12, 128),
+    }[size]
+
+
+@pytest.mark.parametrize("name", ["mad", "paper-text", "regbench"])
+def test_the_models_of_a_preset_have_as_many_parameters(name):
+    plan = parse(["--preset", name])[0]
+    counts = {
+        variant.label: zoo.count_parameters(
+            make_config(replace(plan.settings, model=variant.zoo_name, config_overrides=variant.overrides), None)
+        )
+        for variant in plan.variants
+    }
+    least, most = min(counts.values()), max(counts.values())
+    assert most <= (1 + zoo.TOLERANCE) * least, counts
+
+
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_runs(name, text, tmp_path, here):
     flags = read_preset(name)
     assert not flags.keys() - vars(flags_.parser().parse_args([])).keys()
     assert all(str(plan.folder).startswith(f"runs/{name}") for plan in parse(["--preset", name]))
-    # The same with its first and last model, small and short.
+    # The same with its first and last model, small and short; of the windows the shortest, too.
     models = split_outside_brackets(flags["models"], ",")
-    short = ["--models", f"{models[0]},{models[-1]}", "--size", "2x32", "--seeds", "1", "--lr", "3e-3"]
+    models = [models[0], *(["swa@window_size=4"] if name == "swa" else []), models[-1]]
+    short = ["--models", ",".join(models), "--size", "2x32", "--seeds", "1", "--lr", "3e-3"]
     short += ["--weight_decay", "0.1", "--max_steps", "2", "--per_device_train_batch_size", "2"]
     short += ["--eval_strategy", "no", "--position_tokens", "512"]
     suite_ = flags.get("suite", "").partition(":")[0]
     suite_ = f"{'mad-compression' if suite_ == 'mad' else suite_}:train=8,validation=4,test=4"
+    suite_ += ",drift=0.02" if name == "regression" else ""
     if "suite" in flags:
         short += ["--suite", suite_ + (",length=32,num_pairs=2" if name == "mqar" else "")]
     else:
@@ -738,7 +843,7 @@ def test_every_preset_runs(name, text, tmp_path, here):
         short += ["--data", str(text)]
     assert compare.main(["--preset", name, *short, "--output_dir", str(tmp_path / "out")]) == 0
     rows = report_of(tmp_path / "out")["models"]
-    assert [row["model"] for row in rows] == [models[0], models[-1]] and all(row["seeds"] == 1 for row in rows)
+    assert [row["model"] for row in rows] == models and all(row["seeds"] == 1 for row in rows)
 
 
 def test_differences_are_taken_over_pairs_of_runs(text, tmp_path, here):
@@ -815,6 +920,28 @@ def test_the_command_that_a_run_records_is_that_of_its_settings(tmp_path):
     settings, arguments = parse_training(words(plan.training))
     assert settings == build(plan.training)[0]
     assert arguments.to_dict() == build(plan.training)[1].to_dict()
+
+
+def test_a_run_that_was_trained_by_its_own_command_is_taken_up(text, tmp_path, here, unmeasured, capsys):
+    """As torchrun would train it on several GPUs: its log begins with the command."""
+    flags = ("--models", "delta_net", "--gradient_accumulation_steps", "2")
+    assert run(text, tmp_path, *flags) == 0
+    cell = tmp_path / "cells/matched-delta_net/lr0.003-seed1"
+    before = metrics_of(tmp_path, "delta_net")
+    program, name, *line = shlex.split(cell.with_name(f"{cell.name}.train.log").read_text().splitlines()[0])
+    assert (program, name) == ("fla-mesa", "train") and line[line.index("--gradient_accumulation_steps") + 1] == "2"
+    shutil.rmtree(cell)
+    here.clear()
+    # Twice the sequences in half the parts: the same step, as on two processes.
+    assert train_command.main([*line, "--per_device_train_batch_size", "4", "--gradient_accumulation_steps", "1"]) == 0
+    assert run(text, tmp_path, *flags) == 0 and not trainings(here)
+    assert metrics_of(tmp_path, "delta_net").loss == pytest.approx(before.loss, rel=1e-5)
+    # Other batches would not compare.
+    shutil.rmtree(cell)
+    assert train_command.main([*line, "--per_device_train_batch_size", "4"]) == 0
+    capsys.readouterr()
+    assert run(text, tmp_path, *flags) == 2
+    assert "took 8 sequences a step, and this comparison takes 4: remove it, or" in capsys.readouterr().err
 
 
 def test_variants_are_rows_of_their_own(text, tmp_path, here):
