@@ -85,8 +85,8 @@ def load_tokenizer(name: str | None) -> PreTrainedTokenizerBase:
         if not isinstance(error.__cause__, LocalEntryNotFoundError):
             raise UserError(f"tokenizer: {name!r} cannot be loaded: {error}") from error
         raise HubUnreachable(
-            f"tokenizer: {name!r} is no folder here, and the Hugging Face hub, where it may be, could not be reached: {to_reach_hub()}, once, "
-            f"after which HF_HOME keeps it; or save it where there is a network, AutoTokenizer.from_pretrained({name!r})"
+            f"tokenizer: {name!r} is no folder here, and the Hugging Face hub, where it may be, could not be reached: {to_reach_hub()}, "
+            f"once, after which HF_HOME keeps it; or save it where there is a network, AutoTokenizer.from_pretrained({name!r})"
             ".save_pretrained(FOLDER), copy the folder here and name it in --tokenizer"
         ) from error
 
