@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from matplotlib.image import imread
 from transformers import AutoModelForCausalLM
 
 from fla_mesa.cli import main
@@ -16,6 +18,8 @@ from fla_mesa.eval.inspect.report import save
 from fla_mesa.layers.mesa_net import Regression
 from fla_mesa.layers.solver import mesa_layers
 from fla_mesa.ops import chunk_mesa_net
+from fla_mesa.report.files import read
+from fla_mesa.report.pictures import Picture
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +96,10 @@ def test_the_command_leaves_a_table_curves_and_pictures(mesanet_checkpoint, tmp_
     ]
     assert main(line) == 0
     report, pictures = (tmp_path / "out" / "inspect.md").read_text().split("## Pictures")
-    assert all(name in pictures for name in ("lambda.png", "positions.png"))
+    written = sorted(path.name for path in (tmp_path / "out").glob("*.png"))
+    assert written == ["gates.png", "lambda.png", "positions.png"]
+    page = (tmp_path / "out" / "inspect.html").read_text()
+    assert all(f"({name})" in pictures and Path(name).stem in page for name in written)
     assert report.strip() in capsys.readouterr().out
     assert [row.split("|")[1].strip() for row in report.splitlines() if row.startswith("| ")][2:] == [
         "0.0",
@@ -102,8 +109,14 @@ def test_the_command_leaves_a_table_curves_and_pictures(mesanet_checkpoint, tmp_
     ]
     curves = json.loads((tmp_path / "out" / "inspect.json").read_text())["layers"]
     assert len(curves) == 2 and all(len(head) == len(curves[0]["positions"]) for head in curves[0]["condition"])
-    for name in ("gates.png", "lambda.png", "positions.png"):
-        assert (tmp_path / "out" / name).stat().st_size > 0
+    for name in written:
+        assert imread(tmp_path / "out" / name).std() > 0.05  # something is drawn
+    (gates,) = (block for section in read(tmp_path / "out" / "inspect.json") for block in section.blocks
+                if isinstance(block, Picture) and block.name == "gates")  # fmt: skip
+    assert [panel.y for panel in gates.panels] == ["gamma", "beta", "gamma", "beta"]
+    for panel, name in zip(gates.panels[2:], ("gamma", "beta"), strict=True):
+        assert list(panel.lines) == ["0.0", "0.1", "1.0", "1.1"]
+        assert panel.lines["1.1"].y == pytest.approx(curves[1][name][1])
 
 
 @pytest.mark.parametrize(

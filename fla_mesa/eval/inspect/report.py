@@ -1,4 +1,4 @@
-"""The report on a checkpoint's Mesa layers: a table, curves by position, three pictures."""
+"""The report on a checkpoint's Mesa layers: a table, curves by position, pictures."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import NamedTuple
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.colors import to_hex
-from matplotlib.figure import Figure
 
 from fla_mesa.eval.inspect.measure import LayerReport
 from fla_mesa.markdown import EMPTY
@@ -24,6 +23,8 @@ _SAID = (
     "the plain read G'q and the solved read G'(H + diag(lambda))^-1 q; at 1, solving changes only the length of the output, which the "
     "norm after it removes."
 )
+
+_SHARES = range(0, 101, 5)  # percentiles at which the spread of a gate is drawn
 
 
 class Head(NamedTuple):
@@ -49,14 +50,12 @@ def heads_of(layers: Sequence[LayerReport]) -> list[Head]:
 
 
 def save(layers: Sequence[LayerReport], facts: Mapping[str, object], folder: Path) -> list[Path]:
-    """Writes inspect.html, inspect.md, inspect.json, gates.png, lambda.png and positions.png; returns their paths."""
+    """Writes inspect.html, inspect.md, inspect.json and the pictures; returns their paths."""
     folder.mkdir(parents=True, exist_ok=True)
     known = {name: value for name, value in facts.items() if value is not None}
     content = {"facts": known, "layers": [_curves(layer) for layer in layers]}
-    heads, gates = heads_of(layers), folder / "gates.png"
-    _gates(heads).savefig(gates, dpi=150)
-    pictures = Section("Pictures", _pictures(heads, layers[0].spots))
-    return [*files.write(folder, "inspect", [in_words(layers, facts), pictures], content), gates]
+    pictures = Section("Pictures", _pictures(heads_of(layers), layers[0].spots))
+    return files.write(folder, "inspect", [in_words(layers, facts), pictures], content)
 
 
 def in_words(layers: Sequence[LayerReport], facts: Mapping[str, object]) -> Section:
@@ -116,15 +115,6 @@ def _none_for_nan(values: np.ndarray) -> list[object]:
     return listed.tolist()
 
 
-def _gates(heads: Sequence[Head]) -> Figure:
-    figure = Figure(figsize=(9, 3.4), layout="constrained")
-    for axis, name in zip(figure.subplots(1, 2), ("gamma", "beta"), strict=True):
-        axis.boxplot([getattr(head, name).ravel() for head in heads], showfliers=False, whis=(5, 95))
-        axis.set_xticks(range(1, len(heads) + 1), [head.name for head in heads], rotation=60, fontsize=7)
-        axis.set(title=f"{name}: median, quartiles, 5 to 95 %", xlabel="layer.head", ylim=(0, 1))
-    return figure
-
-
 def _pictures(heads: Sequence[Head], spots: np.ndarray) -> list[Picture]:
     colors = colormaps["viridis"](np.linspace(0, 0.95, len(heads)))
     looks = {head.name: Look(to_hex(color), marker="") for head, color in zip(heads, colors, strict=True)}
@@ -134,6 +124,12 @@ def _pictures(heads: Sequence[Head], spots: np.ndarray) -> list[Picture]:
         lines = {head: Line(at, _mean_known(of).tolist()) for head, of in values.items()}
         return Panel("position", name, lines, log=True, log_y=log_y)
 
+    def spread(name: str) -> Panel:
+        lines = {head.name: Line(_SHARES, np.percentile(getattr(head, name), _SHARES).tolist()) for head in heads}
+        return Panel("percent of the positions that are below", name, lines, limits=(0, 1))
+
+    gates = [spread("gamma"), spread("beta")]
+    gates += [along(name, {head.name: getattr(head, name)[:, spots] for head in heads}) for name in ("gamma", "beta")]
     ridges = {head.name: Line(range(len(head.lamb)), np.sort(head.lamb).tolist()) for head in heads}
     ridge = Panel("key dimension, sorted within each head", "lambda", ridges, limits=(0, None))
     panels = [
@@ -141,7 +137,9 @@ def _pictures(heads: Sequence[Head], spots: np.ndarray) -> list[Picture]:
         along("iterations of the solver", {head.name: head.iterations[:, spots] for head in heads}),
         along("cosine of the plain and the solved read", {head.name: head.cosine for head in heads}),
     ]
+    said = "Left: the values of the gates over all positions, from least to most. Right: by position, means over the sequences."
     return [
+        Picture("gates", "gates", said, gates, looks),
         Picture("lambda", "lambda", "The ridge of each head.", [ridge], looks),
         Picture("positions", "By position", "Means over the sequences.", panels, looks),
     ]
