@@ -860,6 +860,28 @@ def test_differences_are_taken_over_pairs_of_runs(text, tmp_path, here):
     assert "## Differences from gla" in (tmp_path / "report.md").read_text()
     assert imread(tmp_path / "loss_difference.png").std() > 0.05
 
+    # Its two panels: windows of positions, here the last from 45 on, and the mean of all up to a position.
+    curves = {
+        model: np.array(
+            [
+                read_json(tmp_path / f"cells/matched-{model}/lr0.003-seed{seed}/measured.json")["loss_by_position"]
+                for seed in (1, 2)
+            ]
+        )
+        for model in ("delta_net", "gla")
+    }
+    apart = curves["delta_net"] - curves["gla"]
+    (picture,) = (
+        block
+        for section in found["sections"]
+        for block in section["blocks"]
+        if isinstance(block, dict) and block.get("name") == "loss_difference"
+    )
+    for panel, of_seeds in zip(picture["panels"], (apart[:, 44:], apart), strict=True):
+        line, pairs = panel["lines"]["delta_net"], of_seeds.mean(1)
+        assert line["y"][-1] == pytest.approx(pairs.mean(), rel=1e-6)
+        assert line["half"][-1] == pytest.approx(12.7062 * pairs.std(ddof=1) / np.sqrt(2), rel=1e-4)
+
 
 def test_pairs_are_those_of_a_seed():
     """Runs that could not be measured leave gaps, of other seeds in other models."""
