@@ -44,8 +44,8 @@ def table(archs: list[int], sizes: list[int]) -> list[str]:
                 ours = job.constants.get("PRECISION", "").startswith("fp16")
                 if not ours and not job.name.startswith("fla: CG"):
                     continue
-                for config in static.configurations(job, 90):
-                    if config.num_stages > 1 or (not ours and config != static.configurations(job, 90)[0]):
+                for config in static.configurations(job, arch):
+                    if config.num_stages > 1 or (not ours and config != static.configurations(job, arch)[0]):
                         continue
                     compiled, use = static.compile_for(job, arch, config)
                     code, loops = machine_code(compiled.asm["cubin"])
@@ -54,8 +54,9 @@ def table(archs: list[int], sizes: list[int]) -> list[str]:
                     step = cost(code[a : b + 1], config.num_warps, arch)
                     resident = round(use.occupancy * static.TARGETS[arch].warps_per_sm / config.num_warps)
                     lines.append(
-                        f"| {job.name} | {size} | sm_{arch} | {rows} | {static.describe(config)} | {resident} | {use.spill_stores} "
-                        f"| {step.instructions / rows:.1f} | {step.shared / rows:.1f} | {step.products / rows:.1f} | {step.barriers} |"
+                        f"| {job.name} | {size} | sm_{arch} | {rows} | {config.num_warps}, {config.num_stages} | {resident} "
+                        f"| {use.spill_stores} | {step.instructions / rows:.1f} | {step.shared / rows:.1f} "
+                        f"| {step.products / rows:.1f} | {step.barriers} |"
                     )
                     print(lines[-1], file=sys.stderr, flush=True)
     return lines
@@ -70,7 +71,7 @@ def loop_table(archs: list[int], sizes: list[int], text: str) -> list[str]:
     for size in sizes:
         for arch in archs:
             for job in [*static.our_jobs(size, "bfloat16", arch), *static.fla_jobs(size, "bfloat16")]:
-                for config in static.configurations(job, 90) if text in job.name else ():
+                for config in static.configurations(job, arch) if text in job.name else ():
                     compiled, use = static.compile_for(job, arch, config)
                     code, loops = machine_code(compiled.asm["cubin"])
                     lines.append(
