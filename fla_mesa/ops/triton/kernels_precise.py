@@ -137,7 +137,7 @@ def solve_precise(
         b_r -= b_hx + b_lamb_again[None, :] * b_x
         tl.debug_barrier()
         b_rr = tl.sum(b_r * b_r / b_lamb_again[None, :], axis=1) + (b_rr - b_rr)
-        b_active = (b_rr > b_target / AIM_SQUARED) & (b_rr < LEAST * LEAST * b_rr_before)
+        b_active = (b_rr > b_target / AIM_SQUARED) & (b_rr < b_rr_before * (LEAST * LEAST))
         b_rr_before = b_rr
         b_p = tl.where(b_active[:, None], b_r / b_lamb_again[None, :], 0.0)
         n_active = tl.sum(b_active.to(tl.int32))
