@@ -11,7 +11,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-import triton
 
 from fla_mesa.ops import gpu
 from fla_mesa.ops.triton import plan
@@ -24,8 +23,6 @@ OTHERS = ["chunk states", "chunk states, backward", "keys and values, backward",
 # Bytes of registers that a default configuration may spill, stores and loads each; anywhere but in a loop.
 SPILLS = {80: 64, 90: 64}
 SPILLS_ELSEWHERE = 128
-# With triton 3.6, which loads 72 bytes there; none of them in an innermost loop, which is checked all the same.
-MORE_WITH_3_6 = ("solve + output", 64, 90)
 # sm_89 has sm_86's plan; kernels of larger heads depend little on the GPU.
 DEFAULTS = [
     *((name, size, arch) for arch in (80, 90) for size in (64, 128) for name in (*SOLVES, *OTHERS)),
@@ -89,10 +86,6 @@ def test_the_default_configuration(name, size, arch):
         cost = step_of(*machine_code.machine_code(compile_default(theirs, 90)[0].asm["cubin"]), nested=False)
         assert ours.instructions < cost.instructions and ours.shared < cost.shared and ours.products < cost.products
     limit = SPILLS.get(arch, SPILLS_ELSEWHERE)
-    if triton.__version__.startswith("3.6.") and (name, size, arch) == MORE_WITH_3_6:
-        pytest.skip(
-            f"triton 3.6 loads {usage.spill_loads} bytes of spilled registers outside of loops; {limit} are allowed"
-        )
     assert usage.spill_stores <= limit and usage.spill_loads <= limit, usage
 
 
