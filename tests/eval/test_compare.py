@@ -5,6 +5,7 @@ import errno
 import functools
 import io
 import json
+import math
 import os
 import re
 import shlex
@@ -343,10 +344,16 @@ def test_a_suite_of_several_tasks_ends_in_one_table(tmp_path, here, monkeypatch,
     monkeypatch.setitem(flags_.SUITES, "pair", [SUITE, other])
     flags = [flag for flag in SMALL if flag not in ("--seq_len", "32")]
     flags += ["--suite", "pair", "--models", "delta_net,gla", "--seeds", "1,2", "--output_dir", str(tmp_path)]
+    flags += ["--baseline", "delta_net"]
+    assert compare.main(flags) == 0
+    # Two steps teach nothing: scores that differ take the place of theirs.
+    for i, path in enumerate(sorted(tmp_path.rglob("measured.json"))):
+        path.write_text(json.dumps(read_json(path) | {"test": {"accuracy": i**3 % 11 / 11}}))
     assert compare.main(flags) == 0
     found = json.loads((tmp_path / "suite.json").read_text())
     tasks = [SUITE, other]
     assert found["columns"] == [*tasks, "average"] and [row["model"] for row in found["models"]] == ["delta_net", "gla"]
+    of_models = []  # averages over the tasks, by model and seed
     for row in found["models"]:
         scores = [
             [
@@ -357,6 +364,15 @@ def test_a_suite_of_several_tasks_ends_in_one_table(tmp_path, here, monkeypatch,
         ]
         of_seeds = np.mean(scores, axis=0)
         assert row["average"] == pytest.approx({"mean": of_seeds.mean(), "std": of_seeds.std(ddof=1)})
+        of_models.append(of_seeds)
+    pairs = of_models[1] - of_models[0]
+    half = 12.7062 * pairs.std(ddof=1) / math.sqrt(2)
+    base, against = (row["difference"] for row in found["models"])
+    assert base == {} and list(against) == [*tasks, "average"]
+    assert against["average"] == pytest.approx({"mean": pairs.mean(), "half": half})
+    sign = "+" if pairs.mean() > 0 else ""
+    markdown = (tmp_path / "suite.md").read_text().partition("## Differences from delta_net")[2]
+    assert f"| {sign}{pairs.mean():.4f} ± {half:.4f} |" in re.sub(" +", " ", markdown)
     for task in tasks:
         by_task = {row["model"]: row["test"]["accuracy"] for row in report_of(tmp_path / task)["models"]}
         assert {row["model"]: row[task] for row in found["models"]} == by_task

@@ -97,7 +97,7 @@ def _table(report: Report, kind: str) -> Table | None:
     return Table.of(solves if kind == "solver" else report.models, columns) if columns else None
 
 
-def differences(report: Report) -> dict[str, dict[Shown, Difference | None]]:
+def differences(report: Report) -> dict[str, dict[tables.Column[ModelResult], Difference | None]]:
     """How each model differs from the baseline; empty if there is nothing to hold them against."""
     base = report.baseline
     shown = [column for column in shown_columns(report, "quality") if column.better is not None]
@@ -105,12 +105,22 @@ def differences(report: Report) -> dict[str, dict[Shown, Difference | None]]:
     return {model.label: {column: column.difference(model, base) for column in shown} for model in others if base}
 
 
-def _differences_table(found: Mapping[str, Mapping[Shown, Difference | None]]) -> Table:
-    def cell(column: Shown, one: Difference | None) -> Cell:
+def differences_section(
+    head: str, found: Mapping[str, Mapping[tables.Column[ModelResult], Difference | None]]
+) -> Section:
+    """How models differ from a baseline in some columns, with intervals.
+
+    Args:
+        head: The heading.
+        found: By model and column.
+    """
+
+    def cell(column: tables.Column[ModelResult], one: Difference | None) -> Cell:
         return Cell.of(one and Spread(one.mean, one.half), column.text, signed=True)
 
     rows = [[Cell(label, label), *(cell(*each) for each in of.items())] for label, of in found.items()]
-    return Table(["model", *(column.heading for column in next(iter(found.values())))], rows)
+    table = Table(["model", *(column.heading for column in next(iter(found.values())))], rows)
+    return Section(head, [table, _INTERVAL])
 
 
 def _figure(column: Column, found: Figures) -> object:
@@ -183,7 +193,7 @@ def sections(report: Report, shown: Sequence[Picture]) -> list[Section]:
             found.append(Section(head, [table, *above, said.format(losses=report.losses, **report.run), *mixed]))
         if kind == "quality":
             if differ := differences(report):
-                found.append(Section(f"Differences from {plan.baseline}", [_differences_table(differ), _INTERVAL]))
+                found.append(differences_section(f"Differences from {plan.baseline}", differ))
             if shown:
                 found.append(Section("Pictures", shown))
     if len(plan.grid) > 1:

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from fla_mesa.eval.compare import pictures
 from fla_mesa.eval.compare.columns import COLUMNS
-from fla_mesa.eval.compare.report import circumstances
+from fla_mesa.eval.compare.paired import Difference
+from fla_mesa.eval.compare.report import circumstances, differences_section
 from fla_mesa.eval.compare.results import ModelResult, Report
 from fla_mesa.models import zoo
 from fla_mesa.report import files
@@ -55,12 +56,45 @@ def write(reports: Sequence[Report], folder: Path) -> str:
     links = "\n".join(f"- {head}: [report]({plan.folder.relative_to(folder)}/report.md)" for plan, head in each)
     varied = " and ".join(name for name, among in (("task", tasks), ("size", sizes)) if len(among) > 1)
     title = f"{label[0].upper()}{label[1:]} by {varied}"
-    blocks = [table, *shown, f"{circumstances(reports[0])}\n{links}"]
+    sections = [Section(title, [table, *shown])]
+    if differ := _differences(found, columns, models, plans[0].baseline):
+        sections.append(differences_section(f"Differences from {plans[0].baseline}", differ))
+    sections.append(Section("How it was measured", [f"{circumstances(reports[0])}\n{links}"]))
     known = {head: {model: asdict(spread) for model, spread in of.items()} for head, of in spreads.items()}
-    rows = [{"model": m.label, **{head: of.get(m.label) for head, of in known.items()}} for m in models]
-    content = {"models": rows, "columns": list(found), "quality": label, "command": list(reports[0].line)}
-    files.write(folder, "suite", [Section(title, blocks)], content)
+    rows = [
+        {
+            "model": m.label,
+            **{head: of.get(m.label) for head, of in known.items()},
+            "difference": {column.heading: one and asdict(one) for column, one in differ.get(m.label, {}).items()},
+        }
+        for m in models
+    ]
+    content = {
+        "models": rows,
+        "baseline": plans[0].baseline,
+        "columns": list(found),
+        "quality": label,
+        "command": list(reports[0].line),
+    }
+    files.write(folder, "suite", sections, content)
     return table.markdown(bold=False)
+
+
+def _differences(
+    found: Mapping[str, Mapping[str, Mapping[int, float]]],
+    columns: Sequence[Column[ModelResult]],
+    models: Sequence[ModelResult],
+    baseline: str | None,
+) -> dict[str, dict[Column[ModelResult], Difference | None]]:
+    """By model and column, over the seeds that both have; empty if the baseline has finished nothing."""
+    if baseline is None or not any(baseline in of for of in found.values()):
+        return {}
+
+    def difference(head: str, model: str) -> Difference | None:
+        return Difference.of(found[head].get(model, {}), found[head].get(baseline, {}))
+
+    others = [model.label for model in models if model.label != baseline]
+    return {model: {column: difference(column.heading, model) for column in columns} for model in others}
 
 
 def _averages(tasks: Sequence[Mapping[str, Mapping[int, float]]]) -> dict[str, dict[int, float]]:
