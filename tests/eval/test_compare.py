@@ -38,7 +38,7 @@ from fla_mesa.eval.compare.flags import PRESETS, read_preset
 from fla_mesa.eval.compare.paired import Difference, t_quantile
 from fla_mesa.eval.compare.plan import parse
 from fla_mesa.eval.compare.results import ModelResult
-from fla_mesa.eval.compare.run import _Runner
+from fla_mesa.eval.compare.run import _Runner, _stored
 from fla_mesa.eval.compare.variants import Variant
 from fla_mesa.eval.measure.trained import Metrics, Trained
 from fla_mesa.json_files import read_json
@@ -1078,6 +1078,27 @@ def test_time_left_goes_by_what_has_been_done(monkeypatch):
     now[0] = 70.0
     estimate.finish("measure", ran=True)
     assert estimate.left() == "about 2:20 left"
+
+
+def test_what_is_stored_takes_no_time(tmp_path, monkeypatch):
+    plan = plan_of(tmp_path, "--models", "gla,mamba2", "--lr", "1e-3,3e-3", "--seeds", "1,2,3", "--grid_seeds", "1")
+    for variant, name in ((0, "lr0.001-seed1"), (0, "lr0.003-seed1"), (0, "lr0.003-seed2"), (1, "lr0.001-seed1")):
+        folder = plan.folder / "cells" / plan.variants[variant].folder_name / name
+        folder.mkdir(parents=True)
+        (folder / "metrics.json").touch()
+        if name == "lr0.003-seed2":
+            (folder / "measured.json").touch()
+    stored = _stored(plan)
+    assert stored == {"train": 4, "measure": 1}
+    now = [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    estimate = Estimate(trainings=8, measurements=6, stored=stored)
+    for ran in (False, False, False, True):
+        estimate.start()
+        now[0] += 100.0 * ran
+        estimate.finish("train", ran=ran)
+    # Of 4 trainings left one is stored, as is one measurement of 6: 3 of 100 s, 5 of 30 s.
+    assert estimate.done == 4 and estimate.left() == "about 7:30 left"
 
 
 def test_every_model_has_a_look_of_its_own():

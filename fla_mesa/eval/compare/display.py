@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from types import TracebackType
 
 from rich.console import Console
@@ -12,10 +13,16 @@ from fla_mesa.train.progress import clock
 
 
 class Estimate:
-    """How much of all work is done and how long the rest takes, by what finished work of its kind has taken."""
+    """How much of all work is done and how long the rest takes, by what finished work of its kind has taken.
 
-    def __init__(self, trainings: int, measurements: int):
+    Args:
+        trainings, measurements: Pieces of work in all.
+        stored: How many of each kind, "train" and "measure", will be found finished.
+    """
+
+    def __init__(self, trainings: int, measurements: int, stored: Mapping[str, int] | None = None):
         self.todo = {"train": trainings, "measure": measurements}
+        self._stored = {"train": 0, "measure": 0, **(stored or {})}
         self.total = trainings + measurements
         self._times: dict[str, list[float]] = {"train": [], "measure": []}
         self._begin = time.perf_counter()
@@ -43,6 +50,8 @@ class Estimate:
         self.todo[kind] -= 1
         if ran:
             self._times[kind].append(time.perf_counter() - self._begin)
+        else:
+            self._stored[kind] = max(0, self._stored[kind] - 1)
 
     def left(self, kind: str | None = None, share: float = 0.0) -> str:
         """The time left: "about 3:20 left", or nothing while that is unknown.
@@ -58,7 +67,7 @@ class Estimate:
         if "train" not in means:
             return ""
         means.setdefault("measure", 0.3 * means["train"])  # a guess until one is done
-        seconds = sum(means[name] * count for name, count in self.todo.items())
+        seconds = sum(means[name] * max(0, count - self._stored[name]) for name, count in self.todo.items())
         if kind is not None:
             seconds -= share * means[kind] if share > 0 else min(spent, means[kind])
         return f"about {clock(seconds)} left"

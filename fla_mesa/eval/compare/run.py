@@ -14,6 +14,7 @@ from fla_mesa.eval.measure.trained import Metrics
 from fla_mesa.json_files import Unreadable
 from fla_mesa.train.attempt import Show
 from fla_mesa.train.progress import clock
+from fla_mesa.train.run_folder import METRICS_FILE
 from fla_mesa.train.worker import Worker
 
 
@@ -27,12 +28,26 @@ def run(plan: Plan, worker: Worker, display: Display) -> list[CellResult]:
     return [result for variant in plan.variants for result in runner.run(variant)]
 
 
+def _stored(plan: Plan) -> dict[str, int]:
+    """How many trainings and measurements are stored. Seeds beside the grid run at one point of it, any that there is."""
+
+    def there(variant: Variant, point: Point, seed: int, file: str) -> bool:
+        return (Cell(plan, variant, point, seed).folder / file).exists()
+
+    def by_seed(seeds: Sequence[int], file: str) -> int:
+        return sum(any(there(v, p, seed, file) for p in plan.grid) for v in plan.variants for seed in seeds)
+
+    of_grid = (there(v, p, seed, METRICS_FILE) for v in plan.variants for p in plan.grid for seed in plan.grid_seeds)
+    others = plan.seeds[len(plan.grid_seeds) :]
+    return {"train": sum(of_grid) + by_seed(others, METRICS_FILE), "measure": by_seed(plan.seeds, cells.MEASURED_FILE)}
+
+
 class _Runner:
     def __init__(self, plan: Plan, worker: Worker, display: Display):
         self.plan, self.worker, self.display = plan, worker, display
         self.others = plan.seeds[len(plan.grid_seeds) :]  # seeds that run at the best point of the grid alone
         trainings = len(plan.grid) * len(plan.grid_seeds) + len(self.others)
-        self.estimate = Estimate(len(plan.variants) * trainings, len(plan.variants) * len(plan.seeds))
+        self.estimate = Estimate(len(plan.variants) * trainings, len(plan.variants) * len(plan.seeds), _stored(plan))
 
     def run(self, variant: Variant) -> list[CellResult]:
         """Trains a variant, then measures it at its best point of the grid."""
