@@ -64,11 +64,9 @@ class MatchedConfig(MesaNetConfig):
                     f"{default!r}; got {value!r}"
                 )
         default = type(self).__dataclass_fields__["conv_init_scale"].default
-        if self.conv_init_scale != default and not any(
-            "use_short_conv" in RULES[name].mixer.settings() for name in rules
-        ):
+        if self.conv_init_scale != default and not any("conv_size" in RULES[name].mixer.settings() for name in rules):
             raise ValueError(
-                f"conv_init_scale has no effect on {', '.join(dict.fromkeys(rules))}, which has no such convolution; it must be "
+                f"conv_init_scale has no effect on {', '.join(dict.fromkeys(rules))}, which has no convolution; it must be "
                 f"{default!r}; got {self.conv_init_scale!r}"
             )
         if self.head_dim % 2 and any(issubclass(RULES[name].mixer, SoftmaxRule) for name in rules):

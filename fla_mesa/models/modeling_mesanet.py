@@ -126,14 +126,13 @@ class MesaNetPreTrainedModel(FLAPreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         """Normal weights of variance 1 / fan-in.
 
-        2 / N of that where they project back to the residual stream of N blocks, and ``conv_init_scale`` of it in
-        convolutions (or what a layer says of its own).
+        2 / N of that where they project back to the residual stream of N blocks, and ``conv_init_scale`` of it in convolutions.
         """
         config = self.config
         if isinstance(module, nn.Embedding):
             nn.init.normal_(module.weight, std=config.initializer_range or config.hidden_size**-0.5)
         elif isinstance(module, (nn.Linear, nn.Conv1d)):
-            scale = getattr(module, "init_scale", config.conv_init_scale) if isinstance(module, nn.Conv1d) else 1.0
+            scale = config.conv_init_scale if isinstance(module, nn.Conv1d) else 1.0
             std = config.initializer_range or (scale / fan_in(module)) ** 0.5
             if config.rescale_residual and getattr(module, TO_RESIDUAL, False):
                 std *= (2 / config.num_hidden_layers) ** 0.5

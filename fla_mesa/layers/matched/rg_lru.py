@@ -82,7 +82,9 @@ class RGLRU(RecurrentMixer):
         h <- a h + sqrt(1 - a^2) (i x)             y = W_o (GeLU(W u) h)
 
     The start is Griffin's (2.4): a^(1 / r), the decay where the gate r is 1, is uniform in [0.9, 0.999], and the gates' matrices have
-    variance 1 / fan-in and no bias. (The code released with RecurrentGemma starts the eighth root of it there.)
+    variance 1 / fan-in and no bias. (The code released with RecurrentGemma starts the eighth root of it there.) The convolution starts as
+    those of all rules do, not at Griffin's hundredth of the fan-in variance, from which short trainings take longer to get away
+    (docs/log.md, 2026-11-28).
     """
 
     Settings = RGLRUSettings
@@ -95,7 +97,6 @@ class RGLRU(RecurrentMixer):
         self.x_proj = nn.Linear(hidden_size, width, bias=False)
         self.y_proj = nn.Linear(hidden_size, width, bias=False)
         self.conv1d = ShortConvolution(width, settings.conv_size, bias=True, activation=None)
-        self.conv1d.init_scale = 0.01  # pyright: ignore[reportArgumentType] (Griffin's, as the other starting values)
         self.r_gate = BlockDiagonal(width, blocks)
         self.i_gate = BlockDiagonal(width, blocks)
         self.decay_params = nn.Parameter(torch.empty(width, dtype=torch.float32))
