@@ -383,6 +383,8 @@ def test_a_suite_of_several_tasks_ends_in_one_table(tmp_path, here, monkeypatch,
         and f"({other}/report.md)" in table
     )
     assert f'<a href="{other}/report.html">' in (tmp_path / "suite.html").read_text()
+    (data,) = re.findall(r"^- data: (.*)$", table, re.MULTILINE)
+    assert [one.partition(", sha256 ")[0] for one in data.split("; ")] == tasks
     assert len(trainings(here)) == 8
 
 

@@ -208,7 +208,7 @@ def sections(report: Report, shown: Sequence[Picture]) -> list[Section]:
             else "Where models differ from MesaNet in more than the rule"
         )
         found.append(Section(head, [listed(differ_by)]))
-    return [*found, Section("How it was measured", [circumstances(report)])]
+    return [*found, Section("How it was measured", [circumstances([report])])]
 
 
 def _named(seeds: Sequence[int]) -> str:
@@ -231,21 +231,23 @@ def _what_was_done(report: Report) -> str:
     return said + (" Figures are means ± standard deviations over the seeds." if len(seeds) > 1 else "")
 
 
-def circumstances(report: Report) -> str:
-    """Command, machine, versions, data and commit, a line each."""
-    run = report.run
-    changed = run.get("settings", {}).get("config_overrides")
-    facts = {"command": f"`{shlex.join(report.line)}`"}
+def circumstances(reports: Sequence[Report]) -> str:
+    """Command, machine, versions, data and commits of the comparisons that one command made, a line each."""
+    runs = [report.run for report in reports if "versions" in report.run] or [reports[0].run]
+    run, changed = runs[0], runs[0].get("settings", {}).get("config_overrides")
+    facts = {"command": f"`{shlex.join(reports[0].line)}`"}
     if "devices" in run:
-        facts["device"] = f"{'; '.join(run['devices'])}; {run['processes']} process(es)"
+        devices = sorted({device for one in runs for device in one["devices"]})
+        facts["device"] = f"{'; '.join(devices)}; {run['processes']} process(es)"
     facts["machine"] = run["machine"]
     if changed:
         facts["changed in the configurations"] = f"`{changed}`"
     if "versions" in run:
         facts["versions"] = ", ".join(f"{name} {version}" for name, version in run["versions"].items())
-        facts["data"] = f"{run['data']['source']}, sha256 {run['data']['sha256'][:16]}"
+        data = (f"{one['data']['source']}, sha256 {one['data']['sha256'][:16]}" for one in runs)
+        facts["data"] = "; ".join(dict.fromkeys(data))
     if run["commit"]:
-        trained_at = run.get("trained_at", [run["commit"]])
+        trained_at = sorted({commit for one in runs for commit in one.get("trained_at", [run["commit"]])})
         elsewhere = f"; trained at {', '.join(trained_at)}" if trained_at != [run["commit"]] else ""
         facts["commit"] = f"{run['commit']}{elsewhere}"
     return listed(facts)

@@ -59,7 +59,7 @@ def write(reports: Sequence[Report], folder: Path) -> str:
     sections = [Section(title, [table, *shown])]
     if differ := _differences(found, columns, models, plans[0].baseline):
         sections.append(differences_section(f"Differences from {plans[0].baseline}", differ))
-    sections.append(Section("How it was measured", [f"{circumstances(reports[0])}\n{links}"]))
+    sections.append(Section("How it was measured", [f"{circumstances(reports)}\n{links}"]))
     known = {head: {model: asdict(spread) for model, spread in of.items()} for head, of in spreads.items()}
     rows = [
         {
