@@ -108,8 +108,8 @@ class Picture:
             axes.plot(line.x, line.y, markersize=3.5, **look)
             if line.half is not None:
                 axes.fill_between(line.x, *line.band, color=look["color"], alpha=0.15, linewidth=0)
-            for i, (name, x, y) in enumerate(zip(line.names, line.x, line.y, strict=False)):  # one above the other
-                axes.annotate(name, (x, y), fontsize=6, xytext=(2, 4 + 7 * i), textcoords="offset points")
+            for name, x, y in zip(line.names, line.x, line.y, strict=False):  # upright, since points lie close
+                axes.annotate(name, (x, y), fontsize=6, xytext=(-3, 5), textcoords="offset points", rotation=90)
         axes.grid(alpha=0.25, linewidth=0.6)
         axes.set(xlabel=panel.x, ylabel=panel.y, ylim=panel.limits)
         axes.set_title(panel.title, fontsize=8)
