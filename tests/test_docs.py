@@ -106,7 +106,7 @@ def built(tmp_path_factory):
 def test_the_site_builds_without_a_warning(built):
     page = (built / "api" / "index.html").read_text()
     assert 'id="fla_mesa.ops.chunk.chunk_mesa_net"' in page and ":func:" not in page and ":class:" not in page
-    assert (built / "results" / "sweep_mqar_2026-11-27" / "sweep" / "index.html").exists()
+    assert (built / "results" / "sweep_mqar_2026-11-28" / "sweep" / "index.html").exists()
 
 
 @NOT_HERE
