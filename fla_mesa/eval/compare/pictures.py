@@ -21,7 +21,7 @@ NAMES = ("loss_curves", "loss_by_position", "loss_difference", "error_by_positio
 
 # Colours that stay apart for colour-blind readers (Okabe and Ito), then darker ones; a model has one colour in all pictures.
 _COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#7F7F7F", "#8C564B")
-_COLOURS += ("#6A3D9A", "#B2DF8A", "#3B3B98")
+_COLOURS += ("#6A3D9A", "#B2DF8A", "#3B3B98", "#882255", "#44AA99", "#999933")
 _MARKERS = "osD^vPX*<>hp"
 _DASHES = ("-", "--", ":", "-.")
 
