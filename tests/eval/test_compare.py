@@ -783,7 +783,7 @@ def test_what_every_preset_is(name):
         # Every gate that can start elsewhere starts over the heads; heads are of the paper's size.
         for variant in plan.variants:
             changes = json.loads(variant.overrides)
-            has_gate = variant.architecture not in ("delta_net", "hawk", "transformer", "swa")
+            has_gate = variant.architecture not in ("delta_net", "hawk", "transformer", "transformer_conv", "swa")
             assert changes.get("gamma_init") == ([0.5, 0.98] if has_gate else None)
             heads = {"mad": (8, 16), "regbench": (2, 128)}.get(name, (None, None))
             assert (changes.get("num_heads"), changes.get("head_dim")) == heads
