@@ -94,7 +94,12 @@ def test_the_comparisons_table_is_that_of_the_results():
             ]
         )
     assert rows(TEXT[TEXT.index("## Is it worth it?") :], "model") == written
-    assert f"convolutions (then {recall['transformer_conv']})" in " ".join(TEXT.split())
+    said = " ".join(TEXT.split())
+    assert f"convolutions, then {recall['transformer_conv']})" in said
+    at_64 = {name: m["test"]["accuracy"]["mean"] for name, m in reported("mqar_2026-11-28/2x64").items()}
+    assert "at width 64 all but the Transformer have 0.999 or more" in said and at_64.pop(
+        "transformer"
+    ) < 0.2 < 0.9985 < min(at_64.values())
 
 
 def differences(folder: str, decimals: int) -> dict[str, str]:
