@@ -61,14 +61,16 @@ def write(reports: Sequence[Report], folder: Path) -> str:
         sections.append(differences_section(f"Differences from {plans[0].baseline}", differ))
     sections.append(Section("How it was measured", [f"{circumstances(reports)}\n{links}"]))
     known = {head: {model: asdict(spread) for model, spread in of.items()} for head, of in spreads.items()}
-    rows = [
-        {
-            "model": m.label,
-            **{head: of.get(m.label) for head, of in known.items()},
-            "difference": {column.heading: one and asdict(one) for column, one in differ.get(m.label, {}).items()},
-        }
-        for m in models
-    ]
+    rows = []
+    for model in models:
+        own = differ.get(model.label)
+        rows.append(
+            {
+                "model": model.label,
+                **{head: of.get(model.label) for head, of in known.items()},
+                "difference": own and {column.heading: one and asdict(one) for column, one in own.items()},
+            }
+        )
     content = {
         "models": rows,
         "baseline": plans[0].baseline,
