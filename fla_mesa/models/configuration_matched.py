@@ -41,11 +41,12 @@ class MatchedConfig(MesaNetConfig):
     )
 
     def _check_together(self) -> None:
-        super()._check_together()
         rules = [self.rule] if isinstance(self.rule, str) else list(self.rule)
         unknown = sorted({str(name) for name in rules} - set(RULES))
         if unknown:
             raise ValueError(f"rule must be among {', '.join(RULES)}; got {', '.join(unknown)}")
+        self.rule = rules
+        super()._check_together()
         if not 1 <= len(rules) <= self.num_hidden_layers:
             raise ValueError(
                 f"rule must name 1 to {self.num_hidden_layers} rules, one a layer at most; got {len(rules)}"
@@ -63,19 +64,20 @@ class MatchedConfig(MesaNetConfig):
                     f"{name} has no effect on {', '.join(dict.fromkeys(rules))}, only on {', '.join(takers)}: it must be "
                     f"{default!r}; got {value!r}"
                 )
-        default = type(self).__dataclass_fields__["conv_init_scale"].default
-        if self.conv_init_scale != default and not any("conv_size" in RULES[name].mixer.settings() for name in rules):
-            raise ValueError(
-                f"conv_init_scale has no effect on {', '.join(dict.fromkeys(rules))}, which has no convolution; it must be "
-                f"{default!r}; got {self.conv_init_scale!r}"
-            )
         if self.head_dim % 2 and any(issubclass(RULES[name].mixer, SoftmaxRule) for name in rules):
             raise ValueError(f"head_dim must be even for RoPE; got {self.head_dim}")
         if self.recurrence_width is not None and self.recurrence_width % self.num_heads:
             raise ValueError(
                 f"recurrence_width must be a multiple of num_heads = {self.num_heads}; got {self.recurrence_width}"
             )
-        self.rule = rules
+
+    def _convolves(self) -> bool:
+        of_layers = [RULES[name].mixer.settings() for name in self.rule]
+        # RG-LRU always has its convolution.
+        return any(
+            "conv_size" in own and ("use_short_conv" not in own or super(MatchedConfig, self)._convolves())
+            for own in of_layers
+        )
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:

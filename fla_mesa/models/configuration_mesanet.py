@@ -202,10 +202,20 @@ class MesaNetConfig(PreTrainedConfig):
                 f"conv_init_scale must be {default!r} where initializer_range = {self.initializer_range!r} stands for all weights; "
                 f"got {self.conv_init_scale!r}"
             )
+        for name in () if self._convolves() else ("conv_size", "conv_bias", "conv_init_scale"):
+            default, value = type(self).__dataclass_fields__[name].default, getattr(self, name)
+            if value != default:
+                raise ValueError(
+                    f"{name} has no effect where no layer has a convolution: it must be {default!r}; got {value!r}"
+                )
         if self.lambda_init <= self.lambda_lower_bound:
             raise ValueError(
                 f"lambda_init must be above lambda_lower_bound = {self.lambda_lower_bound!r}; got {self.lambda_init!r}"
             )
+
+    def _convolves(self) -> bool:
+        """Whether any layer has a convolution."""
+        return self.use_short_conv or self.use_v_conv
 
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -158,7 +158,19 @@ def test_a_configuration_keeps_what_its_user_added_and_the_usual_names(tmp_path)
 def test_a_start_of_convolutions_that_nothing_goes_by_is_refused():
     with pytest.raises(ValueError, match=r"conv_init_scale must be .* initializer_range = 0\.02"):
         MesaNetConfig(**SMALL, initializer_range=0.02, conv_init_scale=1.0)
-    with pytest.raises(ValueError, match="conv_init_scale has no effect on softmax"):
+    with pytest.raises(ValueError, match="conv_init_scale has no effect where no layer has a convolution"):
         MatchedConfig(**SMALL, rule="softmax", conv_init_scale=1.0)
     for rule in ("rg_lru", ["mesa", "softmax"]):
         assert MatchedConfig(**SMALL, rule=rule, conv_init_scale=1.0).conv_init_scale == 1.0
+
+
+@pytest.mark.parametrize(("name", "value"), [("conv_size", 3), ("conv_bias", True), ("conv_init_scale", 1.0)])
+def test_a_setting_of_convolutions_is_refused_where_there_are_none(name, value):
+    without = {"use_short_conv": False, "use_v_conv": False}
+    for config in (MesaNetConfig, MatchedConfig):
+        with pytest.raises(ValueError, match=f"{name} has no effect where no layer has a convolution.*got {value}"):
+            config(**SMALL, **without, **{name: value})
+        assert getattr(config(**SMALL, use_short_conv=False, **{name: value}), name) == value
+    if name != "conv_bias":  # RG-LRU's convolution always has one
+        hybrid = MatchedConfig(**SMALL, **without, rule=["mesa", "rg_lru"], **{name: value})
+        assert getattr(hybrid, name) == value
