@@ -83,7 +83,7 @@ def without_times(found):
 
 def test_the_report_says_at_which_commits_and_on_which_devices_its_runs_were_made(text, tmp_path, here):
     assert run(text, tmp_path, "--models", "gla,delta_net") == 0
-    assert "several devices" not in (tmp_path / "report.md").read_text()
+    assert "several devices" not in (tmp_path / "report.md").read_text() and (tmp_path / "quality_speed.png").exists()
     made_at = report_of(tmp_path)["run"]["commit"]
     assert f"- commit: {made_at}\n" in (tmp_path / "report.md").read_text() or made_at is None
     (path,) = (tmp_path / "cells/matched-gla").glob("*/metrics.json")
@@ -92,6 +92,7 @@ def test_the_report_says_at_which_commits_and_on_which_devices_its_runs_were_mad
     circumstances = report_of(tmp_path)["run"]
     assert "0123456789ab" in circumstances["trained_at"]
     said = (tmp_path / "report.md").read_text()
+    assert not (tmp_path / "quality_speed.png").exists()
     assert "The runs are from several devices" in said and f"- device: {'; '.join(circumstances['devices'])}; " in said
     assert circumstances["devices"][0] == "another (A100)" and len(circumstances["devices"]) == 2
     if made_at is not None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from fla_mesa.eval.compare.columns import COLUMNS
 from fla_mesa.eval.compare.paired import Difference
-from fla_mesa.eval.compare.results import ModelResult
+from fla_mesa.eval.compare.results import ModelResult, devices
 from fla_mesa.models import zoo
 from fla_mesa.report.pictures import Line, Look, Panel, Picture
 from fla_mesa.report.tables import Spread
@@ -88,7 +88,7 @@ def pictures(models: Sequence[ModelResult], seq_len: int, baseline: str | None =
         (
             "Quality and speed",
             "Quality against speed in training and in decoding.",
-            _quality_against_speed(models),
+            _quality_against_speed(models) if len(devices(models)) == 1 else [],
         ),
     )
     styles = looks([*(model.label for model in models), OPTIMUM])

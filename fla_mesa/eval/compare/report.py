@@ -41,8 +41,8 @@ _TABLES = {
     ),
 }
 _SEVERAL_DEVICES = (
-    "The runs are from several devices (listed below), so the training speeds here say nothing about how fast the models are beside each "
-    "other."
+    "The runs are from several devices (listed below), so these speeds say nothing about how fast the models are beside each other, and "
+    "no picture shows them."
 )
 _INTERVAL = (
     "Means over pairs of runs with the same seed, which saw the same data in the same order, with 95 % intervals where there are "

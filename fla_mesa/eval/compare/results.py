@@ -117,6 +117,11 @@ def summarize(plan: Plan, results: Sequence[CellResult]) -> list[ModelResult]:
     return models
 
 
+def devices(models: Sequence[ModelResult]) -> list[str]:
+    """On which models were trained; speeds of several do not compare."""
+    return sorted({run.metrics.everything["device"] for model in models for run in model.trained})
+
+
 @dataclass(frozen=True)
 class Report:
     """A comparison that has run.
@@ -144,8 +149,7 @@ class Report:
             kept["settings"]["weight_decay"] = list(plan.weight_decays)
         kept["settings"]["config_overrides"] = plan.settings.config_overrides  # of all, not of this one
         commits = sorted({metrics.get("commit") or "unknown" for metrics in finished})
-        devices = sorted({metrics["device"] for metrics in finished})
-        return cls(plan, models, line, kept | made | {"trained_at": commits, "devices": devices})
+        return cls(plan, models, line, kept | made | {"trained_at": commits, "devices": devices(models)})
 
     @property
     def finished(self) -> list[ModelResult]:
