@@ -111,7 +111,7 @@ class Picture:
             for name, x, y in zip(line.names, line.x, line.y, strict=False):  # upright, since points lie close
                 axes.annotate(name, (x, y), fontsize=6, xytext=(-3, 5), textcoords="offset points", rotation=90)
         axes.grid(alpha=0.25, linewidth=0.6)
-        axes.set(xlabel=panel.x, ylabel=panel.y, ylim=panel.limits)
+        axes.set(xlabel=panel.x, ylabel=panel.y)
         axes.set_title(panel.title, fontsize=8)
         if panel.mark is not None:
             axes.axvline(panel.mark, color="0.4", linestyle="--", linewidth=1)
@@ -120,6 +120,8 @@ class Picture:
             axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
         if panel.log_y:
             axes.set_yscale("log")
+        if panel.limits is not None:  # else matplotlib chooses them, by the scale
+            axes.set_ylim(panel.limits)
         if panel.points:
             axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
             axes.margins(0.12)

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 
 import pytest
+from matplotlib.figure import Figure
 
 from fla_mesa.eval.compare import command as compare
 from fla_mesa.report import command, files
@@ -165,3 +166,22 @@ def test_what_is_no_report_is_named(tmp_path, capsys, content, said):
     error = capsys.readouterr().err
     assert str(path) in error and said in error
     assert not path.with_suffix(".html").exists()
+
+
+def test_a_picture_shows_all_values_on_every_scale(tmp_path, monkeypatch):
+    """Limits that a linear scale would choose may begin below zero, where a logarithmic one has no place for them."""
+    drawn = []
+    save = Figure.savefig
+    monkeypatch.setattr(
+        Figure, "savefig", lambda self, *args, **kwargs: (drawn.append(self), save(self, *args, **kwargs))
+    )
+    lines = {"a": Line([1, 2, 4], [1.6, 5.0, 38.0])}
+    scales = [{}, {"log": True}, {"log_y": True}, {"log": True, "log_y": True, "limits": (1.0, 50.0)}, {"points": True}]
+    panels = [Panel("x", "y", lines, **scale) for scale in scales]
+    Picture("all", "All", "", panels, {"a": Look("#000000")}).draw(tmp_path)
+    (figure,) = drawn
+    for axes, scale in zip(figure.axes, scales, strict=True):
+        (low, high), expected = axes.get_ylim(), ("log" if scale.get("log_y") else "linear")
+        assert axes.get_yscale() == expected and (low > 0 or expected == "linear")
+        assert low < 1.6 and 38 < high < 60, scale
+    assert figure.axes[3].get_ylim() == (1.0, 50.0)
