@@ -16,6 +16,7 @@ from fla_mesa.report.pictures import Line, Look, Panel, Picture
 from fla_mesa.report.sections import Section
 from fla_mesa.report.tables import Cell, Table
 from tests.eval.conftest import SMALL
+from tests.project import ROOT
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 browser = pytest.mark.skipif(
@@ -185,3 +186,11 @@ def test_a_picture_shows_all_values_on_every_scale(tmp_path, monkeypatch):
         assert axes.get_yscale() == expected and (low > 0 or expected == "linear")
         assert low < 1.6 and 38 < high < 60, scale
     assert figure.axes[3].get_ylim() == (1.0, 50.0)
+
+
+def test_the_page_of_every_stored_result_can_be_made():
+    results = ROOT / "benchmarks" / "results"
+    stored = [path for path in results.rglob("*.json") if path.stem in ("report", "suite", "sweep", "inspect")]
+    assert len(stored) >= 10
+    for path in stored:
+        assert page(files.read(path)).startswith("<!doctype html>"), path
