@@ -78,13 +78,16 @@ class Cell:
 
     @classmethod
     def of(cls, value: Spread | float | None, text: Text, *, best: float | None = None, signed: bool = False) -> Cell:
-        """A number with what it may be off by; `signed` writes its sign also where it is above zero."""
+        """A number with what it may be off by; `signed` writes its sign also where it is above zero, and none where zero is written."""
         if value is None:
             return cls(markdown.EMPTY)
         mean, std = (value.mean, value.std) if isinstance(value, Spread) else (value, None)
-        sign = "+" if signed and mean > 0 and not text(mean).startswith("+") else ""
+        written = text(mean)
+        if signed:
+            zero = not any(digit in written for digit in "123456789")
+            written = ("" if zero else "+" if mean > 0 else "-") + written.lstrip("+-")
         around = "" if std is None else f" ± {text(std).lstrip('+')}"
-        return cls(f"{sign}{text(mean)}{around}", mean, mean == best)
+        return cls(f"{written}{around}", mean, mean == best)
 
 
 @dataclass(frozen=True)

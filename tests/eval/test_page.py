@@ -14,7 +14,7 @@ from fla_mesa.report import command, files
 from fla_mesa.report.page import page
 from fla_mesa.report.pictures import Line, Look, Panel, Picture
 from fla_mesa.report.sections import Section
-from fla_mesa.report.tables import Cell, Table
+from fla_mesa.report.tables import Cell, Spread, Table, digits
 from tests.eval.conftest import SMALL
 from tests.project import ROOT
 
@@ -194,3 +194,10 @@ def test_the_page_of_every_stored_result_can_be_made():
     assert len(stored) >= 10
     for path in stored:
         assert page(files.read(path)).startswith("<!doctype html>"), path
+
+
+def test_a_difference_has_a_sign_unless_it_is_written_as_zero():
+    written = [Cell.of(value, digits(2), signed=True).text for value in (0.126, -0.126, 0.004, -0.004, 0.0)]
+    assert written == ["+0.13", "-0.13", "0.00", "0.00", "0.00"]
+    assert Cell.of(Spread(-0.126, 0.5), digits(2), signed=True).text == "-0.13 ± 0.50"
+    assert [Cell.of(value, lambda x: f"{x:+.1f} %", signed=True).text for value in (0.01, 1.0)] == ["0.0 %", "+1.0 %"]
