@@ -121,7 +121,7 @@ class Picture:
         if panel.log_y:
             axes.set_yscale("log")
         if panel.limits is not None:  # else matplotlib chooses them, by the scale
-            axes.set_ylim(panel.limits)
+            axes.set_ylim(*panel.limits)
         if panel.points:
             axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
             axes.margins(0.12)
