@@ -72,12 +72,10 @@ class MatchedConfig(MesaNetConfig):
             )
 
     def _convolves(self) -> bool:
+        optional = super()._convolves()
         of_layers = [RULES[name].mixer.settings() for name in self.rule]
         # RG-LRU always has its convolution.
-        return any(
-            "conv_size" in own and ("use_short_conv" not in own or super(MatchedConfig, self)._convolves())
-            for own in of_layers
-        )
+        return any("conv_size" in own and (optional or "use_short_conv" not in own) for own in of_layers)
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
